@@ -1,0 +1,1 @@
+//! Aligned buffers, durable files, and their simulated twin.

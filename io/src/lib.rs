@@ -1,0 +1,9 @@
+//! Bytes, time and completions: the only room that knows the runtime.
+//!
+//! Everything that touches the kernel lives here: the per-core runtime with its ring, sockets, files with O_DIRECT,
+//! timers, pinning, the mesh between shards, the pooled call slots, and HTTP/2 and gRPC as state machines without I/O.
+//! This crate never knows what a namespace is, and nobody outside it names the runtime.
+
+pub mod disk;
+pub mod grpc;
+pub mod h2;

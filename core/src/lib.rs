@@ -1,1 +1,6 @@
-//! prism-core
+//! Where requests live: shards, routing, durability levels, and what an operator sees of it all.
+//!
+//! Configuration, command line, admin port, metrics, doctor and log lines are the outer rooms; the request's path is
+//! in the inner ones. This crate opens no socket and no file of its own accord; `io` does.
+
+pub mod config;

@@ -1,0 +1,291 @@
+//! What `prism serve` is told to do: one file, flags over it, and defaults that work on a bare machine.
+//!
+//! Text becomes a [`Config`] once, in the pure function [`read`]; everything behind it trusts the types. Unknown keys,
+//! wrong types and impossible values are refused together, each with file, line, column and a remedy. Never reads a
+//! file or the machine by itself, except in [`load`].
+
+mod error;
+mod machine;
+mod read;
+mod show;
+mod tree;
+pub mod units;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use error::{ConfigError, ConfigErrors, Origin, nearest};
+pub use machine::{Machine, parse_cores, show_cores};
+pub use read::{load, namespace_name_valid, read};
+
+/// Most shards that one process runs.
+pub const SHARDS_MAX: usize = 256;
+/// Most namespaces that one file may hold.
+pub const NAMESPACES_MAX: usize = 4096;
+/// The shortest time for which an idempotency key is remembered (`design/wal.md`, caller retries).
+pub const IDEMPOTENCY_WINDOW_MIN: Duration = Duration::from_secs(600);
+/// The longest time for which an idempotency key is remembered.
+pub const IDEMPOTENCY_WINDOW_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+/// Everything that `prism serve` was told, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file it came from; `None` without one.
+    pub file: Option<PathBuf>,
+    /// Where gRPC is served.
+    pub listen: SocketAddr,
+    /// Where metrics, health and the effective configuration are served over HTTP.
+    pub admin: SocketAddr,
+    /// The directory of the logs and snapshots.
+    pub data_dir: PathBuf,
+    /// The core of each shard; its length is the number of shards, 1 to [`SHARDS_MAX`].
+    pub cores: Vec<usize>,
+    /// The namespaces to serve; at least one, names unique.
+    pub namespaces: Vec<Namespace>,
+    /// Bounds on what clients may ask for.
+    pub limits: Limits,
+    /// The log.
+    pub wal: Wal,
+    /// The embedded store.
+    pub memory: Memory,
+    /// Log lines.
+    pub log: Log,
+    /// What was accepted but should be told to the operator.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The number of shards.
+    pub fn shards(&self) -> usize {
+        self.cores.len()
+    }
+}
+
+/// A namespace of the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// `[a-z][a-z0-9-]{0,62}`.
+    pub name: String,
+    /// The client API that it serves.
+    pub client_api: ClientApi,
+    /// When a caller hears "done".
+    pub durability: Durability,
+    /// Largest request message, in bytes; at most [`Limits::message_bytes_max`].
+    pub max_message_size: u64,
+    /// Most bytes of requests that may be in flight at once.
+    pub in_flight_bytes_max: u64,
+    /// Most bytes that the embedded store may hold for it; at most [`Memory::bytes_max`].
+    pub memory_bytes_max: u64,
+    /// How long an idempotency key and its outcome are remembered.
+    pub idempotency_window: Duration,
+}
+
+/// The client APIs that can be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClientApi {
+    /// `prism.keyvalue.v1.KeyValueService`.
+    KeyValue,
+}
+
+impl ClientApi {
+    /// Every client API that can be served.
+    pub const ALL: &[Self] = &[Self::KeyValue];
+
+    /// As it is written in configuration, metrics and log lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KeyValue => "keyvalue",
+        }
+    }
+}
+
+/// When a caller hears "done" (`design/wal.md`, durability levels). A later level is a stronger one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// The backend answered; no log. Also written `best-effort`.
+    Memory,
+    /// The record is on stable storage here. Also written `eventual`.
+    Wal,
+    /// On stable storage here and confirmed by the backend.
+    Strong,
+}
+
+impl Durability {
+    /// As it is written in configuration and in `prism-durability`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Wal => "wal",
+            Self::Strong => "strong",
+        }
+    }
+}
+
+/// Bounds on what clients may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest message of a request, in bytes.
+    pub message_bytes_max: u64,
+    /// Most bytes of requests in flight on one connection.
+    pub connection_bytes_in_flight_max: u64,
+    /// Most bytes of requests in flight in one namespace, unless it says otherwise.
+    pub namespace_bytes_in_flight_max: u64,
+    /// Most concurrent streams of one connection.
+    pub streams: u32,
+    /// Most connections of the whole process.
+    pub connections_max: u32,
+    /// How long running calls may take to finish after SIGTERM.
+    pub drain_timeout: Duration,
+    /// The deadline of a call that brings none.
+    pub default_deadline: Duration,
+}
+
+/// Whether the log's files bypass the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direct {
+    /// `O_DIRECT` where the file system has it, else buffered with a warning.
+    Preferred,
+    /// Refuse to start without `O_DIRECT`.
+    Required,
+    /// Always buffered.
+    Off,
+}
+
+impl Direct {
+    /// As it is written in configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preferred => "preferred",
+            Self::Required => "required",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How a write of the log is made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// The quicker of the two, by a short probe of the data directory at start.
+    Auto,
+    /// `O_DSYNC` writes.
+    Dsync,
+    /// A write, then `fdatasync`.
+    Fdatasync,
+}
+
+impl Sync {
+    /// As it is written in configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Dsync => "dsync",
+            Self::Fdatasync => "fdatasync",
+        }
+    }
+}
+
+/// The log. Sizes are of the whole process and shared evenly by the shards, except those of a segment and a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wal {
+    /// Whether its files bypass the page cache.
+    pub direct: Direct,
+    /// How a write is made durable.
+    pub sync: Sync,
+    /// Size of a segment file, in bytes; a multiple of 4 KiB.
+    pub segment_bytes: u64,
+    /// Most bytes of all segment files.
+    pub bytes_max: u64,
+    /// Free bytes under which writes are refused with `WAL_FULL`.
+    pub low_water: u64,
+    /// A batch is closed at this many bytes; a larger record makes a batch of its own.
+    pub batch_bytes_max: u64,
+    /// Writes in flight per shard.
+    pub in_flight: u32,
+}
+
+/// The embedded store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// Most bytes that it may hold, over all shards.
+    pub bytes_max: u64,
+    /// Longest time between two snapshots while there are writes.
+    pub snapshot_interval: Duration,
+    /// A snapshot is also taken when a shard's log has grown by this many bytes since the last.
+    pub snapshot_bytes: u64,
+}
+
+/// Log lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The least serious level that is written.
+    pub level: Level,
+    /// Their form.
+    pub format: LogFormat,
+}
+
+/// How serious a log line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something should be looked at.
+    Warn,
+    /// What an operator wants to know.
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Level {
+    /// As it is written in configuration and in log lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people at a terminal.
+    Text,
+}
+
+impl LogFormat {
+    /// As it is written in configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// Flags of `prism serve` that stand over the file, as they were typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--listen`
+    pub listen: Option<String>,
+    /// `--admin`
+    pub admin: Option<String>,
+    /// `--data-dir`
+    pub data_dir: Option<String>,
+    /// `--shards`
+    pub shards: Option<String>,
+    /// `--cores`
+    pub cores: Option<String>,
+    /// `--log-level`
+    pub log_level: Option<String>,
+    /// `--log-format`
+    pub log_format: Option<String>,
+}

@@ -1,0 +1,55 @@
+//! The effective configuration as YAML that [`read`](super::read) takes back: what `/config` answers.
+//!
+//! Holds no secrets: the configuration has none yet, and one that gets a secret must leave it out here.
+
+use std::fmt;
+
+use super::units::{show_bytes, show_duration};
+use super::{Config, show_cores};
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |text: &str| serde_json::to_string(text).map_err(|_| fmt::Error);
+        writeln!(f, "listen: {}", self.listen)?;
+        writeln!(f, "admin: {}", self.admin)?;
+        writeln!(f, "data_dir: {}", quoted(&self.data_dir.to_string_lossy())?)?;
+        writeln!(f, "shards: {}", self.shards())?;
+        writeln!(f, "cores: \"{}\"", show_cores(&self.cores))?;
+        writeln!(f, "namespaces:")?;
+        for namespace in &self.namespaces {
+            writeln!(f, "  - name: {}", namespace.name)?;
+            writeln!(f, "    client_api: {}", namespace.client_api.name())?;
+            writeln!(f, "    durability: {}", namespace.durability.name())?;
+            writeln!(f, "    max_message_size: {}", show_bytes(namespace.max_message_size))?;
+            writeln!(f, "    in_flight_bytes_max: {}", show_bytes(namespace.in_flight_bytes_max))?;
+            writeln!(f, "    memory_bytes_max: {}", show_bytes(namespace.memory_bytes_max))?;
+            writeln!(f, "    idempotency_window: {}", show_duration(namespace.idempotency_window))?;
+        }
+        let limits = &self.limits;
+        writeln!(f, "limits:")?;
+        writeln!(f, "  message_bytes_max: {}", show_bytes(limits.message_bytes_max))?;
+        let connection = show_bytes(limits.connection_bytes_in_flight_max);
+        writeln!(f, "  connection_bytes_in_flight_max: {connection}")?;
+        let namespace = show_bytes(limits.namespace_bytes_in_flight_max);
+        writeln!(f, "  namespace_bytes_in_flight_max: {namespace}")?;
+        writeln!(f, "  streams: {}", limits.streams)?;
+        writeln!(f, "  connections_max: {}", limits.connections_max)?;
+        writeln!(f, "  drain_timeout: {}", show_duration(limits.drain_timeout))?;
+        writeln!(f, "  default_deadline: {}", show_duration(limits.default_deadline))?;
+        writeln!(f, "wal:")?;
+        writeln!(f, "  direct: {}", self.wal.direct.name())?;
+        writeln!(f, "  sync: {}", self.wal.sync.name())?;
+        writeln!(f, "  segment_bytes: {}", show_bytes(self.wal.segment_bytes))?;
+        writeln!(f, "  bytes_max: {}", show_bytes(self.wal.bytes_max))?;
+        writeln!(f, "  low_water: {}", show_bytes(self.wal.low_water))?;
+        writeln!(f, "  batch_bytes_max: {}", show_bytes(self.wal.batch_bytes_max))?;
+        writeln!(f, "  in_flight: {}", self.wal.in_flight)?;
+        writeln!(f, "memory:")?;
+        writeln!(f, "  bytes_max: {}", show_bytes(self.memory.bytes_max))?;
+        writeln!(f, "  snapshot_interval: {}", show_duration(self.memory.snapshot_interval))?;
+        writeln!(f, "  snapshot_bytes: {}", show_bytes(self.memory.snapshot_bytes))?;
+        writeln!(f, "log:")?;
+        writeln!(f, "  level: {}", self.log.level.name())?;
+        writeln!(f, "  format: {}", self.log.format.name())
+    }
+}

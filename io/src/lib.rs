@@ -4,6 +4,11 @@
 //! timers, pinning, the mesh between shards, the pooled call slots, and HTTP/2 and gRPC as state machines without I/O.
 //! This crate never knows what a namespace is, and nobody outside it names the runtime.
 
+pub mod calls;
+pub mod clock;
 pub mod disk;
 pub mod grpc;
 pub mod h2;
+pub mod mesh;
+pub mod net;
+pub mod rt;

@@ -1,0 +1,116 @@
+//! TCP: listeners that share a port between shards, and owned read and write halves on the ring.
+//!
+//! Promises: a port that another process listens on is refused, although the shards of this process share it.
+
+use std::io;
+use std::net::SocketAddr;
+
+use bytes::BytesMut;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections that the kernel may hold for a listener before `accept` takes them.
+pub const ACCEPT_BACKLOG: i32 = 4096;
+
+/// Sockets of one address, one for each shard: the kernel spreads the connections among them (SO_REUSEPORT).
+///
+/// With port 0 all of them share the port that the kernel chose for the first. Fails with `AddrInUse` when another
+/// process listens there, also when that one uses SO_REUSEPORT itself.
+pub fn bind_shared(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    assert!(count > 0, "a server has at least one shard");
+    let probe = socket(address)?;
+    probe.bind(&address.into())?;
+    let address = match probe.local_addr()?.as_socket() {
+        Some(bound) => bound,
+        None => address,
+    };
+    drop(probe);
+    (0..count)
+        .map(|_| {
+            let socket = socket(address)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(ACCEPT_BACKLOG)?;
+            Ok(socket.into())
+        })
+        .collect()
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+/// A listener of one shard.
+pub struct Listener(monoio::net::TcpListener);
+
+impl Listener {
+    /// Takes a bound socket into this thread's loop.
+    pub fn new(socket: std::net::TcpListener) -> io::Result<Self> {
+        // Completions do the waiting on the ring; epoll needs a socket that never blocks.
+        socket.set_nonblocking(true)?;
+        Ok(Self(monoio::net::TcpListener::from_std(socket)?))
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+        let (stream, peer) = self.0.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((Stream(stream), peer))
+    }
+}
+
+/// A connected socket.
+pub struct Stream(monoio::net::TcpStream);
+
+impl Stream {
+    /// Connects to `address`.
+    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = monoio::net::TcpStream::connect_addr(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self(stream))
+    }
+
+    /// Separate halves, for a task that reads and one that writes.
+    pub fn split(self) -> (ReadHalf, WriteHalf) {
+        let (read, write) = self.0.into_split();
+        (ReadHalf(read), WriteHalf(write))
+    }
+}
+
+/// The receiving half of a socket.
+pub struct ReadHalf(OwnedReadHalf<monoio::net::TcpStream>);
+
+impl ReadHalf {
+    /// Reads into the spare capacity of `buffer`, behind what it holds already. Zero bytes: the peer is done.
+    pub async fn read(&mut self, buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
+        debug_assert!(buffer.capacity() > buffer.len(), "a read needs room");
+        use monoio::buf::IoBufMut;
+        let filled = buffer.len();
+        let (result, slice) = self.0.read(buffer.slice_mut(filled..)).await;
+        (result, slice.into_inner())
+    }
+}
+
+/// The sending half of a socket.
+pub struct WriteHalf(OwnedWriteHalf<monoio::net::TcpStream>);
+
+impl WriteHalf {
+    /// Writes all of `buffer` and gives it back.
+    pub async fn write_all(&mut self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        let (result, buffer) = self.0.write_all(buffer).await;
+        (result.map(|_| ()), buffer)
+    }
+
+    /// Writes all of `chunk`, which others may share.
+    pub async fn write_shared(&mut self, chunk: bytes::Bytes) -> io::Result<()> {
+        self.0.write_all(chunk).await.0.map(|_| ())
+    }
+
+    /// Ends the sending direction.
+    pub async fn shutdown(&mut self) -> io::Result<()> {
+        use monoio::io::AsyncWriteRent;
+        self.0.shutdown().await
+    }
+}

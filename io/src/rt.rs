@@ -1,0 +1,175 @@
+//! The per-core runtime: one event loop on one pinned thread.
+//!
+//! Promises: everything spawned here stays on its thread; the loop sleeps in the kernel when nothing is ready. Falls back
+//! to epoll where io_uring is missing and says so through [`driver`]. Never shares state between threads; that is what
+//! [`crate::mesh`] is for.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use monoio::time::TimeDriver;
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+/// Entries of the submission queue of one shard's ring.
+pub const RING_ENTRIES: u32 = 4096;
+
+/// Which completion interface the loop of this thread uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Linux io_uring: network and log share one ring.
+    IoUring,
+    /// epoll, where the kernel has no io_uring or forbids it; log writes then go through blocking calls.
+    Epoll,
+}
+
+impl Driver {
+    /// The name that an operator sees.
+    pub fn name(self) -> &'static str {
+        match self {
+            Driver::IoUring => "io_uring",
+            Driver::Epoll => "epoll",
+        }
+    }
+}
+
+/// Which driver a runtime of this process would use, found by asking the kernel.
+pub fn driver() -> Driver {
+    if monoio::utils::detect_uring() { Driver::IoUring } else { Driver::Epoll }
+}
+
+/// Pins the calling thread to `core` (numbered as in `/proc/cpuinfo`).
+pub fn pin(core: usize) -> io::Result<()> {
+    monoio::utils::bind_to_cpu_set([core])
+        .map_err(|error| io::Error::other(format!("could not pin the thread to core {core}: {error}")))
+}
+
+/// Runs `main` to its end on the calling thread, in a fresh runtime. Tasks still spawned are dropped after that.
+///
+/// `main` runs as a task among the others: the future that the runtime blocks on is polled again at once when it yields
+/// and would starve them.
+pub fn run<F: Future + 'static>(main: F) -> io::Result<F::Output>
+where
+    F::Output: 'static,
+{
+    match driver() {
+        Driver::IoUring => {
+            let mut runtime = RuntimeBuilder::<TimeDriver<IoUringDriver>>::new()
+                .with_entries(RING_ENTRIES)
+                .uring_builder(ring_setup())
+                .build()?;
+            Ok(runtime.block_on(async move { monoio::spawn(main).await }))
+        }
+        Driver::Epoll => {
+            let mut runtime = RuntimeBuilder::<TimeDriver<LegacyDriver>>::new().build()?;
+            Ok(runtime.block_on(async move { monoio::spawn(main).await }))
+        }
+    }
+}
+
+fn ring_setup() -> io_uring::Builder {
+    let mut builder = io_uring::IoUring::builder();
+    // One thread submits and reaps, so the kernel need not interrupt it to run completions.
+    builder.setup_coop_taskrun().setup_single_issuer();
+    builder
+}
+
+/// Starts `task` on this thread's loop. It runs until it ends or the runtime does.
+pub fn spawn<F>(task: F)
+where
+    F: Future<Output = ()> + 'static,
+{
+    drop(monoio::spawn(task));
+}
+
+/// Waits at least `duration` (millisecond resolution).
+pub async fn sleep(duration: Duration) {
+    monoio::time::sleep(duration).await;
+}
+
+/// Waits for `future` at most `duration`; `None` when the time was up first.
+pub async fn timeout<F: Future>(duration: Duration, future: F) -> Option<F::Output> {
+    monoio::time::timeout(duration, future).await.ok()
+}
+
+/// Lets the other tasks of this thread run before going on.
+pub async fn yield_now() {
+    struct Yield(bool);
+    impl Future for Yield {
+        type Output = ();
+        fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+            if std::mem::replace(&mut self.0, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    }
+    Yield(false).await;
+}
+
+/// A wake-up for one waiting task of the same thread. Setting it twice before the wait is one wake-up.
+#[derive(Default)]
+pub struct Signal {
+    set: Cell<bool>,
+    waiter: Cell<Option<Waker>>,
+}
+
+impl Signal {
+    /// Wakes the waiting task, or the next one that waits.
+    pub fn set(&self) {
+        if !self.set.replace(true)
+            && let Some(waker) = self.waiter.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Waits until [`Signal::set`] was called, and takes that wake-up.
+    pub async fn wait(&self) {
+        std::future::poll_fn(|context| {
+            if self.set.replace(false) {
+                return Poll::Ready(());
+            }
+            // A waker registered by an earlier poll of the same task need not be cloned again.
+            match self.waiter.take() {
+                Some(waker) if waker.will_wake(context.waker()) => self.waiter.set(Some(waker)),
+                _ => self.waiter.set(Some(context.waker().clone())),
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_signal_set_before_the_wait_is_not_lost() {
+        let woken = run(async {
+            let signal = Rc::new(Signal::default());
+            signal.set();
+            signal.wait().await;
+            let (other, count) = (signal.clone(), Rc::new(Cell::new(0)));
+            let counter = count.clone();
+            spawn(async move {
+                other.wait().await;
+                counter.set(counter.get() + 1);
+            });
+            yield_now().await;
+            assert_eq!(count.get(), 0, "one set wakes one wait");
+            signal.set();
+            while count.get() == 0 {
+                yield_now().await;
+            }
+            count.get()
+        });
+        assert_eq!(woken.unwrap(), 1);
+    }
+}

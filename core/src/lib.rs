@@ -4,3 +4,4 @@
 //! in the inner ones. This crate opens no socket and no file of its own accord; `io` does.
 
 pub mod config;
+pub mod metrics;

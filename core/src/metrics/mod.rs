@@ -1,0 +1,216 @@
+//! What is counted: lock-free numbers per shard, summed when somebody asks.
+//!
+//! [`Metrics::new`] makes the reader and one [`ShardMetrics`] per shard. A shard moves its own into its thread and is
+//! its only writer, which the type enforces (it can be sent but neither shared nor cloned). Counting never blocks,
+//! never takes a lock and allocates only when a namespace is first called on a shard. Label values come from the
+//! configuration and the catalogue, never from a request, so that a client cannot make new series.
+
+mod cell;
+mod exposition;
+mod families;
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+pub use cell::{Counter, Gauge, Histogram, Totals};
+pub use exposition::{CONTENT_TYPE, ProcessNumbers};
+pub use families::{ConnectionMetrics, MeshMetrics, StoreMetrics, WalMetrics};
+
+use crate::config::{ClientApi, Config};
+
+/// gRPC status codes are 0 to 16.
+const CODES: usize = 17;
+
+/// The status codes as the label `status` shows them; `OK` is `success`.
+const CODE_NAMES: [&str; CODES] = [
+    "success",
+    "cancelled",
+    "unknown",
+    "invalid_argument",
+    "deadline_exceeded",
+    "not_found",
+    "already_exists",
+    "permission_denied",
+    "resource_exhausted",
+    "failed_precondition",
+    "aborted",
+    "out_of_range",
+    "unimplemented",
+    "internal",
+    "unavailable",
+    "data_loss",
+    "unauthenticated",
+];
+
+/// The place of a status code; one that gRPC does not have counts as `unknown`.
+#[inline]
+fn code_index(code: u8) -> usize {
+    if usize::from(code) < CODES { usize::from(code) } else { 2 }
+}
+
+/// The values that labels may have. Positions in these lists are the indices that a shard counts by.
+#[derive(Debug, Clone, Default)]
+pub struct Labels {
+    /// Names of namespaces, in the order of [`Config::namespaces`].
+    pub namespaces: Vec<String>,
+    /// Names of client APIs.
+    pub apis: Vec<&'static str>,
+    /// Names of backends.
+    pub backends: Vec<&'static str>,
+    /// Reasons of refusals.
+    pub reasons: Vec<&'static str>,
+}
+
+impl Labels {
+    /// The labels of a configuration: its namespaces and every client API, with the given lists.
+    pub fn of(config: &Config, backends: &[&'static str], reasons: &[&'static str]) -> Self {
+        Self {
+            namespaces: config.namespaces.iter().map(|namespace| namespace.name.clone()).collect(),
+            apis: ClientApi::ALL.iter().map(|api| api.name()).collect(),
+            backends: backends.to_vec(),
+            reasons: reasons.to_vec(),
+        }
+    }
+}
+
+/// The label of requests that name no namespace that is served; not a valid name, so that it cannot be taken.
+const NAMESPACE_UNKNOWN: &str = "-";
+
+/// The reader of every shard's numbers. `Clone` is cheap.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    shards: Arc<[Arc<ShardNumbers>]>,
+}
+
+impl Metrics {
+    /// The reader and, in order, the writer of each shard.
+    pub fn new(labels: Labels, shards: usize) -> (Self, Vec<ShardMetrics>) {
+        let labels = Arc::new(labels);
+        let numbers: Arc<[Arc<ShardNumbers>]> =
+            (0..shards).map(|_| Arc::new(ShardNumbers::new(labels.clone()))).collect();
+        let writers = numbers
+            .iter()
+            .map(|numbers| ShardMetrics { numbers: numbers.clone(), not_shared: PhantomData })
+            .collect();
+        (Self { shards: numbers }, writers)
+    }
+
+    /// Requests that ended with `code` (0 to 16) in a namespace, over all shards and client APIs.
+    pub fn requests(&self, namespace: usize, code: u8) -> u64 {
+        let of_shard = |shard: &Arc<ShardNumbers>| {
+            let apis = 0..shard.labels.apis.len();
+            apis.filter_map(|api| shard.calls(namespace, api))
+                .map(|calls| calls.codes[code_index(code)].get())
+                .sum::<u64>()
+        };
+        self.shards.iter().map(of_shard).sum()
+    }
+}
+
+/// The numbers of one shard, for its own thread to write.
+#[derive(Debug)]
+pub struct ShardMetrics {
+    numbers: Arc<ShardNumbers>,
+    /// Numbers have one writer: this handle is `Send` but not `Sync`.
+    not_shared: PhantomData<Cell<()>>,
+}
+
+impl Deref for ShardMetrics {
+    type Target = ShardNumbers;
+
+    fn deref(&self) -> &ShardNumbers {
+        &self.numbers
+    }
+}
+
+/// The numbers of one shard.
+#[derive(Debug)]
+pub struct ShardNumbers {
+    labels: Arc<Labels>,
+    /// By namespace, then client API; the last namespace is the unknown one. Made at its first call.
+    calls: Box<[OnceLock<Box<Calls>>]>,
+    /// By namespace, then backend and status code. Made at its first error.
+    backend_errors: Box<[OnceLock<Box<[Counter]>>]>,
+    refused: Box<[Counter]>,
+    /// The log.
+    pub wal: WalMetrics,
+    /// Connections and bytes.
+    pub connections: ConnectionMetrics,
+    /// The embedded store.
+    pub store: StoreMetrics,
+    /// The mesh.
+    pub mesh: MeshMetrics,
+}
+
+/// The calls of one namespace and client API.
+#[derive(Debug, Default)]
+struct Calls {
+    codes: [Counter; CODES],
+    duration: Histogram,
+}
+
+impl ShardNumbers {
+    fn new(labels: Arc<Labels>) -> Self {
+        let namespaces = labels.namespaces.len() + 1;
+        let cells = namespaces * labels.apis.len();
+        Self {
+            calls: (0..cells).map(|_| OnceLock::new()).collect(),
+            backend_errors: (0..namespaces).map(|_| OnceLock::new()).collect(),
+            refused: labels.reasons.iter().map(|_| Counter::default()).collect(),
+            labels,
+            wal: WalMetrics::default(),
+            connections: ConnectionMetrics::default(),
+            store: StoreMetrics::default(),
+            mesh: MeshMetrics::default(),
+        }
+    }
+
+    /// Counts one finished call: its namespace (`None` or out of range where it named none that is served), its
+    /// client API, its gRPC status code and the time from its last request byte to its answer.
+    #[inline]
+    pub fn request(&self, namespace: Option<usize>, api: usize, code: u8, elapsed_ns: u64) {
+        let unknown = self.labels.namespaces.len();
+        let namespace = namespace.unwrap_or(unknown).min(unknown);
+        debug_assert!(api < self.labels.apis.len(), "client API {api} has no label");
+        if let Some(cell) = self.calls.get(namespace * self.labels.apis.len() + api) {
+            let calls = match cell.get() {
+                Some(calls) => calls,
+                None => cell.get_or_init(Box::default),
+            };
+            calls.codes[code_index(code)].increment();
+            calls.duration.record_ns(elapsed_ns);
+        }
+    }
+
+    /// Counts an error that a backend gave: the position of its name in [`Labels::backends`], and the gRPC status code
+    /// that is its kind.
+    pub fn backend_error(&self, namespace: usize, backend: usize, code: u8) {
+        debug_assert!(backend < self.labels.backends.len(), "backend {backend} has no label");
+        let namespace = namespace.min(self.labels.namespaces.len());
+        let counters = self.backend_errors[namespace].get_or_init(|| {
+            (0..self.labels.backends.len() * CODES).map(|_| Counter::default()).collect()
+        });
+        if let Some(counter) = counters.get(backend * CODES + code_index(code)) {
+            counter.increment();
+        }
+    }
+
+    /// Counts a call that Prism refused, by the reason's position in [`Labels::reasons`].
+    #[inline]
+    pub fn refused(&self, reason: usize) {
+        debug_assert!(reason < self.refused.len(), "reason {reason} has no label");
+        if let Some(counter) = self.refused.get(reason) {
+            counter.increment();
+        }
+    }
+
+    fn calls(&self, namespace: usize, api: usize) -> Option<&Calls> {
+        self.calls.get(namespace * self.labels.apis.len() + api)?.get().map(Box::as_ref)
+    }
+
+    fn namespace_label(&self, namespace: usize) -> &str {
+        self.labels.namespaces.get(namespace).map_or(NAMESPACE_UNKNOWN, String::as_str)
+    }
+}

@@ -8,6 +8,8 @@ mod error;
 mod machine;
 mod read;
 mod show;
+#[cfg(test)]
+mod tests;
 mod tree;
 pub mod units;
 

@@ -391,7 +391,7 @@ fn read_namespaces(
         let name = section.optional("name", namespace_name);
         let client_api = section.optional("client_api", client_api);
         for (key, missing) in [("name", name.is_none()), ("client_api", client_api.is_none())] {
-            if missing && !section.has(key) {
+            if missing && section.lacks(key) {
                 let message = format!("{} has no `{key}`", section.path());
                 let remedy = match key {
                     "name" => "add a line such as `name: orders`",

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{DuplicateKeyPolicy, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Spanned};
 
 use super::error::{ConfigError, Origin, Problem, nearest};
 
@@ -55,17 +55,29 @@ pub(super) fn parse(text: &str) -> Result<Node, ConfigError> {
     match serde_saphyr::from_str_with_options::<Option<Node>>(text, options) {
         Ok(Some(node)) => Ok(node),
         Ok(None) => Ok(Node { origin: Origin::File, value: Value::Nothing }),
-        Err(error) => {
-            let origin = error.location().map_or(Origin::File, place);
-            let text = error.without_snippet().to_string();
-            let message = text.split(" at line ").next().unwrap_or(&text).to_string();
-            Err(ConfigError {
-                origin,
-                message: format!("not valid YAML: {message}"),
-                remedy: "check the indentation, colons and quotes around this place".into(),
-            })
-        }
+        Err(error) => Err(refusal(error.without_snippet())),
     }
+}
+
+/// A parser's error in the words of this file's reader rather than of the parser's caller.
+fn refusal(error: &Error) -> ConfigError {
+    let (message, remedy) = match error {
+        Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().map(|key| format!(" `{key}`")).unwrap_or_default();
+            (format!("the key{key} is there twice"), "leave one of them out")
+        }
+        Error::MultipleDocuments { .. } => {
+            ("a second document starts here".to_string(), "keep everything in one document")
+        }
+        other => {
+            let text = other.to_string();
+            let text = text.split(" at line ").next().unwrap_or(&text);
+            let remedy = "check the indentation, colons and quotes around this place";
+            (format!("not valid YAML: {text}"), remedy)
+        }
+    };
+    let origin = error.location().map_or(Origin::File, place);
+    ConfigError { origin, message, remedy: remedy.into() }
 }
 
 fn place(location: serde_saphyr::Location) -> Origin {
@@ -189,6 +201,8 @@ pub(super) struct Section<'a> {
     /// What it is called in messages: empty for the top level, else like `limits` or `namespaces[0]`.
     path: String,
     pub(super) origin: Origin,
+    /// False where something else than a section stands here, which has been reported.
+    valid: bool,
     entries: &'a [(Node, Node)],
     known: RefCell<Vec<&'static str>>,
 }
@@ -197,17 +211,17 @@ impl<'a> Section<'a> {
     /// Takes `node` for a section. Nothing at all is an empty one; anything else is an error and an empty one.
     pub(super) fn new(node: &'a Node, path: impl Into<String>, report: &'a Report) -> Self {
         let path = path.into();
-        let entries: &[(Node, Node)] = match &node.value {
-            Value::Map(entries) => entries,
-            Value::Nothing => &[],
+        let (valid, entries): (_, &[(Node, Node)]) = match &node.value {
+            Value::Map(entries) => (true, entries),
+            Value::Nothing => (true, &[]),
             other => {
                 let subject = if path.is_empty() { "the file" } else { path.as_str() };
                 let message = format!("{subject} is a section of keys, not {}", other.what());
                 report.error(node.origin, Problem::new(message, "write `key: value` lines here"));
-                &[]
+                (false, &[])
             }
         };
-        Self { report, path, origin: node.origin, entries, known: RefCell::default() }
+        Self { report, path, origin: node.origin, valid, entries, known: RefCell::default() }
     }
 
     /// The name of `key` in messages.
@@ -220,9 +234,13 @@ impl<'a> Section<'a> {
         &self.path
     }
 
-    /// Whether the file has `key` here, whatever its value.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.entries.iter().any(|(name, _)| matches!(&name.value, Value::Text(text) if text == key))
+    /// Whether the file may be told that it lacks `key` here: it is a section and has no such key.
+    pub(super) fn lacks(&self, key: &str) -> bool {
+        self.valid
+            && !self
+                .entries
+                .iter()
+                .any(|(name, _)| matches!(&name.value, Value::Text(text) if text == key))
     }
 
     fn find(&self, key: &'static str) -> Option<&'a Node> {

@@ -1,0 +1,199 @@
+//! What a person sees who writes a wrong configuration, to the letter; and that a right one means what it says.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+
+fn machine() -> Machine {
+    Machine { cores: vec![0, 1, 2, 3], memory_bytes: 8 << 30 }
+}
+
+fn read_text(text: &str) -> Result<Config, ConfigErrors> {
+    read(Some((Path::new("prism.yaml"), text)), &Flags::default(), &machine())
+}
+
+/// Reads every `=== name` case of the transcript and compares what follows `---` with the errors shown. With
+/// `UPDATE_GOLDEN=1` the transcript is rewritten instead.
+#[test]
+fn every_wrong_configuration_is_answered_with_place_and_remedy() {
+    let transcript = include_str!("../../tests/golden/config_errors.txt");
+    let mut rewritten = String::new();
+    let mut cases = 0;
+    for case in transcript.split("=== ").skip(1) {
+        let (name, rest) = case.split_once('\n').unwrap();
+        let (text, expected) = rest.split_once("---\n").unwrap();
+        let shown = match read_text(text) {
+            Ok(_) => "accepted".to_string(),
+            Err(errors) => errors.to_string(),
+        };
+        rewritten.push_str(&format!("=== {name}\n{text}---\n{shown}\n"));
+        if std::env::var_os("UPDATE_GOLDEN").is_none() {
+            assert_eq!(shown, expected.trim_end_matches('\n'), "case: {name}");
+        }
+        cases += 1;
+    }
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/config_errors.txt");
+        std::fs::write(path, rewritten).unwrap();
+    }
+    assert!(cases >= 40, "only {cases} cases were found");
+}
+
+#[test]
+fn without_a_file_everything_has_a_default() {
+    let config = read(None, &Flags::default(), &machine()).unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:7400");
+    assert_eq!(config.admin.to_string(), "127.0.0.1:7401");
+    assert_eq!(config.data_dir, Path::new("./prism-data"));
+    assert_eq!(config.cores, [0, 1, 2, 3]);
+    assert_eq!(config.namespaces.len(), 1);
+    assert_eq!(config.namespaces[0].name, "keyvalue");
+    assert_eq!(config.namespaces[0].durability, Durability::Wal);
+    assert_eq!(config.namespaces[0].idempotency_window, Duration::from_secs(86_400));
+    assert_eq!(config.limits.message_bytes_max, 4 << 20);
+    assert_eq!(config.memory.bytes_max, 4 << 30);
+    assert_eq!(config.warnings, [] as [String; 0]);
+    assert_eq!(
+        read_text("").unwrap().namespaces,
+        config.namespaces,
+        "an empty file changes nothing"
+    );
+}
+
+#[test]
+fn a_full_file_means_what_it_says() {
+    let config = read_text(
+        "listen: 0.0.0.0:7000
+admin: \"[::1]:7001\"
+data_dir: /var/lib/prism
+cores: [0, 2-3]
+namespaces:
+  - name: orders
+    client_api: keyvalue
+    durability: strong
+    max_message_size: 100KB
+    in_flight_bytes_max: 8MiB
+    memory_bytes_max: 1GiB
+    idempotency_window: 2days
+  - { name: cache, client_api: keyvalue, durability: best-effort }
+limits:
+  message_bytes_max: 1MiB
+  connection_bytes_in_flight_max: 2MiB
+  namespace_bytes_in_flight_max: 32MiB
+  streams: 100
+  connections_max: 10_000
+  drain_timeout: 1min
+  default_deadline: 500ms
+wal:
+  direct: off
+  sync: fdatasync
+  segment_bytes: 16MiB
+  bytes_max: 1GiB
+  low_water: 64MiB
+  batch_bytes_max: 256KiB
+  in_flight: 2
+memory: { bytes_max: 2GiB, snapshot_interval: 10min, snapshot_bytes: 128MiB }
+log: { level: debug, format: text }
+",
+    )
+    .unwrap();
+    assert_eq!(config.listen.to_string(), "0.0.0.0:7000");
+    assert_eq!(config.admin.to_string(), "[::1]:7001");
+    assert_eq!(config.cores, [0, 2, 3]);
+    let orders = &config.namespaces[0];
+    assert_eq!((orders.durability, orders.max_message_size), (Durability::Strong, 100_000));
+    assert_eq!((orders.in_flight_bytes_max, orders.memory_bytes_max), (8 << 20, 1 << 30));
+    assert_eq!(orders.idempotency_window, Duration::from_secs(172_800));
+    let cache = &config.namespaces[1];
+    assert_eq!((cache.durability, cache.in_flight_bytes_max), (Durability::Memory, 32 << 20));
+    assert_eq!(config.limits.streams, 100);
+    assert_eq!(config.limits.default_deadline, Duration::from_millis(500));
+    assert_eq!((config.wal.direct, config.wal.sync), (Direct::Off, Sync::Fdatasync));
+    assert_eq!((config.wal.batch_bytes_max, config.wal.in_flight), (256 << 10, 2));
+    assert_eq!(config.memory.snapshot_bytes, 128 << 20);
+    assert_eq!((config.log.level, config.log.format), (Level::Debug, LogFormat::Text));
+}
+
+#[test]
+fn what_is_shown_reads_back_as_the_same_configuration() {
+    for text in [
+        "",
+        "shards: 7",
+        "cores: 2\nwal: {sync: dsync}\nlog: {level: error}\nnamespaces: [{name: a, client_api: keyvalue}]",
+        "data_dir: \"a b: \\\"c\\\"\"\nlimits: {default_deadline: 1500ms, drain_timeout: 0}",
+    ] {
+        let config = read_text(text).unwrap();
+        assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");
+    }
+}
+
+#[test]
+fn flags_stand_over_the_file_and_are_named_in_errors() {
+    let flags = Flags {
+        listen: Some("127.0.0.1:9000".into()),
+        shards: Some("2".into()),
+        log_format: Some("text".into()),
+        ..Flags::default()
+    };
+    let file = (Path::new("prism.yaml"), "listen: 127.0.0.1:8000\nshards: 4\nlog: {format: json}");
+    let config = read(Some(file), &flags, &machine()).unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:9000");
+    assert_eq!(config.cores, [0, 1]);
+    assert_eq!(config.log.format, LogFormat::Text);
+
+    let flags = Flags {
+        listen: Some("here".into()),
+        shards: Some("0".into()),
+        cores: Some("9".into()),
+        log_level: Some("wran".into()),
+        ..Flags::default()
+    };
+    let shown = read(None, &flags, &machine()).unwrap_err().to_string();
+    let expected = "\
+--cores: cores: this process may not run on core 9
+    the cores here are 0-3
+--listen: `here` is not an address to listen on
+    write an IP address and a port, such as 127.0.0.1:7400 or [::1]:7400
+--log-level: `wran` is not one of error, warn, info, debug, trace
+    did you mean `warn`?
+--shards: `0` is not a number from 1 to 256
+    write a whole number from 1 to 256";
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn shards_that_share_a_core_are_accepted_with_a_warning() {
+    let config = read_text("shards: 6").unwrap();
+    assert_eq!(config.cores, [0, 1, 2, 3, 0, 1]);
+    assert_eq!(config.warnings.len(), 1);
+    let config = read_text("memory: {bytes_max: 9GiB}").unwrap();
+    assert_eq!(
+        config.warnings,
+        ["memory.bytes_max is 9GiB, but this process may only use 8GiB".to_string()]
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let load = |path: &Path| load(Some(path), &Flags::default()).unwrap_err().to_string();
+    let missing = directory.path().join("none.yaml");
+    assert!(load(&missing).contains("none.yaml: the file cannot be read: No such file"));
+    let binary = directory.path().join("binary.yaml");
+    std::fs::write(&binary, b"listen: \xff").unwrap();
+    assert!(load(&binary).contains("binary.yaml: the file is not UTF-8 text (byte 8)"));
+    let large = directory.path().join("large.yaml");
+    std::fs::write(&large, vec![b'#'; (1 << 20) + 1]).unwrap();
+    assert!(load(&large).contains("large.yaml: the file is larger than 1MiB"));
+}
+
+#[test]
+fn names_of_namespaces_are_bounded() {
+    for good in ["a", "orders", "order-processing-2", &"a".repeat(63)] {
+        assert!(namespace_name_valid(good), "{good}");
+    }
+    for bad in ["", "A", "1a", "-a", "a_b", "a.b", "ä", &"a".repeat(64)] {
+        assert!(!namespace_name_valid(bad), "{bad}");
+    }
+}

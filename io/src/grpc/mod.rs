@@ -1,1 +1,18 @@
 //! gRPC over HTTP/2 as a state machine without I/O, both roles.
+//!
+//! It keeps to the protocol page (gRPC `PROTOCOL-HTTP2.md`): content types, `te`, timeouts, message framing, metadata with
+//! binary values, status and trailers. It does not know any service: a function of the caller turns paths into routes, and
+//! messages are bytes.
+
+pub mod client;
+pub mod message;
+pub mod metadata;
+pub mod server;
+pub mod status;
+pub mod timeout;
+
+pub use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
+pub use message::Message;
+pub use metadata::Metadata;
+pub use server::{Event, RequestHead, Route, RouteFn, ServerConnection};
+pub use status::{Code, Status};

@@ -1,0 +1,4 @@
+//! The client's end of a gRPC connection.
+
+/// Placeholder
+pub struct ClientConnection;

@@ -1,0 +1,221 @@
+//! The framing of messages in DATA (gRPC `PROTOCOL-HTTP2.md`, Length-Prefixed-Message).
+//!
+//! A message that lies whole in one DATA frame is handed out as a slice of the read buffer; one that is spread over frames is
+//! gathered into one buffer with one copy. What is being gathered is bounded per message and per connection.
+
+use bytes::{Bytes, BytesMut};
+
+/// Bytes of the prefix: a compressed flag and a length.
+pub const PREFIX_BYTES: usize = 5;
+
+/// A message to send: encoded fields, and behind them a payload that may be large.
+#[derive(Debug, Clone, Default)]
+pub struct Message<'a> {
+    /// Copied into the output.
+    pub head: &'a [u8],
+    /// Follows `head`; by reference when it is large.
+    pub tail: Bytes,
+}
+
+impl<'a> Message<'a> {
+    /// A message without a tail.
+    pub fn new(head: &'a [u8]) -> Self {
+        Self { head, tail: Bytes::new() }
+    }
+
+    /// Bytes of the message without its prefix.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.head.len() + self.tail.len()
+    }
+
+    /// Whether the message is empty, which is legal.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The prefix of this message, not compressed.
+    #[inline]
+    pub(crate) fn prefix(&self) -> [u8; PREFIX_BYTES] {
+        let [a, b, c, d] = (self.len() as u32).to_be_bytes();
+        [0, a, b, c, d]
+    }
+}
+
+/// Why the framing of a stream cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FramingError {
+    /// Larger than the limit; the length that was announced.
+    TooLarge(u32),
+    /// Too much is being gathered on this connection.
+    NoRoom,
+    /// The compressed flag is neither 0 nor 1.
+    BadFlag,
+    /// A compressed message without an encoding that we know.
+    Compressed,
+}
+
+/// Cuts one direction of a stream into messages.
+#[derive(Debug, Default)]
+pub(crate) struct Deframer {
+    /// A prefix that is not whole yet.
+    prefix: [u8; PREFIX_BYTES],
+    prefix_bytes: u8,
+    /// The message that is being gathered, and how long it will be.
+    gathering: Option<Box<BytesMut>>,
+    message_bytes: u32,
+}
+
+/// First capacity of a gathered message when little of it has come: a length is only a claim.
+const GATHER_BYTES_FIRST: usize = 64 << 10;
+
+impl Deframer {
+    /// Whether everything so far was whole messages.
+    #[inline]
+    pub(crate) fn is_clean(&self) -> bool {
+        self.prefix_bytes == 0 && self.gathering.is_none()
+    }
+
+    /// Bytes that this stream holds of the connection's `gather` budget.
+    pub(crate) fn gathered_claim(&self) -> usize {
+        if self.gathering.is_some() { self.message_bytes as usize } else { 0 }
+    }
+
+    /// Takes the next message from the front of `data`; `None` when it is used up. `gathered` counts the bytes of messages
+    /// being gathered on the connection.
+    #[inline]
+    pub(crate) fn next(
+        &mut self,
+        data: &mut Bytes,
+        message_bytes_max: u32,
+        gathered: &mut usize,
+        gather_bytes_max: usize,
+    ) -> Result<Option<Bytes>, FramingError> {
+        if self.is_clean()
+            && let Some(&[flag, a, b, c, d]) = data.first_chunk::<PREFIX_BYTES>()
+        {
+            let length = u32::from_be_bytes([a, b, c, d]);
+            check(flag, length, message_bytes_max)?;
+            let end = PREFIX_BYTES + length as usize;
+            if data.len() == end {
+                // The common case: one message in one frame.
+                let mut message = std::mem::take(data);
+                bytes::Buf::advance(&mut message, PREFIX_BYTES);
+                return Ok(Some(message));
+            }
+            if data.len() > end {
+                let mut message = data.split_to(end);
+                bytes::Buf::advance(&mut message, PREFIX_BYTES);
+                return Ok(Some(message));
+            }
+        }
+        self.gather(data, message_bytes_max, gathered, gather_bytes_max)
+    }
+
+    #[cold]
+    fn gather(
+        &mut self,
+        data: &mut Bytes,
+        message_bytes_max: u32,
+        gathered: &mut usize,
+        gather_bytes_max: usize,
+    ) -> Result<Option<Bytes>, FramingError> {
+        if self.gathering.is_none() {
+            let have = usize::from(self.prefix_bytes);
+            let part = data.split_to(data.len().min(PREFIX_BYTES - have));
+            self.prefix[have..have + part.len()].copy_from_slice(&part);
+            self.prefix_bytes += part.len() as u8;
+            if usize::from(self.prefix_bytes) < PREFIX_BYTES {
+                return Ok(None);
+            }
+            let [flag, a, b, c, d] = self.prefix;
+            let length = u32::from_be_bytes([a, b, c, d]);
+            check(flag, length, message_bytes_max)?;
+            if data.len() >= length as usize {
+                self.prefix_bytes = 0;
+                return Ok(Some(data.split_to(length as usize)));
+            }
+            if *gathered + length as usize > gather_bytes_max {
+                return Err(FramingError::NoRoom);
+            }
+            *gathered += length as usize;
+            self.message_bytes = length;
+            let first = (length as usize).min(GATHER_BYTES_FIRST.max(2 * data.len()));
+            self.gathering = Some(Box::new(BytesMut::with_capacity(first)));
+        }
+        let Some(buffer) = &mut self.gathering else { return Ok(None) };
+        let wanted = self.message_bytes as usize;
+        let part = data.split_to(data.len().min(wanted - buffer.len()));
+        if buffer.len() + part.len() > buffer.capacity() {
+            // Enough has come to believe the length; the kernel gives the pages only as they fill.
+            buffer.reserve(wanted - buffer.len());
+        }
+        buffer.extend_from_slice(&part);
+        if buffer.len() < wanted {
+            return Ok(None);
+        }
+        *gathered -= wanted;
+        self.prefix_bytes = 0;
+        let message = self.gathering.take().map(|buffer| buffer.freeze());
+        Ok(message)
+    }
+}
+
+#[inline]
+fn check(flag: u8, length: u32, message_bytes_max: u32) -> Result<(), FramingError> {
+    match flag {
+        0 if length <= message_bytes_max => Ok(()),
+        0 => Err(FramingError::TooLarge(length)),
+        1 => Err(FramingError::Compressed),
+        _ => Err(FramingError::BadFlag),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(messages: &[&[u8]]) -> Vec<u8> {
+        let mut all = Vec::new();
+        for message in messages {
+            all.extend_from_slice(&Message::new(message).prefix());
+            all.extend_from_slice(message);
+        }
+        all
+    }
+
+    #[test]
+    fn any_cut_gives_the_same_messages() {
+        let messages: [&[u8]; 4] = [b"", b"one", &[7; 300], b"x"];
+        let all = framed(&messages);
+        for part in 1..=all.len() {
+            let mut deframer = Deframer::default();
+            let mut gathered = 0;
+            let mut out = Vec::new();
+            for piece in all.chunks(part) {
+                let mut data = Bytes::copy_from_slice(piece);
+                while let Some(message) =
+                    deframer.next(&mut data, 1000, &mut gathered, 1000).unwrap()
+                {
+                    out.push(message);
+                }
+                assert!(data.is_empty());
+            }
+            assert_eq!(out, messages, "in parts of {part}");
+            assert!(deframer.is_clean() && gathered == 0);
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_beyond_its_bounds() {
+        let next = |bytes: &[u8], gathered: usize| {
+            let mut gathered = gathered;
+            let mut data = Bytes::copy_from_slice(bytes);
+            Deframer::default().next(&mut data, 100, &mut gathered, 150).unwrap_err()
+        };
+        assert_eq!(next(&[0, 0, 0, 0, 101], 0), FramingError::TooLarge(101));
+        assert_eq!(next(&[0, 0, 0, 0, 100, 1], 51), FramingError::NoRoom);
+        assert_eq!(next(&[1, 0, 0, 0, 1], 0), FramingError::Compressed);
+        assert_eq!(next(&[2, 0, 0, 0, 1], 0), FramingError::BadFlag);
+    }
+}

@@ -1,0 +1,778 @@
+//! The server's end of a gRPC connection.
+//!
+//! Use, per turn of the driver: `receive` what was read, `poll_event` until it returns `None`, answering as the answers come,
+//! then `swap_output` and write it. Poll again after `swap_output`: the room in the output may have made streams writable.
+//! Unary and server-streaming calls appear as one `Event::Request` once their message is there; in the steady state such a
+//! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
+
+use super::message::{Deframer, FramingError, Message};
+use super::metadata::{Metadata, encode_base64};
+use super::status::{Code, Status, percent_encode};
+use super::timeout;
+use crate::h2::connection::{Connection, Incoming, Role, Sink};
+use crate::h2::hpack::{Encoder, Field, FieldKind, Indexing, encode::literal};
+use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// What a path leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// The caller's number of the method.
+    pub id: u32,
+    /// The client sends any number of messages: `Open`, `Message`, `HalfClose` instead of `Request`.
+    pub client_streaming: bool,
+    /// The server sends any number of messages: `send_message` and `finish` instead of `respond`.
+    pub server_streaming: bool,
+}
+
+/// Finds the route of a path such as `/package.Service/Method`.
+pub type RouteFn = fn(path: &[u8]) -> Option<Route>;
+
+/// What came with a call besides its messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequestHead {
+    /// `grpc-timeout`, counted from when the request was read. To be enforced by the caller.
+    pub timeout: Option<Duration>,
+    /// Custom metadata.
+    pub metadata: Metadata,
+}
+
+/// One thing that has happened on a connection.
+#[derive(Debug)]
+pub enum Event {
+    /// A call of a method whose client sends exactly one message, and that message.
+    Request {
+        /// To answer to.
+        stream: StreamId,
+        /// `Route::id`
+        route: u32,
+        /// Timeout and metadata.
+        head: RequestHead,
+        /// The message; a slice of the read buffer if it came in one frame.
+        message: Bytes,
+    },
+    /// A call of a method whose client streams has begun.
+    Open {
+        /// To answer to.
+        stream: StreamId,
+        /// `Route::id`
+        route: u32,
+        /// Timeout and metadata.
+        head: RequestHead,
+    },
+    /// A message of an open stream; give its window back with `release` once it is consumed.
+    Message {
+        /// Whose.
+        stream: StreamId,
+        /// The message.
+        message: Bytes,
+    },
+    /// The client of an open stream has sent everything.
+    HalfClose {
+        /// Whose.
+        stream: StreamId,
+    },
+    /// A call that was shown before is gone: reset by the client, or its connection has ended. Its stream must not be answered
+    /// (answers are ignored).
+    Cancelled {
+        /// Which.
+        stream: StreamId,
+    },
+    /// A stream on which `send_message` said stop has room again.
+    Writable {
+        /// Which.
+        stream: StreamId,
+    },
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// The stream has ended.
+    Closed,
+    /// `Limits::queue_bytes_max` is reached on this connection.
+    QueueFull,
+}
+
+/// What is kept per stream.
+#[derive(Debug, Default)]
+struct Call {
+    route: u32,
+    client_streaming: bool,
+    /// The caller knows of it.
+    shown: bool,
+    /// Its answer is complete, though some of it may be queued.
+    finished: bool,
+    /// `grpc-encoding` was neither absent nor `identity`.
+    encoded: bool,
+    head: RequestHead,
+    message: Option<Bytes>,
+    deframer: Deframer,
+    /// Bytes handed out and not yet released.
+    unreleased: u32,
+}
+
+/// Gathers what matters of a request's head.
+struct HeadSink {
+    route_of: RouteFn,
+    trailers: bool,
+    post: bool,
+    grpc: bool,
+    timeout_ok: bool,
+    encoded: bool,
+    route: Option<Route>,
+    /// The path, when it leads nowhere.
+    unknown_path: Vec<u8>,
+    head: RequestHead,
+}
+
+impl Sink for HeadSink {
+    #[inline]
+    fn begin(&mut self, trailers: bool) {
+        self.trailers = trailers;
+        self.post = false;
+        self.grpc = false;
+        self.timeout_ok = true;
+        self.encoded = false;
+        self.route = None;
+        self.head.timeout = None;
+        if !self.head.metadata.is_empty() {
+            self.head.metadata = Metadata::new();
+        }
+    }
+
+    #[inline]
+    fn field(&mut self, field: &Field<'_>) {
+        if self.trailers {
+            return;
+        }
+        match field.kind {
+            FieldKind::Method => self.post = field.value == b"POST",
+            FieldKind::Path => {
+                self.route = (self.route_of)(field.value);
+                if self.route.is_none() {
+                    self.unknown_path.clear();
+                    self.unknown_path.extend_from_slice(field.value);
+                }
+            }
+            FieldKind::ContentType => self.grpc = is_grpc(field.value),
+            FieldKind::GrpcTimeout => {
+                self.head.timeout = timeout::parse(field.value);
+                self.timeout_ok = self.head.timeout.is_some();
+            }
+            FieldKind::GrpcEncoding => self.encoded = field.value != b"identity",
+            FieldKind::Scheme
+            | FieldKind::Authority
+            | FieldKind::Te
+            | FieldKind::ContentLength
+            | FieldKind::UserAgent
+            | FieldKind::AcceptEncoding
+            | FieldKind::GrpcAcceptEncoding => {}
+            _ => self.head.metadata.push(field.name, field.value),
+        }
+    }
+}
+
+/// `application/grpc`, alone or with `+proto` or parameters.
+#[inline]
+fn is_grpc(content_type: &[u8]) -> bool {
+    match content_type.strip_prefix(b"application/grpc") {
+        Some(b"" | b"+proto" | [b';', ..]) => true,
+        Some(rest) => rest.starts_with(b"+proto;"),
+        None => false,
+    }
+}
+
+/// A header block that repeats, valid as long as the encoder's epoch is the same.
+#[derive(Debug, Default)]
+struct CachedBlock {
+    epoch: u64,
+    bytes: Vec<u8>,
+}
+
+impl CachedBlock {
+    /// Appends the block from the cache, or by `encode`, whose result is kept once it no longer changes the table.
+    #[inline]
+    fn put(
+        &mut self,
+        encoder: &mut Encoder,
+        out: &mut Vec<u8>,
+        encode: impl FnOnce(&mut Encoder, &mut Vec<u8>),
+    ) {
+        if self.epoch == encoder.epoch() && !self.bytes.is_empty() {
+            out.extend_from_slice(&self.bytes);
+            return;
+        }
+        let (start, epoch) = (out.len(), encoder.epoch());
+        encode(encoder, out);
+        self.bytes.clear();
+        if encoder.epoch() == epoch {
+            self.bytes.extend_from_slice(&out[start..]);
+            self.epoch = epoch;
+        }
+    }
+}
+
+const CONTENT_TYPE: &[u8] = b"content-type";
+const CONTENT_TYPE_GRPC: &[u8] = b"application/grpc";
+const GRPC_STATUS: &[u8] = b"grpc-status";
+
+fn encode_ok_head(encoder: &mut Encoder, out: &mut Vec<u8>) {
+    encoder.field(out, b":status", b"200", Indexing::Index);
+    encoder.field(out, CONTENT_TYPE, CONTENT_TYPE_GRPC, Indexing::Index);
+}
+
+/// One connection of a client.
+pub struct ServerConnection {
+    core: Connection<Call>,
+    sink: HeadSink,
+    events: VecDeque<Event>,
+    ok_head: CachedBlock,
+    ok_trailers: CachedBlock,
+    /// Bytes claimed by messages that are being gathered.
+    gathered: usize,
+    scratch: Vec<u8>,
+}
+
+impl ServerConnection {
+    /// A connection that has just been accepted; nothing is sent before the client's preface.
+    pub fn new(limits: &Limits, route_of: RouteFn, now_ns: u64) -> Self {
+        Self {
+            core: Connection::new(Role::Server, limits, now_ns),
+            sink: HeadSink {
+                route_of,
+                trailers: false,
+                post: false,
+                grpc: false,
+                timeout_ok: true,
+                encoded: false,
+                route: None,
+                unknown_path: Vec::new(),
+                head: RequestHead::default(),
+            },
+            events: VecDeque::new(),
+            ok_head: CachedBlock::default(),
+            ok_trailers: CachedBlock::default(),
+            gathered: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Takes the whole frames from the front of `input`, as slices of it, and leaves the rest. Poll the events of an earlier
+    /// call first: until then nothing is taken.
+    pub fn receive(&mut self, input: &mut BytesMut, now_ns: u64) {
+        self.core.accept(input, now_ns);
+    }
+
+    /// The next event, or `None` when everything received has been worked through.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            let Some(incoming) = self.core.poll(&mut self.sink) else {
+                if self.core.is_closed() && self.core.streams.len() > 0 {
+                    self.cancel_all();
+                    continue;
+                }
+                return None;
+            };
+            let event = match incoming {
+                Incoming::Head { stream, end, too_large } => self.head(stream, end, too_large),
+                Incoming::Data { stream, payload, end } => self.data(stream, payload, end),
+                Incoming::Trailers { stream, .. } => self.data(stream, Bytes::new(), true),
+                Incoming::Reset { stream, app, .. } => {
+                    self.settle(&app);
+                    (app.shown && !app.finished).then_some(Event::Cancelled { stream })
+                }
+                Incoming::Writable { stream } => Some(Event::Writable { stream }),
+                Incoming::GoAway { .. } => None,
+            };
+            if event.is_some() {
+                return event;
+            }
+        }
+    }
+
+    #[inline]
+    fn head(&mut self, stream: StreamId, end: bool, too_large: bool) -> Option<Event> {
+        let route = match self.sink.route {
+            Some(route)
+                if !too_large && self.sink.post && self.sink.grpc && self.sink.timeout_ok =>
+            {
+                route
+            }
+            _ => {
+                self.refuse(stream, too_large);
+                return None;
+            }
+        };
+        let call = &mut self.core.streams.at(stream.slot()).app;
+        call.route = route.id;
+        call.client_streaming = route.client_streaming;
+        call.encoded = self.sink.encoded;
+        let head = std::mem::take(&mut self.sink.head);
+        if !route.client_streaming {
+            call.head = head;
+            if end {
+                self.violation(stream, Code::Internal, "the request ended before its message");
+            }
+            return None;
+        }
+        call.shown = true;
+        if end {
+            self.events.push_back(Event::HalfClose { stream });
+        }
+        Some(Event::Open { stream, route: route.id, head })
+    }
+
+    /// Answers a request that cannot become a call.
+    #[cold]
+    fn refuse(&mut self, stream: StreamId, too_large: bool) {
+        let (status, code, message) = if too_large {
+            ("431", Code::ResourceExhausted, "request headers too large".to_string())
+        } else if !self.sink.post {
+            ("405", Code::Internal, "gRPC requests are POSTs".to_string())
+        } else if !self.sink.grpc {
+            ("415", Code::Internal, "the content-type has to be application/grpc".to_string())
+        } else if !self.sink.timeout_ok {
+            ("200", Code::Internal, "malformed grpc-timeout".to_string())
+        } else {
+            let path = String::from_utf8_lossy(&self.sink.unknown_path);
+            ("200", Code::Unimplemented, format!("unknown method {path}"))
+        };
+        self.core.put_block(stream.number(), true, |encoder, out| {
+            encoder.field(out, b":status", status.as_bytes(), Indexing::Plain);
+            encoder.field(out, CONTENT_TYPE, CONTENT_TYPE_GRPC, Indexing::Index);
+            if status == "405" {
+                literal(out, b"allow", b"POST");
+            }
+            literal(out, GRPC_STATUS, code.digits().as_bytes());
+            let mut text = Vec::new();
+            percent_encode(&message, 1024, &mut text);
+            literal(out, b"grpc-message", &text);
+        });
+        self.core.streams.at(stream.slot()).app.finished = true;
+        self.core.end_local(stream.slot());
+    }
+
+    #[inline]
+    fn data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
+        let limits = (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
+        let payload_bytes = payload.len() as u32;
+        let entry = self.core.streams.at(stream.slot());
+        let call = &mut entry.app;
+        if call.finished {
+            self.core.release(stream, payload_bytes);
+            return None;
+        }
+        if call.client_streaming {
+            return self.stream_data(stream, payload, end);
+        }
+        loop {
+            match call.deframer.next(&mut payload, limits.0, &mut self.gathered, limits.1) {
+                Ok(Some(message)) if call.message.is_none() => call.message = Some(message),
+                Ok(Some(_)) => {
+                    self.core.release(stream, payload_bytes);
+                    self.violation(stream, Code::Internal, "more than one request message");
+                    return None;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.core.release(stream, payload_bytes);
+                    self.framing_error(stream, error);
+                    return None;
+                }
+            }
+        }
+        let event = if !end {
+            None
+        } else if !call.deframer.is_clean() {
+            self.violation(stream, Code::Internal, "the request ended inside a message");
+            None
+        } else if let Some(message) = call.message.take() {
+            call.shown = true;
+            let head = std::mem::take(&mut call.head);
+            Some(Event::Request { stream, route: call.route, head, message })
+        } else {
+            self.violation(stream, Code::Internal, "the request ended before its message");
+            None
+        };
+        self.core.release(stream, payload_bytes);
+        event
+    }
+
+    fn stream_data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
+        let limits = (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
+        let payload_bytes = payload.len() as u32;
+        let mut held = 0;
+        let call = &mut self.core.streams.at(stream.slot()).app;
+        let fault = loop {
+            // A gathered message was copied: its window is given back at once.
+            let sliced = call.deframer.gathered_claim() == 0;
+            match call.deframer.next(&mut payload, limits.0, &mut self.gathered, limits.1) {
+                Ok(Some(message)) => {
+                    if sliced {
+                        held += message.len() as u32;
+                    }
+                    self.events.push_back(Event::Message { stream, message });
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        call.unreleased += held;
+        let cut = end && !call.deframer.is_clean();
+        self.core.release(stream, payload_bytes - held);
+        if let Some(error) = fault {
+            self.framing_error(stream, error);
+            self.events.push_back(Event::Cancelled { stream });
+        } else if cut {
+            self.violation(stream, Code::Internal, "the request ended inside a message");
+            self.events.push_back(Event::Cancelled { stream });
+        } else if end {
+            self.events.push_back(Event::HalfClose { stream });
+        }
+        self.events.pop_front()
+    }
+
+    #[cold]
+    fn framing_error(&mut self, stream: StreamId, error: FramingError) {
+        let max = self.core.limits.message_bytes_max;
+        match error {
+            FramingError::TooLarge(bytes) => {
+                let message = format!("message of {bytes} bytes, the limit is {max}");
+                self.violation(stream, Code::ResourceExhausted, &message);
+            }
+            FramingError::NoRoom => self.violation(
+                stream,
+                Code::ResourceExhausted,
+                "too many large messages at once on this connection",
+            ),
+            FramingError::BadFlag => {
+                self.violation(stream, Code::Internal, "invalid compressed flag of a message");
+            }
+            FramingError::Compressed => {
+                if self.core.streams.at(stream.slot()).app.encoded {
+                    self.fail(
+                        stream,
+                        &Status {
+                            code: Code::Unimplemented,
+                            message: "messages can only be sent uncompressed",
+                            details: &[],
+                            trailers: &[("grpc-accept-encoding", b"identity")],
+                        },
+                    );
+                } else {
+                    let message = "a compressed message without grpc-encoding";
+                    self.violation(stream, Code::Internal, message);
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn violation(&mut self, stream: StreamId, code: Code, message: &str) {
+        self.fail(stream, &Status::new(code, message));
+    }
+
+    /// Gives back what an ending call holds of the connection's budgets.
+    #[inline]
+    fn settle(&mut self, call: &Call) {
+        self.gathered -= call.deframer.gathered_claim();
+        if call.unreleased > 0 {
+            self.core.release_connection(call.unreleased);
+        }
+    }
+
+    /// The answer of a call is complete: what still comes of its request is thrown away.
+    #[inline]
+    fn finish_call(&mut self, stream: StreamId) {
+        let call = &mut self.core.streams.at(stream.slot()).app;
+        call.finished = true;
+        call.message = None;
+        let claim = call.deframer.gathered_claim();
+        let unreleased = std::mem::take(&mut call.unreleased);
+        if claim > 0 {
+            call.deframer = Deframer::default();
+            self.gathered -= claim;
+        }
+        if unreleased > 0 {
+            self.core.release(stream, unreleased);
+        }
+    }
+
+    #[cold]
+    fn cancel_all(&mut self) {
+        let live: Vec<usize> = self.core.streams.live().collect();
+        for slot in live {
+            let stream = self.core.streams.id(slot);
+            let call = self.core.forget(slot);
+            self.settle(&call);
+            if call.shown && !call.finished {
+                self.events.push_back(Event::Cancelled { stream });
+            }
+        }
+    }
+
+    /// The stream, if it can still be answered.
+    #[inline]
+    fn answerable(&self, stream: StreamId) -> bool {
+        !self.core.is_closed()
+            && self.core.streams.get(stream).is_some_and(|entry| !entry.app.finished)
+    }
+
+    #[inline]
+    fn put_ok_head(&mut self, stream: StreamId) {
+        let cache = &mut self.ok_head;
+        self.core.put_block(stream.number(), false, |encoder, out| {
+            cache.put(encoder, out, encode_ok_head);
+        });
+        self.core.streams.at(stream.slot()).headers_sent = true;
+    }
+
+    /// Answers a call with one message and status OK. False when the call is gone. An answer for which the connection's
+    /// queue has no room becomes RESOURCE_EXHAUSTED.
+    pub fn respond(
+        &mut self,
+        stream: StreamId,
+        message: Message<'_>,
+        trailers: &[(&str, &[u8])],
+    ) -> bool {
+        if !self.answerable(stream) {
+            return false;
+        }
+        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+            self.violation(stream, Code::ResourceExhausted, "the client reads too slowly");
+            return true;
+        }
+        if !self.core.streams.at(stream.slot()).headers_sent {
+            self.put_ok_head(stream);
+        }
+        let prefix = message.prefix();
+        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, false);
+        debug_assert!(taken);
+        self.put_trailers(stream, Code::Ok, trailers, |_, _| {});
+        true
+    }
+
+    /// Ends a call that has failed: trailers alone when nothing was sent, else trailers behind what was sent. False when the
+    /// call is gone. Details that do not fit `Limits::trailer_bytes_max` are left out, then the message is cut.
+    pub fn fail(&mut self, stream: StreamId, status: &Status<'_>) -> bool {
+        if !self.answerable(stream) {
+            return false;
+        }
+        let max = self.core.limits.trailer_bytes_max as usize;
+        let custom: usize = status.trailers.iter().map(|(name, v)| name.len() + v.len() * 4 / 3).sum();
+        let room = max.saturating_sub(custom);
+        let details_bytes = status.details.len() * 4 / 3 + 32;
+        let with_details =
+            !status.details.is_empty() && details_bytes + status.message.len() <= room;
+        let message_room = if with_details { room - details_bytes } else { room };
+        self.put_trailers(stream, status.code, status.trailers, |out, scratch| {
+            if !status.message.is_empty() {
+                scratch.clear();
+                percent_encode(status.message, message_room, scratch);
+                out(b"grpc-message", scratch);
+            }
+            if with_details {
+                scratch.clear();
+                encode_base64(status.details, scratch);
+                out(b"grpc-status-details-bin", scratch);
+            }
+        });
+        true
+    }
+
+    /// Ends the answer: writes or queues the trailers; `more` shows further fields.
+    #[inline]
+    fn put_trailers(
+        &mut self,
+        stream: StreamId,
+        code: Code,
+        trailers: &[(&str, &[u8])],
+        more: impl FnOnce(&mut dyn FnMut(&[u8], &[u8]), &mut Vec<u8>),
+    ) {
+        let slot = stream.slot();
+        self.finish_call(stream);
+        let scratch = &mut self.scratch;
+        let trailers_only = !self.core.streams.at(slot).headers_sent;
+        if !self.core.queue_is_empty(slot) {
+            let mut fields = Fields::new();
+            fields.push(GRPC_STATUS, code.digits().as_bytes());
+            let mut push = |name: &[u8], value: &[u8]| fields.push(name, value);
+            more(&mut push, scratch);
+            custom_fields(trailers, scratch, &mut push);
+            self.core.queue_trailers(slot, fields);
+            self.core.make_ready(slot);
+            return;
+        }
+        let cache = &mut self.ok_trailers;
+        self.core.put_block(stream.number(), true, |encoder, out| {
+            if trailers_only {
+                encode_ok_head(encoder, out);
+            }
+            if code == Code::Ok {
+                cache.put(encoder, out, |encoder, out| {
+                    encoder.field(out, GRPC_STATUS, b"0", Indexing::Index);
+                });
+            } else {
+                literal(out, GRPC_STATUS, code.digits().as_bytes());
+            }
+            let mut push = |name: &[u8], value: &[u8]| literal(out, name, value);
+            more(&mut push, scratch);
+            custom_fields(trailers, scratch, &mut push);
+        });
+        self.core.streams.at(slot).headers_sent = true;
+        self.core.end_local(slot);
+    }
+
+    /// Sends the head of a streaming answer with custom metadata; without it the first message sends a plain one.
+    pub fn send_headers(&mut self, stream: StreamId, metadata: &[(&str, &[u8])]) -> bool {
+        if !self.answerable(stream) || self.core.streams.at(stream.slot()).headers_sent {
+            return false;
+        }
+        let scratch = &mut self.scratch;
+        self.core.put_block(stream.number(), false, |encoder, out| {
+            encode_ok_head(encoder, out);
+            custom_fields(metadata, scratch, &mut |name, value| literal(out, name, value));
+        });
+        self.core.streams.at(stream.slot()).headers_sent = true;
+        true
+    }
+
+    /// Sends or queues one message of a streaming answer. `Ok(false)`: it was taken, but wait for `Writable` before the next.
+    pub fn send_message(
+        &mut self,
+        stream: StreamId,
+        message: Message<'_>,
+    ) -> Result<bool, SendError> {
+        if !self.answerable(stream) {
+            return Err(SendError::Closed);
+        }
+        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+            self.core.streams.at(stream.slot()).wants_room = true;
+            return Err(SendError::QueueFull);
+        }
+        if !self.core.streams.at(stream.slot()).headers_sent {
+            self.put_ok_head(stream);
+        }
+        let prefix = message.prefix();
+        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, false);
+        debug_assert!(taken);
+        Ok(self.core.is_writable(stream.slot()))
+    }
+
+    /// Ends a streaming answer with status OK, after what is queued.
+    pub fn finish(&mut self, stream: StreamId, trailers: &[(&str, &[u8])]) -> bool {
+        if !self.answerable(stream) {
+            return false;
+        }
+        self.put_trailers(stream, Code::Ok, trailers, |_, _| {});
+        true
+    }
+
+    /// Whether a stream has room for another message; if not, `Writable` will say when.
+    pub fn is_writable(&self, stream: StreamId) -> bool {
+        self.answerable(stream)
+            && self.core.streams.get(stream).is_some_and(|entry| {
+                entry.queue_bytes < self.core.limits.stream_queue_bytes as usize
+            })
+    }
+
+    /// Bytes of messages of a client-streaming call have been consumed: the client may send as many more.
+    pub fn release(&mut self, stream: StreamId, bytes: usize) {
+        let Some(entry) = self.core.streams.get_mut(stream) else { return };
+        let bytes = bytes.min(entry.app.unreleased as usize) as u32;
+        entry.app.unreleased -= bytes;
+        if bytes > 0 {
+            self.core.release(stream, bytes);
+        }
+    }
+
+    /// Nobody will answer this call any more: breaks it off unless its answer is complete.
+    pub fn abandon(&mut self, stream: StreamId) {
+        if self.answerable(stream) {
+            self.reset(stream, ErrorCode::INTERNAL_ERROR);
+        }
+    }
+
+    /// Breaks a call off with RST_STREAM. No event follows.
+    pub fn reset(&mut self, stream: StreamId, code: ErrorCode) {
+        if let Some(call) = self.core.reset(stream, code) {
+            self.settle(&call);
+        }
+    }
+
+    /// What is to be written next.
+    #[inline]
+    pub fn output(&mut self) -> &Output {
+        self.core.pump();
+        &self.core.output
+    }
+
+    /// Takes all that is to be written in exchange for another output, which is emptied. Two of them take turns.
+    #[inline]
+    pub fn swap_output(&mut self, output: &mut Output) {
+        self.core.swap_output(output);
+    }
+
+    /// Begins to drain: no new streams after a round trip, then the end once the open ones are done.
+    pub fn drain(&mut self, now_ns: u64) {
+        self.core.drain(now_ns);
+    }
+
+    /// The socket has ended or failed: calls that were shown get `Cancelled`.
+    pub fn lost(&mut self) {
+        self.core.close(CloseReason::Lost);
+    }
+
+    /// When to call `handle_timeout`, in the clock of `now_ns`.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        self.core.poll_timeout()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now_ns: u64) {
+        self.core.handle_timeout(now_ns);
+    }
+
+    /// Whether the socket is to be closed once the output is written. Poll the events to the end first.
+    pub fn is_closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    /// Why it has ended.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.core.close_reason()
+    }
+
+    /// Streams that are open.
+    pub fn open_streams(&self) -> usize {
+        self.core.streams.len()
+    }
+
+    /// Bytes of answers that wait for the client's windows.
+    pub fn queued_bytes(&self) -> usize {
+        self.core.queue_bytes
+    }
+}
+
+/// Shows custom fields with the values of `-bin` names in base64.
+fn custom_fields(
+    fields: &[(&str, &[u8])],
+    scratch: &mut Vec<u8>,
+    push: &mut dyn FnMut(&[u8], &[u8]),
+) {
+    for &(name, value) in fields {
+        if name.ends_with("-bin") {
+            scratch.clear();
+            encode_base64(value, scratch);
+            push(name.as_bytes(), scratch);
+        } else {
+            push(name.as_bytes(), value);
+        }
+    }
+}

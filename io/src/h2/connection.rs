@@ -1,0 +1,427 @@
+//! One HTTP/2 connection: its state, its beginning and its end.
+//!
+//! `receive` (frames in) and `send` (frames out) hold the rest of the implementation.
+
+use super::block::Block;
+use super::flow::{ReceiveWindow, SendWindow};
+use super::frame::{self, ErrorCode, PREFACE, setting};
+use super::hpack::{Decoder, Encoder};
+use super::limits::{Budget, Limits};
+use super::output::Output;
+use super::stream::{RecentlyClosed, StreamId, StreamTable};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+
+/// Which end of the connection we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Accepts streams.
+    Server,
+    /// Opens streams.
+    Client,
+}
+
+/// Why a connection has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// It was drained, or the peer left in good order.
+    Done,
+    /// We ended it: a connection error (RFC 9113, section 5.4.1), with words for people.
+    Error(ErrorCode, &'static str),
+    /// The peer's GOAWAY carried an error.
+    Peer(ErrorCode),
+    /// The first bytes were HTTP/1; a short answer says what this port speaks.
+    Http1,
+    /// The first bytes were neither HTTP/2 nor HTTP/1.
+    NotHttp2,
+    /// The driver reported that the socket has ended.
+    Lost,
+}
+
+/// What stops the processing of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// RFC 9113, section 5.4.1.
+    Connection(ErrorCode, &'static str),
+    /// RFC 9113, section 5.4.2.
+    Stream(u32, ErrorCode),
+}
+
+/// One thing that has arrived, for the layer above. `T` is what that layer keeps per stream.
+#[derive(Debug)]
+pub(crate) enum Incoming<T> {
+    /// The head of a request or a final response went to the sink.
+    Head { stream: StreamId, end: bool, too_large: bool },
+    /// Trailers went to the sink; the peer's side has ended.
+    Trailers { stream: StreamId, too_large: bool },
+    /// A part of the payload. `flow` bytes (padding excluded) are to be released once they are consumed.
+    Data { stream: StreamId, payload: Bytes, end: bool },
+    /// The stream is gone: reset by the peer, or by us because of a stream error.
+    Reset { stream: StreamId, app: T, code: ErrorCode, by_peer: bool },
+    /// A stream that was full has room again.
+    Writable { stream: StreamId },
+    /// The peer's GOAWAY (client: streams above `last` were not processed).
+    GoAway { last: u32, code: ErrorCode },
+}
+
+/// Takes the fields of a head or of trailers, in order. They have been checked by RFC 9113, sections 8.2 and 8.3.
+pub(crate) trait Sink {
+    /// A new head or trailers begin.
+    fn begin(&mut self, trailers: bool);
+    /// One field; `:status` of informational responses is not shown.
+    fn field(&mut self, field: &super::hpack::Field<'_>);
+}
+
+/// What the peer has set (RFC 9113, section 6.5.2).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerSettings {
+    pub(crate) initial_window: u32,
+    pub(crate) frame_bytes_max: u32,
+    pub(crate) streams_max: u32,
+    pub(crate) header_list_bytes_max: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Server: the client's preface has not been seen whole.
+    Preface,
+    /// The peer's SETTINGS have to come first.
+    FirstSettings,
+    /// Frames flow.
+    Open,
+    /// Nothing is read any more; what is in the output is still to be written.
+    Closed(CloseReason),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drain {
+    No,
+    /// The first GOAWAY and the PING are out; the second follows on its acknowledgement or at this time.
+    Announced {
+        until_ns: u64,
+    },
+    /// The last GOAWAY is out: streams above the number are ignored.
+    Last(u32),
+}
+
+/// The payload of the PING between the two GOAWAYs.
+pub(crate) const DRAIN_PING: [u8; 8] = *b"drainnow";
+
+pub(crate) struct Budgets {
+    pub(crate) peer_resets: Budget,
+    pub(crate) provoked_resets: Budget,
+    pub(crate) pings: Budget,
+    pub(crate) settings: Budget,
+    pub(crate) empty_data: Budget,
+    pub(crate) idle_frames: Budget,
+}
+
+pub(crate) struct Connection<T> {
+    pub(crate) role: Role,
+    pub(crate) limits: Limits,
+    pub(crate) now_ns: u64,
+    pub(crate) phase: Phase,
+    pub(crate) started_ns: u64,
+    /// Whole frames that are being worked through, and how far.
+    pub(crate) inbox: Bytes,
+    pub(crate) position: usize,
+    pub(crate) decoder: Decoder,
+    pub(crate) encoder: Encoder,
+    /// A header block whose CONTINUATION frames have not all come.
+    pub(crate) block: Option<Block>,
+    pub(crate) streams: StreamTable<T>,
+    pub(crate) peer: PeerSettings,
+    pub(crate) send_window: SendWindow,
+    pub(crate) receive_window: ReceiveWindow,
+    pub(crate) output: Output,
+    /// Slots of streams with something queued that their own window allows.
+    pub(crate) ready: VecDeque<u32>,
+    pub(crate) queue_bytes: usize,
+    /// Streams to report as writable.
+    pub(crate) writable: VecDeque<StreamId>,
+    /// Highest stream that the peer has opened.
+    pub(crate) last_peer_stream: u32,
+    /// Next stream that we open.
+    pub(crate) next_local_stream: u32,
+    pub(crate) closed: RecentlyClosed,
+    pub(crate) reset_by_us: RecentlyClosed,
+    pub(crate) budgets: Budgets,
+    pub(crate) settings_acknowledged: bool,
+    pub(crate) drain: Drain,
+    /// The peer's GOAWAY.
+    pub(crate) peer_goaway: Option<(u32, ErrorCode)>,
+}
+
+/// Streams that a client may open before it has seen the server's SETTINGS.
+const STREAMS_BEFORE_SETTINGS: u32 = 100;
+
+impl<T: Default> Connection<T> {
+    pub(crate) fn new(role: Role, limits: &Limits, now_ns: u64) -> Self {
+        let limits = limits.clamped();
+        let budget = |rate| Budget::new(rate, now_ns);
+        let mut connection = Self {
+            role,
+            limits,
+            now_ns,
+            phase: match role {
+                Role::Server => Phase::Preface,
+                Role::Client => Phase::FirstSettings,
+            },
+            started_ns: now_ns,
+            inbox: Bytes::new(),
+            position: 0,
+            decoder: Decoder::new(),
+            encoder: Encoder::new(limits.header_table_bytes as usize),
+            block: None,
+            streams: StreamTable::new(),
+            peer: PeerSettings {
+                initial_window: frame::WINDOW_DEFAULT,
+                frame_bytes_max: frame::FRAME_BYTES_DEFAULT,
+                streams_max: STREAMS_BEFORE_SETTINGS,
+                header_list_bytes_max: u32::MAX,
+            },
+            send_window: SendWindow::new(frame::WINDOW_DEFAULT),
+            receive_window: ReceiveWindow::new(limits.connection_window_bytes),
+            output: Output::default(),
+            ready: VecDeque::new(),
+            queue_bytes: 0,
+            writable: VecDeque::new(),
+            last_peer_stream: 0,
+            next_local_stream: 1,
+            closed: RecentlyClosed::new(),
+            reset_by_us: RecentlyClosed::new(),
+            budgets: Budgets {
+                peer_resets: budget(limits.peer_resets),
+                provoked_resets: budget(limits.provoked_resets),
+                pings: budget(limits.pings),
+                settings: budget(limits.settings),
+                empty_data: budget(limits.empty_data),
+                idle_frames: budget(limits.idle_frames),
+            },
+            settings_acknowledged: false,
+            drain: Drain::No,
+            peer_goaway: None,
+        };
+        if role == Role::Client {
+            connection.output.inline.extend_from_slice(PREFACE);
+            connection.put_settings();
+        }
+        connection
+    }
+
+    /// Our half of the preface: SETTINGS, and the connection's window.
+    pub(crate) fn put_settings(&mut self) {
+        let limits = &self.limits;
+        let out = &mut self.output.inline;
+        let common = [
+            (setting::HEADER_TABLE_SIZE, limits.header_table_bytes),
+            (setting::INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
+            (setting::MAX_FRAME_SIZE, limits.frame_bytes_max),
+            (setting::MAX_HEADER_LIST_SIZE, limits.header_list_bytes_max),
+        ];
+        let [a, b, c, d] = common;
+        let own = match self.role {
+            Role::Server => (setting::MAX_CONCURRENT_STREAMS, limits.streams_max),
+            Role::Client => (setting::ENABLE_PUSH, 0),
+        };
+        frame::put_settings(out, &[a, b, c, d, own]);
+        let more = limits.connection_window_bytes - frame::WINDOW_DEFAULT;
+        if more > 0 {
+            frame::put_window_update(out, 0, more);
+        }
+    }
+
+    /// Takes the whole frames from the front of `input` and leaves the rest. Does nothing while earlier ones are unprocessed:
+    /// `poll` until it returns `None` first.
+    pub(crate) fn accept(&mut self, input: &mut BytesMut, now_ns: u64) {
+        self.now_ns = now_ns;
+        if self.phase == Phase::Preface && !self.accept_preface(input) {
+            return;
+        }
+        if self.is_closed() {
+            input.clear();
+            return;
+        }
+        if !self.inbox.is_empty() {
+            return;
+        }
+        let bytes = &input[..];
+        let mut whole = 0;
+        while let Some(header) = bytes.get(whole..whole + frame::HEADER_BYTES) {
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+            if length > self.limits.frame_bytes_max {
+                // Found again, and refused, when its turn comes.
+                whole += frame::HEADER_BYTES;
+                break;
+            }
+            let next = whole + frame::HEADER_BYTES + length as usize;
+            if next > bytes.len() {
+                break;
+            }
+            whole = next;
+        }
+        if whole > 0 {
+            self.inbox = input.split_to(whole).freeze();
+            self.position = 0;
+        }
+    }
+
+    /// True once the client's preface has been consumed.
+    fn accept_preface(&mut self, input: &mut BytesMut) -> bool {
+        let seen = input.len().min(PREFACE.len());
+        if input[..seen] == PREFACE[..seen] {
+            if seen < PREFACE.len() {
+                return false;
+            }
+            let _ = input.split_to(seen);
+            self.phase = Phase::FirstSettings;
+            self.started_ns = self.now_ns;
+            self.put_settings();
+            return true;
+        }
+        let token = input.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+        if input[..token] == PREFACE[..token.min(3)] && token == input.len() {
+            return false;
+        }
+        let http1 = token >= 3 && token < 16 && (token == input.len() || input[token] == b' ');
+        if http1 {
+            const BODY: &str = "This port speaks gRPC over HTTP/2 with prior knowledge, not HTTP/1.1.\n\
+                 Use a gRPC client, grpcurl, or curl --http2-prior-knowledge.\n";
+            let answer = format!(
+                "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n\
+                 content-length: {}\r\nconnection: close\r\n\r\n{BODY}",
+                BODY.len()
+            );
+            self.output.inline.extend_from_slice(answer.as_bytes());
+            self.phase = Phase::Closed(CloseReason::Http1);
+        } else {
+            frame::put_goaway(
+                &mut self.output.inline,
+                0,
+                ErrorCode::PROTOCOL_ERROR,
+                "not an HTTP/2 preface",
+            );
+            self.phase = Phase::Closed(CloseReason::NotHttp2);
+        }
+        input.clear();
+        false
+    }
+
+    /// Ends the connection with a GOAWAY. Streams stay in the table until the layer above has taken them.
+    #[cold]
+    pub(crate) fn fail(&mut self, code: ErrorCode, reason: &'static str) {
+        if self.is_closed() {
+            return;
+        }
+        let last = match self.drain {
+            Drain::Last(last) => last,
+            _ => self.last_peer_stream,
+        };
+        frame::put_goaway(&mut self.output.inline, last, code, reason);
+        self.close(CloseReason::Error(code, reason));
+    }
+
+    pub(crate) fn close(&mut self, reason: CloseReason) {
+        if !self.is_closed() {
+            self.phase = Phase::Closed(reason);
+        }
+        self.inbox = Bytes::new();
+        self.block = None;
+        self.ready.clear();
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed(_))
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        match self.phase {
+            Phase::Closed(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Begins to drain: GOAWAY(2³¹−1) and a PING, so that streams on their way are still served.
+    pub(crate) fn drain(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        if self.drain != Drain::No || self.is_closed() {
+            return;
+        }
+        if self.phase != Phase::Open {
+            // Nothing was asked yet; there is nothing to finish.
+            if self.phase == Phase::FirstSettings {
+                frame::put_goaway(&mut self.output.inline, 0, ErrorCode::NO_ERROR, "");
+            }
+            self.close(CloseReason::Done);
+            return;
+        }
+        let out = &mut self.output.inline;
+        frame::put_goaway(out, frame::STREAM_ID_MAX, ErrorCode::NO_ERROR, "");
+        frame::put_ping(out, false, DRAIN_PING);
+        let until_ns = now_ns.saturating_add(self.limits.drain_ping_timeout_ns);
+        self.drain = Drain::Announced { until_ns };
+    }
+
+    /// The second step of a drain.
+    pub(crate) fn drain_last(&mut self) {
+        if let Drain::Announced { .. } = self.drain {
+            let last = self.last_peer_stream;
+            frame::put_goaway(&mut self.output.inline, last, ErrorCode::NO_ERROR, "");
+            self.drain = Drain::Last(last);
+            self.close_if_drained();
+        }
+    }
+
+    pub(crate) fn close_if_drained(&mut self) {
+        let leaving = matches!(self.drain, Drain::Last(_))
+            || (self.role == Role::Client && self.peer_goaway.is_some());
+        if leaving && self.streams.len() == 0 {
+            self.close(CloseReason::Done);
+        }
+    }
+
+    /// When `handle_timeout` is to be called, in the clock of `now_ns`.
+    pub(crate) fn poll_timeout(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Closed(_) => return None,
+            Phase::Preface | Phase::FirstSettings => {
+                return Some(self.started_ns.saturating_add(self.limits.preface_timeout_ns));
+            }
+            Phase::Open => {}
+        }
+        let settings = (!self.settings_acknowledged)
+            .then(|| self.started_ns.saturating_add(self.limits.settings_timeout_ns));
+        let drain = match self.drain {
+            Drain::Announced { until_ns } => Some(until_ns),
+            _ => None,
+        };
+        [settings, drain].into_iter().flatten().min()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        if self.poll_timeout().is_none_or(|due_ns| now_ns < due_ns) {
+            return;
+        }
+        match self.phase {
+            Phase::Preface => self.close(CloseReason::Error(
+                ErrorCode::PROTOCOL_ERROR,
+                "no HTTP/2 preface in time",
+            )),
+            Phase::FirstSettings => {
+                self.fail(ErrorCode::SETTINGS_TIMEOUT, "no SETTINGS in time");
+            }
+            Phase::Open => {
+                let settings_due =
+                    self.started_ns.saturating_add(self.limits.settings_timeout_ns);
+                if !self.settings_acknowledged && now_ns >= settings_due {
+                    self.fail(ErrorCode::SETTINGS_TIMEOUT, "SETTINGS not acknowledged in time");
+                } else {
+                    self.drain_last();
+                }
+            }
+            Phase::Closed(_) => {}
+        }
+    }
+}

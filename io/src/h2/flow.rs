@@ -1,0 +1,103 @@
+//! Flow-control windows (RFC 9113, section 6.9).
+//!
+//! A send window says how much may still be sent, a receive window how much the peer may still send and when to tell it that
+//! it may send more. Both are plain numbers: who owns the bytes is not their business.
+
+use super::frame::WINDOW_MAX;
+
+/// What we may still send. Negative after the peer lowered SETTINGS_INITIAL_WINDOW_SIZE (section 6.9.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SendWindow(i64);
+
+/// A window was grown past 2³¹−1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WindowOverflow;
+
+impl SendWindow {
+    pub(crate) fn new(bytes: u32) -> Self {
+        Self(i64::from(bytes))
+    }
+
+    #[inline]
+    pub(crate) fn available(self) -> usize {
+        self.0.max(0) as usize
+    }
+
+    #[inline]
+    pub(crate) fn take(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.available());
+        self.0 -= bytes as i64;
+    }
+
+    /// A WINDOW_UPDATE, or a changed initial size.
+    pub(crate) fn shift(&mut self, delta: i64) -> Result<(), WindowOverflow> {
+        let shifted = self.0 + delta;
+        if shifted > i64::from(WINDOW_MAX) {
+            return Err(WindowOverflow);
+        }
+        self.0 = shifted;
+        Ok(())
+    }
+}
+
+/// What the peer may still send, and what we have consumed but not yet announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReceiveWindow {
+    open: i64,
+    released: u32,
+    threshold: u32,
+}
+
+impl ReceiveWindow {
+    /// A window of which the peer knows, kept at `bytes` by updates of at least half of it.
+    pub(crate) fn new(bytes: u32) -> Self {
+        Self { open: i64::from(bytes), released: 0, threshold: (bytes / 2).max(1) }
+    }
+
+    /// Payload has arrived. False: the peer sent more than it may.
+    #[inline]
+    pub(crate) fn receive(&mut self, bytes: u32) -> bool {
+        self.open -= i64::from(bytes);
+        self.open >= 0
+    }
+
+    /// Payload was consumed; returns the increment to announce, if it is worth a frame.
+    #[inline]
+    pub(crate) fn release(&mut self, bytes: u32) -> Option<u32> {
+        self.released = self.released.saturating_add(bytes);
+        if self.released < self.threshold {
+            return None;
+        }
+        let increment = std::mem::take(&mut self.released).min(WINDOW_MAX);
+        self.open += i64::from(increment);
+        Some(increment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 9113, sections 6.9.1 and 6.9.2.
+    #[test]
+    fn a_send_window_may_go_negative_but_not_over() {
+        let mut window = SendWindow::new(100);
+        window.take(80);
+        window.shift(-50).unwrap();
+        assert_eq!(window.available(), 0);
+        window.shift(31).unwrap();
+        assert_eq!(window.available(), 1);
+        assert_eq!(window.shift(i64::from(WINDOW_MAX)), Err(WindowOverflow));
+        window.shift(i64::from(WINDOW_MAX) - 1).unwrap();
+    }
+
+    #[test]
+    fn a_receive_window_is_reopened_by_halves() {
+        let mut window = ReceiveWindow::new(100);
+        assert!(window.receive(100));
+        assert_eq!(window.release(49), None);
+        assert_eq!(window.release(1), Some(50));
+        assert!(window.receive(50));
+        assert!(!window.receive(1));
+    }
+}

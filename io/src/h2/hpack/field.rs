@@ -1,0 +1,142 @@
+//! What a header field is, and whether it may be there at all (RFC 9113, section 8.2).
+
+/// The fields that HTTP/2 and gRPC give a meaning; everything else is `Other`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldKind {
+    /// `:method`
+    Method,
+    /// `:scheme`
+    Scheme,
+    /// `:path`
+    Path,
+    /// `:authority`
+    Authority,
+    /// `:status`
+    Status,
+    /// A pseudo-header that is not defined.
+    UnknownPseudo,
+    /// `connection`, `keep-alive`, `proxy-connection`, `transfer-encoding`, `upgrade`: malformed in HTTP/2.
+    ConnectionSpecific,
+    /// `te`
+    Te,
+    /// `content-type`
+    ContentType,
+    /// `content-length`
+    ContentLength,
+    /// `user-agent`
+    UserAgent,
+    /// `accept-encoding`
+    AcceptEncoding,
+    /// `grpc-timeout`
+    GrpcTimeout,
+    /// `grpc-encoding`
+    GrpcEncoding,
+    /// `grpc-accept-encoding`
+    GrpcAcceptEncoding,
+    /// `grpc-status`
+    GrpcStatus,
+    /// `grpc-message`
+    GrpcMessage,
+    /// `grpc-status-details-bin`
+    GrpcStatusDetails,
+    /// Anything else.
+    Other,
+}
+
+impl FieldKind {
+    /// Classifies a name.
+    pub fn of(name: &[u8]) -> Self {
+        match name {
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":path" => Self::Path,
+            b":authority" => Self::Authority,
+            b":status" => Self::Status,
+            [b':', ..] => Self::UnknownPseudo,
+            b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
+            | b"upgrade" => Self::ConnectionSpecific,
+            b"te" => Self::Te,
+            b"content-type" => Self::ContentType,
+            b"content-length" => Self::ContentLength,
+            b"user-agent" => Self::UserAgent,
+            b"accept-encoding" => Self::AcceptEncoding,
+            b"grpc-timeout" => Self::GrpcTimeout,
+            b"grpc-encoding" => Self::GrpcEncoding,
+            b"grpc-accept-encoding" => Self::GrpcAcceptEncoding,
+            b"grpc-status" => Self::GrpcStatus,
+            b"grpc-message" => Self::GrpcMessage,
+            b"grpc-status-details-bin" => Self::GrpcStatusDetails,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether it is one of the pseudo-headers, known or not.
+    #[inline]
+    pub fn is_pseudo(self) -> bool {
+        matches!(
+            self,
+            Self::Method
+                | Self::Scheme
+                | Self::Path
+                | Self::Authority
+                | Self::Status
+                | Self::UnknownPseudo
+        )
+    }
+}
+
+/// Whether a byte may stand in a field name: a token character (RFC 9110, section 5.6.2) that is not upper-case.
+const fn is_name_byte(byte: u8) -> bool {
+    matches!(byte,
+        b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`'
+        | b'|' | b'~' | b'0'..=b'9' | b'a'..=b'z')
+}
+
+static NAME_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = is_name_byte(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
+/// Whether a field name keeps to RFC 9113, section 8.2.1; a leading colon is a pseudo-header's.
+pub fn name_is_valid(name: &[u8]) -> bool {
+    let rest = name.strip_prefix(b":").unwrap_or(name);
+    !rest.is_empty() && rest.iter().all(|&byte| NAME_BYTES[byte as usize])
+}
+
+/// Whether a field value keeps to RFC 9113, section 8.2.1: no NUL, LF or CR, no white space around it.
+pub fn value_is_valid(value: &[u8]) -> bool {
+    let edge = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    !edge(value.first())
+        && !edge(value.last())
+        && !value.iter().any(|&byte| matches!(byte, 0 | b'\n' | b'\r'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["te", ":path", "x-a_b.c~1", "grpc-status"] {
+            assert!(name_is_valid(good.as_bytes()), "{good}");
+        }
+        for bad in ["", ":", "Te", "a b", "a:b", "a\n", "é", "::path", "a\u{7f}"] {
+            assert!(!name_is_valid(bad.as_bytes()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn values() {
+        for good in ["", "a", "a b", "a\tb", "é"] {
+            assert!(value_is_valid(good.as_bytes()), "{good:?}");
+        }
+        for bad in [" a", "a ", "\ta", "a\0b", "a\r", "a\nb"] {
+            assert!(!value_is_valid(bad.as_bytes()), "{bad:?}");
+        }
+    }
+}

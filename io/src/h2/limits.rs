@@ -1,0 +1,168 @@
+//! The bounds of a connection, each with its default and what happens at it, and the token buckets that enforce rates.
+
+/// Bounds of an HTTP/2 connection and of the gRPC calls on it. Every field has a safe default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest gRPC message that is accepted, bytes; a larger one fails its call with RESOURCE_EXHAUSTED. 4 MiB.
+    pub message_bytes_max: u32,
+    /// Largest header list (RFC 9113, section 6.5.2), bytes; a larger request gets 431. 16 KiB.
+    pub header_list_bytes_max: u32,
+    /// Largest encoded header block over all of its frames, bytes; beyond it the connection ends. 32 KiB.
+    pub header_block_bytes_max: u32,
+    /// Most CONTINUATION frames of one header block; beyond it the connection ends. 16.
+    pub continuations_max: u32,
+    /// Most streams that the peer may have open; more are refused (REFUSED_STREAM). 1,024.
+    pub streams_max: u32,
+    /// Receive window of a stream (our SETTINGS_INITIAL_WINDOW_SIZE), bytes. 1 MiB.
+    pub stream_window_bytes: u32,
+    /// Receive window of the connection, bytes: bounds what was received and not yet released. 4 MiB.
+    pub connection_window_bytes: u32,
+    /// Largest frame payload that we accept (our SETTINGS_MAX_FRAME_SIZE), bytes. 16 KiB.
+    pub frame_bytes_max: u32,
+    /// HPACK table that we offer and at most use, bytes. 4 KiB.
+    pub header_table_bytes: u32,
+    /// Most bytes of unfinished messages that are being gathered on a connection; a message beyond it fails with
+    /// RESOURCE_EXHAUSTED. 16 MiB.
+    pub gather_bytes_max: u32,
+    /// DATA stops being moved from the streams into the output at this many bytes. 256 KiB.
+    pub output_bytes_high: u32,
+    /// Most bytes of control frames and headers that wait for a peer that does not read; beyond it the connection ends. 1 MiB.
+    pub output_bytes_max: u32,
+    /// A stream is writable below this many queued bytes. 64 KiB.
+    pub stream_queue_bytes: u32,
+    /// Most bytes queued on all streams of a connection; a reply beyond it fails with RESOURCE_EXHAUSTED. 64 MiB.
+    pub queue_bytes_max: u32,
+    /// Most bytes of custom trailers, status message and details in one reply; the details go first, then the message is cut.
+    /// 7 KiB, because most clients refuse more than 8.
+    pub trailer_bytes_max: u32,
+    /// Resets by the peer (Rapid Reset): burst and rate.
+    pub peer_resets: Rate,
+    /// Resets that the peer provoked (MadeYouReset, refused streams, frames on closed streams): burst and rate.
+    pub provoked_resets: Rate,
+    /// PING frames; each one of our HEADERS or DATA frames refills the burst.
+    pub pings: Rate,
+    /// SETTINGS frames.
+    pub settings: Rate,
+    /// DATA frames without a byte and without END_STREAM.
+    pub empty_data: Rate,
+    /// PRIORITY frames, unknown frames and WINDOW_UPDATE frames that name a closed stream.
+    pub idle_frames: Rate,
+    /// Time for the whole preface, nanoseconds. 10 s.
+    pub preface_timeout_ns: u64,
+    /// Time for the acknowledgement of our SETTINGS, nanoseconds. 20 s.
+    pub settings_timeout_ns: u64,
+    /// Time between the two GOAWAYs of a drain if the PING is not answered, nanoseconds. 1 s.
+    pub drain_ping_timeout_ns: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 4 << 20,
+            header_list_bytes_max: 16 << 10,
+            header_block_bytes_max: 32 << 10,
+            continuations_max: 16,
+            streams_max: 1024,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 4 << 20,
+            frame_bytes_max: 16 << 10,
+            header_table_bytes: 4 << 10,
+            gather_bytes_max: 16 << 20,
+            output_bytes_high: 256 << 10,
+            output_bytes_max: 1 << 20,
+            stream_queue_bytes: 64 << 10,
+            queue_bytes_max: 64 << 20,
+            trailer_bytes_max: 7 << 10,
+            peer_resets: Rate { burst: 1000, per_second: 200 },
+            provoked_resets: Rate { burst: 1000, per_second: 100 },
+            pings: Rate { burst: 100, per_second: 2 },
+            settings: Rate { burst: 50, per_second: 5 },
+            empty_data: Rate { burst: 100, per_second: 10 },
+            idle_frames: Rate { burst: 1000, per_second: 500 },
+            preface_timeout_ns: 10_000_000_000,
+            settings_timeout_ns: 20_000_000_000,
+            drain_ping_timeout_ns: 1_000_000_000,
+        }
+    }
+}
+
+impl Limits {
+    /// The nearest values that the RFC allows and that do not contradict each other.
+    pub fn clamped(mut self) -> Self {
+        use super::frame::{FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX, WINDOW_DEFAULT, WINDOW_MAX};
+        self.frame_bytes_max = self.frame_bytes_max.clamp(FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX);
+        self.stream_window_bytes = self.stream_window_bytes.clamp(1, WINDOW_MAX);
+        self.connection_window_bytes =
+            self.connection_window_bytes.clamp(WINDOW_DEFAULT, WINDOW_MAX);
+        self.header_block_bytes_max = self.header_block_bytes_max.max(1024);
+        self
+    }
+}
+
+/// A burst that is refilled at a steady rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Most events at once.
+    pub burst: u32,
+    /// Events per second in the long run.
+    pub per_second: u32,
+}
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    rate: Rate,
+    left: u32,
+    refilled_ns: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(rate: Rate, now_ns: u64) -> Self {
+        Self { rate, left: rate.burst, refilled_ns: now_ns }
+    }
+
+    /// Takes one token; false when there is none.
+    pub(crate) fn take(&mut self, now_ns: u64) -> bool {
+        if self.left == 0 {
+            let elapsed_ns = now_ns.saturating_sub(self.refilled_ns);
+            let tokens = u128::from(elapsed_ns) * u128::from(self.rate.per_second)
+                / u128::from(NS_PER_SECOND);
+            if tokens == 0 {
+                return false;
+            }
+            self.left = tokens.min(u128::from(self.rate.burst)) as u32;
+            self.refilled_ns = now_ns;
+            if self.left == 0 {
+                return false;
+            }
+        }
+        self.left -= 1;
+        true
+    }
+
+    /// Fills it up at once.
+    #[inline]
+    pub(crate) fn refill(&mut self) {
+        self.left = self.rate.burst;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_allows_its_burst_and_then_its_rate() {
+        let mut budget = Budget::new(Rate { burst: 3, per_second: 2 }, 0);
+        let take = |budget: &mut Budget, now_ns, wanted: u32| {
+            (0..wanted).filter(|_| budget.take(now_ns)).count()
+        };
+        assert_eq!(take(&mut budget, 0, 10), 3);
+        assert_eq!(take(&mut budget, NS_PER_SECOND / 2, 10), 1);
+        assert_eq!(take(&mut budget, 100 * NS_PER_SECOND, 10), 3);
+        budget.refill();
+        assert_eq!(take(&mut budget, 100 * NS_PER_SECOND, 10), 3);
+    }
+}

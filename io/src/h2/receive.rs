@@ -1,0 +1,648 @@
+//! Frames in (RFC 9113, sections 5 and 6): stream states, settings, windows, and the budgets against floods.
+
+use super::block::{Block, Head, HeadKind};
+use super::connection::{CloseReason, Connection, DRAIN_PING, Fault, Incoming, Phase, Role, Sink};
+use super::flow::{ReceiveWindow, SendWindow};
+use super::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
+use super::stream::StreamId;
+use bytes::Bytes;
+
+type Handled<T> = Result<Option<Incoming<T>>, Fault>;
+
+const fn protocol(reason: &'static str) -> Fault {
+    Fault::Connection(ErrorCode::PROTOCOL_ERROR, reason)
+}
+
+const fn size(reason: &'static str) -> Fault {
+    Fault::Connection(ErrorCode::FRAME_SIZE_ERROR, reason)
+}
+
+const fn calm(reason: &'static str) -> Fault {
+    Fault::Connection(ErrorCode::ENHANCE_YOUR_CALM, reason)
+}
+
+impl<T: Default> Connection<T> {
+    /// Works on until there is something to tell; `None` when all that was accepted is processed.
+    #[inline]
+    pub(crate) fn poll<S: Sink>(&mut self, sink: &mut S) -> Option<Incoming<T>> {
+        if let Some(stream) = self.writable.pop_front() {
+            return Some(Incoming::Writable { stream });
+        }
+        if self.inbox.is_empty() {
+            return None;
+        }
+        // Out of `self` while it is read, so that the handlers can change everything else.
+        let inbox = std::mem::take(&mut self.inbox);
+        while let Some(bytes) = inbox[self.position..].first_chunk::<HEADER_BYTES>() {
+            if self.is_closed() {
+                return None;
+            }
+            let header = FrameHeader::parse(bytes);
+            let start = self.position + HEADER_BYTES;
+            if header.length > self.limits.frame_bytes_max {
+                self.fail(ErrorCode::FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE");
+                return None;
+            }
+            self.position = start + header.length as usize;
+            match self.frame(header, &inbox, start, sink) {
+                Ok(None) => {}
+                Ok(Some(incoming)) => {
+                    if self.position < inbox.len() && !self.is_closed() {
+                        self.inbox = inbox;
+                    }
+                    return Some(incoming);
+                }
+                Err(Fault::Connection(code, reason)) => {
+                    self.fail(code, reason);
+                    return None;
+                }
+                Err(Fault::Stream(number, code)) => match self.stream_error(number, code) {
+                    Ok(None) => {}
+                    Ok(Some(incoming)) => {
+                        if self.position < inbox.len() {
+                            self.inbox = inbox;
+                        }
+                        return Some(incoming);
+                    }
+                    Err(_) => {
+                        self.fail(
+                            ErrorCode::ENHANCE_YOUR_CALM,
+                            "too many stream errors provoked",
+                        );
+                        return None;
+                    }
+                },
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn frame<S: Sink>(
+        &mut self,
+        header: FrameHeader,
+        inbox: &Bytes,
+        start: usize,
+        sink: &mut S,
+    ) -> Handled<T> {
+        let payload = &inbox[start..start + header.length as usize];
+        if self.phase == Phase::FirstSettings {
+            if header.kind != kind::SETTINGS || header.has(flag::ACK) {
+                return Err(protocol("the first frame has to be SETTINGS"));
+            }
+            self.phase = Phase::Open;
+        }
+        if let Some(block) = &self.block
+            && (header.kind != kind::CONTINUATION || header.stream != block.stream)
+        {
+            return Err(protocol("a header block was interrupted"));
+        }
+        match header.kind {
+            kind::DATA => self.data(header, inbox, start),
+            kind::HEADERS => self.headers(header, payload, sink),
+            kind::CONTINUATION => self.continuation(header, payload, sink),
+            kind::WINDOW_UPDATE => self.window_update(header, payload),
+            kind::RST_STREAM => self.rst_stream(header, payload),
+            kind::SETTINGS => self.settings(header, payload),
+            kind::PING => self.ping(header, payload),
+            kind::GOAWAY => self.goaway(header, payload),
+            kind::PRIORITY => self.priority(header, payload),
+            kind::PUSH_PROMISE => Err(protocol("PUSH_PROMISE is not allowed here")),
+            _ => self.idle_frame(),
+        }
+    }
+
+    /// A frame that asks for nothing: tolerated at a rate.
+    fn idle_frame(&mut self) -> Handled<T> {
+        if self.budgets.idle_frames.take(self.now_ns) {
+            Ok(None)
+        } else {
+            Err(calm("too many frames without effect"))
+        }
+    }
+
+    /// Whether a stream number was never used. What is not idle and not in the table has ended.
+    fn is_idle(&self, number: u32) -> bool {
+        let ours = (number & 1 == 1) == (self.role == Role::Client);
+        if ours { number >= self.next_local_stream } else { number > self.last_peer_stream }
+    }
+
+    #[inline]
+    fn data(&mut self, header: FrameHeader, inbox: &Bytes, start: usize) -> Handled<T> {
+        let (length, number) = (header.length, header.stream);
+        if number == 0 {
+            return Err(protocol("DATA on stream 0"));
+        }
+        let slot = self.streams.find(number);
+        if slot.is_none() && self.is_idle(number) {
+            return Err(protocol("DATA on an idle stream"));
+        }
+        let mut end = start + length as usize;
+        let mut start = start;
+        if header.has(flag::PADDED) {
+            let Some(&pad) = inbox[start..end].first() else {
+                return Err(size("padded DATA without a pad length"));
+            };
+            start += 1;
+            if usize::from(pad) > end - start {
+                return Err(protocol("more padding than payload"));
+            }
+            end -= usize::from(pad);
+        }
+        if !self.receive_window.receive(length) {
+            return Err(Fault::Connection(
+                ErrorCode::FLOW_CONTROL_ERROR,
+                "more DATA than the connection's window",
+            ));
+        }
+        let payload_bytes = (end - start) as u32;
+        let Some(slot) = slot else {
+            self.release_connection(length);
+            return self.late_frame(number);
+        };
+        let stream = self.streams.at(slot);
+        if stream.remote_closed || !stream.headers_received {
+            let code = if stream.remote_closed {
+                ErrorCode::STREAM_CLOSED
+            } else {
+                ErrorCode::PROTOCOL_ERROR
+            };
+            self.release_connection(length);
+            return Err(Fault::Stream(number, code));
+        }
+        let end_stream = header.has(flag::END_STREAM);
+        let fits = stream.receive_window.receive(length);
+        let mut content_ok = true;
+        if let Some(left) = &mut stream.content_left {
+            match left.checked_sub(u64::from(payload_bytes)) {
+                Some(rest) => {
+                    *left = rest;
+                    content_ok = rest == 0 || !end_stream;
+                }
+                None => content_ok = false,
+            }
+        }
+        if !fits || !content_ok {
+            let code =
+                if fits { ErrorCode::PROTOCOL_ERROR } else { ErrorCode::FLOW_CONTROL_ERROR };
+            self.release_connection(length);
+            return Err(Fault::Stream(number, code));
+        }
+        stream.remote_closed = end_stream;
+        let stream = self.streams.id(slot);
+        if payload_bytes != length {
+            self.release(stream, length - payload_bytes);
+        }
+        if payload_bytes == 0 && !end_stream {
+            return if self.budgets.empty_data.take(self.now_ns) {
+                Ok(None)
+            } else {
+                Err(calm("too many empty DATA frames"))
+            };
+        }
+        Ok(Some(Incoming::Data { stream, payload: inbox.slice(start..end), end: end_stream }))
+    }
+
+    /// DATA or HEADERS for a stream that has ended: expected for a while after we have reset it.
+    fn late_frame(&mut self, number: u32) -> Handled<T> {
+        if self.reset_by_us.contains(number) {
+            return self.idle_frame();
+        }
+        Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED))
+    }
+
+    fn headers<S: Sink>(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+        sink: &mut S,
+    ) -> Handled<T> {
+        let number = header.stream;
+        if number == 0 {
+            return Err(protocol("HEADERS on stream 0"));
+        }
+        let mut block = payload;
+        if header.flags & (flag::PADDED | flag::PRIORITY) != 0 {
+            let mut pad = 0;
+            if header.has(flag::PADDED) {
+                let (&first, rest) =
+                    block.split_first().ok_or(size("padded HEADERS without a pad length"))?;
+                (pad, block) = (usize::from(first), rest);
+            }
+            if header.has(flag::PRIORITY) {
+                let (priority, rest) =
+                    block.split_first_chunk::<5>().ok_or(size("HEADERS too short"))?;
+                block = rest;
+                let depends_on_itself = dependency(priority) == number;
+                let end = block.len().checked_sub(pad);
+                block = &block[..end.ok_or(protocol("more padding than payload"))?];
+                return self.block_part(header, block, depends_on_itself, sink);
+            }
+            let end = block.len().checked_sub(pad);
+            block = &block[..end.ok_or(protocol("more padding than payload"))?];
+        }
+        self.block_part(header, block, false, sink)
+    }
+
+    #[inline]
+    fn block_part<S: Sink>(
+        &mut self,
+        header: FrameHeader,
+        part: &[u8],
+        depends_on_itself: bool,
+        sink: &mut S,
+    ) -> Handled<T> {
+        let (stream, end_stream) = (header.stream, header.has(flag::END_STREAM));
+        if header.has(flag::END_HEADERS) {
+            return self.head(stream, end_stream, depends_on_itself, part, sink);
+        }
+        if part.len() > self.limits.header_block_bytes_max as usize {
+            return Err(calm("header block too large"));
+        }
+        let bytes = part.to_vec();
+        self.block =
+            Some(Block { stream, end_stream, depends_on_itself, continuations: 0, bytes });
+        Ok(None)
+    }
+
+    fn continuation<S: Sink>(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+        sink: &mut S,
+    ) -> Handled<T> {
+        let Some(block) = &mut self.block else {
+            return Err(protocol("CONTINUATION without a header block"));
+        };
+        block.continuations += 1;
+        if block.continuations > self.limits.continuations_max {
+            return Err(calm("too many CONTINUATION frames"));
+        }
+        if block.bytes.len() + payload.len() > self.limits.header_block_bytes_max as usize {
+            return Err(calm("header block too large"));
+        }
+        block.bytes.extend_from_slice(payload);
+        if !header.has(flag::END_HEADERS) {
+            return Ok(None);
+        }
+        match self.block.take() {
+            Some(b) => self.head(b.stream, b.end_stream, b.depends_on_itself, &b.bytes, sink),
+            None => Ok(None),
+        }
+    }
+
+    /// A whole header block.
+    fn head<S: Sink>(
+        &mut self,
+        number: u32,
+        end: bool,
+        depends_on_itself: bool,
+        block: &[u8],
+        sink: &mut S,
+    ) -> Handled<T> {
+        if let Some(slot) = self.streams.find(number) {
+            return self.head_of_known(slot, end, block, sink);
+        }
+        if self.role == Role::Client {
+            if self.is_idle(number) {
+                return Err(protocol("HEADERS on a stream that was not opened"));
+            }
+            self.decode_block(block, HeadKind::Ignored, sink)?;
+            return self.late_frame(number);
+        }
+        if number & 1 == 0 {
+            return Err(protocol("a client's streams have odd numbers"));
+        }
+        if number <= self.last_peer_stream {
+            self.decode_block(block, HeadKind::Ignored, sink)?;
+            if self.reset_by_us.contains(number) {
+                return self.idle_frame();
+            }
+            let code = if self.closed.contains(number) {
+                ErrorCode::STREAM_CLOSED
+            } else {
+                ErrorCode::PROTOCOL_ERROR
+            };
+            return Err(Fault::Connection(code, "HEADERS on a stream that has ended"));
+        }
+        if let super::connection::Drain::Last(_) = self.drain {
+            // Announced as not processed: the client repeats it elsewhere.
+            self.decode_block(block, HeadKind::Ignored, sink)?;
+            self.reset_by_us.push(number);
+            self.last_peer_stream = number;
+            return self.idle_frame();
+        }
+        self.last_peer_stream = number;
+        if self.streams.len() >= self.limits.streams_max as usize {
+            self.decode_block(block, HeadKind::Ignored, sink)?;
+            return Err(Fault::Stream(number, ErrorCode::REFUSED_STREAM));
+        }
+        let head = self.decode_block(block, HeadKind::Request, sink)?;
+        if head.malformed || depends_on_itself {
+            return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
+        }
+        if end && head.content_length.is_some_and(|length| length > 0) {
+            return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
+        }
+        let slot = self.open(number);
+        let stream = self.streams.at(slot);
+        stream.headers_received = true;
+        stream.remote_closed = end;
+        stream.content_left = head.content_length;
+        let stream = self.streams.id(slot);
+        Ok(Some(Incoming::Head { stream, end, too_large: head.too_large }))
+    }
+
+    /// Puts a new stream into the table.
+    #[inline]
+    pub(crate) fn open(&mut self, number: u32) -> usize {
+        let window = if self.settings_acknowledged {
+            self.limits.stream_window_bytes
+        } else {
+            // The peer may not have seen ours yet (section 6.9.2).
+            self.limits.stream_window_bytes.max(frame::WINDOW_DEFAULT)
+        };
+        self.streams.insert(
+            number,
+            SendWindow::new(self.peer.initial_window),
+            ReceiveWindow::new(window),
+        )
+    }
+
+    /// A response of ours as a client, or trailers.
+    fn head_of_known<S: Sink>(
+        &mut self,
+        slot: usize,
+        end: bool,
+        block: &[u8],
+        sink: &mut S,
+    ) -> Handled<T> {
+        let stream = self.streams.at(slot);
+        let number = stream.number;
+        if stream.remote_closed {
+            self.decode_block(block, HeadKind::Ignored, sink)?;
+            return Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED));
+        }
+        let received = stream.headers_received;
+        let content_left = stream.content_left;
+        let kind = self.head_kind(received);
+        let Head { malformed, too_large, content_length, status } =
+            self.decode_block(block, kind, sink)?;
+        let stream = self.streams.id(slot);
+        if kind == HeadKind::Trailers {
+            if malformed || !end || content_left.is_some_and(|left| left > 0) {
+                return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
+            }
+            self.streams.at(slot).remote_closed = true;
+            return Ok(Some(Incoming::Trailers { stream, too_large }));
+        }
+        if malformed || (end && content_length.is_some_and(|length| length > 0)) {
+            return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
+        }
+        if (100..200).contains(&status) && !too_large {
+            // Informational (section 8.1): another head follows.
+            if end || status == 101 {
+                return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
+            }
+            return self.idle_frame();
+        }
+        let entry = self.streams.at(slot);
+        entry.headers_received = true;
+        entry.remote_closed = end;
+        entry.content_left = content_length;
+        Ok(Some(Incoming::Head { stream, end, too_large }))
+    }
+
+    fn window_update(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+        let Ok(bytes) = <[u8; 4]>::try_from(payload) else {
+            return Err(size("WINDOW_UPDATE is four bytes"));
+        };
+        let increment = i64::from(u32::from_be_bytes(bytes) & frame::WINDOW_MAX);
+        if header.stream == 0 {
+            if increment == 0 {
+                return Err(protocol("WINDOW_UPDATE of 0"));
+            }
+            return match self.send_window.shift(increment) {
+                Ok(()) => Ok(None),
+                Err(_) => Err(Fault::Connection(
+                    ErrorCode::FLOW_CONTROL_ERROR,
+                    "the connection's window grew past 2^31-1",
+                )),
+            };
+        }
+        let Some(slot) = self.streams.find(header.stream) else {
+            if self.is_idle(header.stream) {
+                return Err(protocol("WINDOW_UPDATE on an idle stream"));
+            }
+            return self.idle_frame();
+        };
+        if increment == 0 {
+            return Err(Fault::Stream(header.stream, ErrorCode::PROTOCOL_ERROR));
+        }
+        if self.streams.at(slot).send_window.shift(increment).is_err() {
+            return Err(Fault::Stream(header.stream, ErrorCode::FLOW_CONTROL_ERROR));
+        }
+        self.make_ready(slot);
+        Ok(None)
+    }
+
+    fn rst_stream(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+        let Ok(bytes) = <[u8; 4]>::try_from(payload) else {
+            return Err(size("RST_STREAM is four bytes"));
+        };
+        if header.stream == 0 {
+            return Err(protocol("RST_STREAM on stream 0"));
+        }
+        let Some(slot) = self.streams.find(header.stream) else {
+            if self.is_idle(header.stream) {
+                return Err(protocol("RST_STREAM on an idle stream"));
+            }
+            return self.idle_frame();
+        };
+        if self.role == Role::Server && !self.budgets.peer_resets.take(self.now_ns) {
+            return Err(calm("too many streams reset"));
+        }
+        let stream = self.streams.id(slot);
+        let app = self.forget(slot);
+        let code = ErrorCode(u32::from_be_bytes(bytes));
+        Ok(Some(Incoming::Reset { stream, app, code, by_peer: true }))
+    }
+
+    fn settings(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+        if header.stream != 0 {
+            return Err(protocol("SETTINGS on a stream"));
+        }
+        if header.has(flag::ACK) {
+            if !payload.is_empty() {
+                return Err(size("acknowledged SETTINGS carry nothing"));
+            }
+            if !self.settings_acknowledged {
+                self.settings_acknowledged = true;
+                self.decoder.set_table_bytes_max(self.limits.header_table_bytes as usize);
+                return Ok(None);
+            }
+            return self.idle_frame();
+        }
+        if payload.len() % 6 != 0 {
+            return Err(size("SETTINGS are six bytes each"));
+        }
+        if !self.budgets.settings.take(self.now_ns) {
+            return Err(calm("too many SETTINGS"));
+        }
+        for entry in payload.chunks_exact(6) {
+            let id = u16::from_be_bytes([entry[0], entry[1]]);
+            let value = u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]);
+            match id {
+                setting::HEADER_TABLE_SIZE => self.encoder.set_table_bytes_max(value as usize),
+                setting::ENABLE_PUSH if value > 1 || (value == 1 && self.role == Role::Client) => {
+                    return Err(protocol("ENABLE_PUSH has to be 0 or a client's 1"));
+                }
+                setting::MAX_CONCURRENT_STREAMS => self.peer.streams_max = value,
+                setting::INITIAL_WINDOW_SIZE => self.initial_window(value)?,
+                setting::MAX_FRAME_SIZE => {
+                    if !(frame::FRAME_BYTES_DEFAULT..=frame::FRAME_BYTES_MAX).contains(&value) {
+                        return Err(protocol("MAX_FRAME_SIZE out of range"));
+                    }
+                    self.peer.frame_bytes_max = value;
+                }
+                setting::MAX_HEADER_LIST_SIZE => self.peer.header_list_bytes_max = value,
+                _ => {}
+            }
+        }
+        self.control_room()?;
+        frame::put_header(&mut self.output.inline, 0, kind::SETTINGS, flag::ACK, 0);
+        Ok(None)
+    }
+
+    fn initial_window(&mut self, value: u32) -> Result<(), Fault> {
+        const OVERFLOW: Fault =
+            Fault::Connection(ErrorCode::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE too large");
+        if value > frame::WINDOW_MAX {
+            return Err(OVERFLOW);
+        }
+        let delta = i64::from(value) - i64::from(self.peer.initial_window);
+        self.peer.initial_window = value;
+        let live: Vec<usize> = self.streams.live().collect();
+        for slot in live {
+            self.streams.at(slot).send_window.shift(delta).map_err(|_| OVERFLOW)?;
+            self.make_ready(slot);
+        }
+        Ok(())
+    }
+
+    fn ping(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+        if header.stream != 0 {
+            return Err(protocol("PING on a stream"));
+        }
+        let Ok(bytes) = <[u8; 8]>::try_from(payload) else {
+            return Err(size("PING is eight bytes"));
+        };
+        if header.has(flag::ACK) {
+            if bytes == DRAIN_PING {
+                self.drain_last();
+                return Ok(None);
+            }
+            return self.idle_frame();
+        }
+        if !self.budgets.pings.take(self.now_ns) {
+            return Err(calm("too_many_pings"));
+        }
+        self.control_room()?;
+        frame::put_ping(&mut self.output.inline, true, bytes);
+        Ok(None)
+    }
+
+    fn goaway(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+        if header.stream != 0 {
+            return Err(protocol("GOAWAY on a stream"));
+        }
+        let Some(bytes) = payload.first_chunk::<8>() else {
+            return Err(size("GOAWAY is at least eight bytes"));
+        };
+        let [a, b, c, d, e, f, g, h] = *bytes;
+        let last = u32::from_be_bytes([a, b, c, d]) & frame::STREAM_ID_MAX;
+        let code = ErrorCode(u32::from_be_bytes([e, f, g, h]));
+        if self.peer_goaway.is_some() && !self.budgets.settings.take(self.now_ns) {
+            return Err(calm("too many GOAWAYs"));
+        }
+        self.peer_goaway = Some((last, code));
+        if self.role == Role::Server && code != ErrorCode::NO_ERROR {
+            self.close(CloseReason::Peer(code));
+            return Ok(None);
+        }
+        if self.role == Role::Server && self.streams.len() == 0 {
+            self.close(CloseReason::Done);
+        }
+        Ok(Some(Incoming::GoAway { last, code }))
+    }
+
+    fn priority(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+        if header.stream == 0 {
+            return Err(protocol("PRIORITY on stream 0"));
+        }
+        let Ok(bytes) = <[u8; 5]>::try_from(payload) else {
+            return self.priority_error(header.stream, ErrorCode::FRAME_SIZE_ERROR);
+        };
+        if dependency(&bytes) == header.stream {
+            return self.priority_error(header.stream, ErrorCode::PROTOCOL_ERROR);
+        }
+        self.idle_frame()
+    }
+
+    /// A stream error, but an idle stream cannot be reset (section 5.1).
+    fn priority_error(&mut self, number: u32, code: ErrorCode) -> Handled<T> {
+        if self.streams.find(number).is_none() && self.is_idle(number) {
+            return Err(Fault::Connection(code, "invalid PRIORITY"));
+        }
+        Err(Fault::Stream(number, code))
+    }
+
+    /// RST_STREAM for what the peer did wrong. Err when it does so too often.
+    fn stream_error(&mut self, number: u32, code: ErrorCode) -> Handled<T> {
+        if !self.budgets.provoked_resets.take(self.now_ns) {
+            return Err(calm("too many stream errors provoked"));
+        }
+        self.control_room()?;
+        frame::put_reset(&mut self.output.inline, number, code);
+        self.reset_by_us.push(number);
+        let Some(slot) = self.streams.find(number) else { return Ok(None) };
+        let stream = self.streams.id(slot);
+        let app = self.forget(slot);
+        Ok(Some(Incoming::Reset { stream, app, code, by_peer: false }))
+    }
+
+    /// Answers to control frames need room in the output: a peer that only sends is cut off.
+    fn control_room(&self) -> Result<(), Fault> {
+        if self.output.inline.len() > self.limits.output_bytes_max as usize {
+            return Err(calm("the peer does not read"));
+        }
+        Ok(())
+    }
+
+    /// Payload of a stream was consumed: both windows may open again.
+    #[inline]
+    pub(crate) fn release(&mut self, stream: StreamId, bytes: u32) {
+        self.release_connection(bytes);
+        if let Some(entry) = self.streams.get_mut(stream)
+            && !entry.remote_closed
+            && let Some(increment) = entry.receive_window.release(bytes)
+            && !matches!(self.phase, Phase::Closed(_))
+        {
+            frame::put_window_update(&mut self.output.inline, stream.number(), increment);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn release_connection(&mut self, bytes: u32) {
+        if let Some(increment) = self.receive_window.release(bytes)
+            && !self.is_closed()
+        {
+            frame::put_window_update(&mut self.output.inline, 0, increment);
+        }
+    }
+}
+
+fn dependency(priority: &[u8; 5]) -> u32 {
+    u32::from_be_bytes([priority[0], priority[1], priority[2], priority[3]])
+        & frame::STREAM_ID_MAX
+}

@@ -1,0 +1,311 @@
+//! Frames out: heads, DATA within both windows, trailers, resets.
+//!
+//! What a window does not allow waits in its stream's queue, by reference where it is large, and moves on with WINDOW_UPDATE.
+//! Streams with something to send take turns.
+
+use super::connection::Connection;
+use super::fields::Fields;
+use super::frame::{self, ErrorCode, flag, kind};
+use super::hpack::{Encoder, Indexing};
+use super::limits::Limits;
+use super::output::Output;
+use super::stream::{Ending, StreamId};
+use bytes::{Buf, Bytes};
+
+/// From this many bytes on a payload is written from where it lies instead of being copied into the output.
+pub(crate) const REFERENCE_BYTES_MIN: usize = 4096;
+/// Most bytes of one stream in a row, so that a large reply does not hold up the small ones.
+const TURN_BYTES: usize = 64 << 10;
+
+impl<T: Default> Connection<T> {
+    /// Appends a HEADERS frame (and CONTINUATION frames if the peer's frames are too small). `encode` appends the block.
+    #[inline]
+    pub(crate) fn put_block(
+        &mut self,
+        number: u32,
+        end_stream: bool,
+        encode: impl FnOnce(&mut Encoder, &mut Vec<u8>),
+    ) {
+        let out = &mut self.output.inline;
+        let start = out.len();
+        let end = if end_stream { flag::END_STREAM } else { 0 };
+        frame::put_header(out, 0, kind::HEADERS, end | flag::END_HEADERS, number);
+        self.encoder.begin(out);
+        encode(&mut self.encoder, out);
+        let block_bytes = out.len() - start - frame::HEADER_BYTES;
+        if block_bytes > self.peer.frame_bytes_max as usize {
+            self.split_block(start, number, end);
+        } else {
+            let [_, a, b, c] = (block_bytes as u32).to_be_bytes();
+            out[start..start + 3].copy_from_slice(&[a, b, c]);
+        }
+        self.budgets.pings.refill();
+    }
+
+    /// Cuts the block at the end of the output into frames.
+    #[cold]
+    fn split_block(&mut self, start: usize, number: u32, end: u8) {
+        let out = &mut self.output.inline;
+        let block = out.split_off(start + frame::HEADER_BYTES);
+        out.truncate(start);
+        let parts = block.chunks(self.peer.frame_bytes_max as usize);
+        let count = parts.len();
+        for (nth, part) in parts.enumerate() {
+            let last = if nth + 1 == count { flag::END_HEADERS } else { 0 };
+            let (kind, flags) =
+                if nth == 0 { (kind::HEADERS, end | last) } else { (kind::CONTINUATION, last) };
+            frame::put_header(out, part.len(), kind, flags, number);
+            out.extend_from_slice(part);
+        }
+    }
+
+    /// Bytes of DATA that may be put into the output for this stream right now, in one frame.
+    #[inline]
+    pub(crate) fn room(&mut self, slot: usize) -> usize {
+        if self.output.len() >= self.limits.output_bytes_high as usize {
+            return 0;
+        }
+        let connection = self.send_window.available();
+        let frame = self.peer.frame_bytes_max as usize;
+        let stream = self.streams.at(slot);
+        if !stream.queue.is_empty() {
+            return 0;
+        }
+        stream.send_window.available().min(connection).min(frame)
+    }
+
+    /// Accounts for DATA that the caller has put into the output.
+    #[inline]
+    pub(crate) fn sent(&mut self, slot: usize, bytes: usize) {
+        self.send_window.take(bytes);
+        self.streams.at(slot).send_window.take(bytes);
+        self.budgets.pings.refill();
+    }
+
+    /// Sends or queues DATA made of two parts. False when the connection's queue is full: nothing was taken.
+    #[inline]
+    pub(crate) fn send_data(
+        &mut self,
+        slot: usize,
+        prefix: &[u8],
+        head: &[u8],
+        tail: Bytes,
+        end: bool,
+    ) -> bool {
+        let total = prefix.len() + head.len() + tail.len();
+        if total <= self.room(slot) {
+            let number = self.streams.at(slot).number;
+            let out = &mut self.output.inline;
+            frame::put_header(out, total, kind::DATA, if end { flag::END_STREAM } else { 0 }, number);
+            out.extend_from_slice(prefix);
+            out.extend_from_slice(head);
+            if tail.len() >= REFERENCE_BYTES_MIN {
+                self.output.push_large(tail);
+            } else {
+                out.extend_from_slice(&tail);
+            }
+            self.sent(slot, total);
+            if end {
+                self.end_local(slot);
+            }
+            return true;
+        }
+        if self.queue_bytes + total > self.limits.queue_bytes_max as usize {
+            return false;
+        }
+        let mut start = Vec::with_capacity(prefix.len() + head.len());
+        start.extend_from_slice(prefix);
+        start.extend_from_slice(head);
+        self.enqueue(slot, start.into());
+        self.enqueue(slot, tail);
+        if end {
+            self.end_data(slot);
+        }
+        self.make_ready(slot);
+        self.pump();
+        true
+    }
+
+    fn enqueue(&mut self, slot: usize, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.queue_bytes += bytes.len();
+        let stream = self.streams.at(slot);
+        stream.queue_bytes += bytes.len();
+        stream.queue.push_back(bytes);
+    }
+
+    /// Ends our side with END_STREAM on DATA, after what is queued.
+    pub(crate) fn end_data(&mut self, slot: usize) {
+        let stream = self.streams.at(slot);
+        if stream.queue.is_empty() {
+            let number = stream.number;
+            frame::put_header(&mut self.output.inline, 0, kind::DATA, flag::END_STREAM, number);
+            self.end_local(slot);
+        } else {
+            stream.ending = Ending::Flag;
+        }
+    }
+
+    /// Whether trailers can be written at once.
+    #[inline]
+    pub(crate) fn queue_is_empty(&mut self, slot: usize) -> bool {
+        self.streams.at(slot).queue.is_empty()
+    }
+
+    /// Trailers to be sent after what is queued.
+    pub(crate) fn queue_trailers(&mut self, slot: usize, trailers: Fields) {
+        debug_assert!(!self.queue_is_empty(slot));
+        self.streams.at(slot).ending = Ending::Trailers(Box::new(trailers));
+    }
+
+    /// END_STREAM is out. A server that ends first tells the client to stop (RFC 9113, section 8.1).
+    #[inline]
+    pub(crate) fn end_local(&mut self, slot: usize) {
+        let stream = self.streams.at(slot);
+        stream.local_closed = true;
+        if stream.remote_closed {
+            self.forget(slot);
+        } else if self.role == super::connection::Role::Server {
+            let number = stream.number;
+            frame::put_reset(&mut self.output.inline, number, ErrorCode::NO_ERROR);
+            self.reset_by_us.push(number);
+            self.forget(slot);
+        }
+    }
+
+    /// Resets a stream of our own accord. The layer above gets back what it kept.
+    pub(crate) fn reset(&mut self, stream: StreamId, code: ErrorCode) -> Option<T> {
+        self.streams.get(stream)?;
+        if !self.is_closed() {
+            frame::put_reset(&mut self.output.inline, stream.number(), code);
+        }
+        self.reset_by_us.push(stream.number());
+        Some(self.forget(stream.slot()))
+    }
+
+    /// Takes an ended stream out of the table.
+    #[inline]
+    pub(crate) fn forget(&mut self, slot: usize) -> T {
+        self.closed.push(self.streams.at(slot).number);
+        let (app, queued) = self.streams.remove(slot);
+        self.queue_bytes -= queued;
+        self.close_if_drained();
+        app
+    }
+
+    /// Puts a stream into the round of those that may send, if it has something and its window is open.
+    pub(crate) fn make_ready(&mut self, slot: usize) {
+        let stream = self.streams.at(slot);
+        if !stream.in_ready && !stream.queue.is_empty() && stream.send_window.available() > 0 {
+            stream.in_ready = true;
+            self.ready.push_back(slot as u32);
+        }
+    }
+
+    /// Moves queued DATA into the output, stream after stream, as far as the windows and the output's bound allow.
+    #[inline]
+    pub(crate) fn pump(&mut self) {
+        if !self.ready.is_empty() {
+            self.pump_ready();
+        }
+    }
+
+    #[cold]
+    fn pump_ready(&mut self) {
+        while self.send_window.available() > 0
+            && self.output.len() < self.limits.output_bytes_high as usize
+        {
+            let Some(slot) = self.ready.pop_front() else { break };
+            let slot = slot as usize;
+            self.streams.at(slot).in_ready = false;
+            if self.streams.at(slot).queue.is_empty() {
+                continue;
+            }
+            self.pump_stream(slot);
+        }
+    }
+
+    /// One stream's turn.
+    fn pump_stream(&mut self, slot: usize) {
+        let mut turn = TURN_BYTES;
+        loop {
+            let frame_bytes_max = self.peer.frame_bytes_max as usize;
+            let connection = self.send_window.available();
+            let stream = self.streams.at(slot);
+            let bytes = stream
+                .queue_bytes
+                .min(stream.send_window.available())
+                .min(connection)
+                .min(frame_bytes_max);
+            if bytes == 0 || turn == 0 {
+                break;
+            }
+            turn = turn.saturating_sub(bytes);
+            let last = bytes == stream.queue_bytes && matches!(stream.ending, Ending::Flag);
+            let flags = if last { flag::END_STREAM } else { 0 };
+            frame::put_header(&mut self.output.inline, bytes, kind::DATA, flags, stream.number);
+            let mut left = bytes;
+            while left > 0 {
+                let Some(front) = stream.queue.front_mut() else { break };
+                let part = left.min(front.len());
+                if part >= REFERENCE_BYTES_MIN {
+                    self.output.push_large(front.split_to(part));
+                } else {
+                    self.output.inline.extend_from_slice(&front[..part]);
+                    front.advance(part);
+                }
+                if front.is_empty() {
+                    stream.queue.pop_front();
+                }
+                left -= part;
+            }
+            stream.queue_bytes -= bytes;
+            self.queue_bytes -= bytes;
+            self.sent(slot, bytes);
+        }
+        let room_below = self.limits.stream_queue_bytes as usize;
+        let stream = self.streams.at(slot);
+        if stream.wants_room && stream.queue_bytes < room_below {
+            stream.wants_room = false;
+            let id = self.streams.id(slot);
+            self.writable.push_back(id);
+        }
+        let stream = self.streams.at(slot);
+        if !stream.queue.is_empty() {
+            self.make_ready(slot);
+            return;
+        }
+        match std::mem::take(&mut stream.ending) {
+            Ending::Open => {}
+            Ending::Flag => self.end_local(slot),
+            Ending::Trailers(fields) => {
+                let number = stream.number;
+                self.put_block(number, true, |encoder, out| {
+                    for (name, value) in fields.iter() {
+                        encoder.field(out, name, value, Indexing::Plain);
+                    }
+                });
+                self.end_local(slot);
+            }
+        }
+    }
+
+    /// Whether more may be queued on a stream; if not, its `Writable` is wanted.
+    pub(crate) fn is_writable(&mut self, slot: usize) -> bool {
+        let Limits { stream_queue_bytes, .. } = self.limits;
+        let stream = self.streams.at(slot);
+        let room = stream.queue_bytes < stream_queue_bytes as usize;
+        stream.wants_room |= !room;
+        room
+    }
+
+    /// Takes everything there is to write in exchange for `output`, which is emptied.
+    #[inline]
+    pub(crate) fn swap_output(&mut self, output: &mut Output) {
+        self.pump();
+        output.clear();
+        std::mem::swap(&mut self.output, output);
+    }
+}

@@ -1,0 +1,177 @@
+//! The admin port: metrics, health and the effective configuration over HTTP, for people, probes and Prometheus.
+//!
+//! Runs on the control thread, reads atomics only, and never waits for a shard. Shows no secret and no user data. Has no
+//! authentication: it listens on loopback unless the configuration says otherwise.
+
+mod readiness;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prism_io::http1::{Request, Response, Server, Stop};
+
+pub use readiness::Readiness;
+
+use crate::config::Config;
+use crate::logging;
+use crate::metrics::{CONTENT_TYPE, Metrics, ProcessNumbers};
+
+/// What the admin port shows.
+#[derive(Debug, Clone)]
+pub struct AdminState {
+    /// Every shard's numbers.
+    pub metrics: Metrics,
+    /// Whether calls are served.
+    pub readiness: Readiness,
+    /// The effective configuration as YAML.
+    config: String,
+    started_seconds: f64,
+}
+
+impl AdminState {
+    /// The state of a process that starts now.
+    pub fn new(config: &Config, metrics: Metrics, readiness: Readiness) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { metrics, readiness, config: config.to_string(), started_seconds: now.as_secs_f64() }
+    }
+
+    /// The answer to one request.
+    pub fn answer(&self, request: &Request<'_>) -> Response {
+        match request.path {
+            "/" => Response::text(200, INDEX),
+            "/metrics" => {
+                let process = ProcessNumbers {
+                    started_seconds: self.started_seconds,
+                    ready: self.readiness.missing().is_none(),
+                    log_lines_dropped: logging::dropped(),
+                    ..ProcessNumbers::default()
+                };
+                let body = self.metrics.render(&process.read_proc()).into_bytes();
+                Response { status: 200, content_type: CONTENT_TYPE, body }
+            }
+            "/healthz" => Response::text(200, "ok\n"),
+            "/readyz" => match self.readiness.missing() {
+                None => Response::text(200, "ready\n"),
+                Some(missing) => Response::text(503, format!("not ready: {missing}\n")),
+            },
+            "/config" => Response {
+                status: 200,
+                content_type: "application/yaml",
+                body: self.config.clone().into_bytes(),
+            },
+            _ => Response::text(404, INDEX),
+        }
+    }
+}
+
+const INDEX: &str = "\
+Prism, admin port
+
+/metrics   numbers in the Prometheus text format
+/healthz   200 while the process lives
+/readyz    200 while every shard serves, 503 before and while draining
+/config    the effective configuration
+";
+
+/// The admin port's server.
+#[derive(Debug)]
+pub struct Admin {
+    server: Server,
+    state: AdminState,
+}
+
+impl Admin {
+    /// Listens on `address`.
+    pub fn bind(address: SocketAddr, state: AdminState) -> io::Result<Self> {
+        Ok(Self { server: Server::bind(address)?, state })
+    }
+
+    /// Where it listens.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.server.local_address()
+    }
+
+    /// A handle that ends [`Admin::run`] from another thread.
+    pub fn stop_handle(&self) -> io::Result<Stop> {
+        self.server.stop_handle()
+    }
+
+    /// Serves on the calling thread until it is stopped.
+    pub fn run(mut self) -> io::Result<()> {
+        let state = &self.state;
+        self.server.run(|request| state.answer(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, Machine, read};
+    use crate::metrics::Labels;
+    use std::io::{Read, Write};
+
+    fn state() -> AdminState {
+        let machine = Machine { cores: vec![0, 1], memory_bytes: 8 << 30 };
+        let config = read(None, &Flags::default(), &machine).unwrap();
+        let labels = Labels::of(&config, &["memstore"], &["WAL_FULL"]);
+        let (metrics, shards) = Metrics::new(labels, 2);
+        shards[1].request(Some(0), 0, 0, 90_000);
+        AdminState::new(&config, metrics, Readiness::new(2))
+    }
+
+    fn answer(state: &AdminState, path: &str) -> (u16, String) {
+        let Response { status, body, .. } = state.answer(&Request { path, query: "" });
+        (status, String::from_utf8(body).unwrap())
+    }
+
+    #[test]
+    fn every_page_answers() {
+        let state = state();
+        assert_eq!(answer(&state, "/healthz"), (200, "ok\n".into()));
+        let (status, text) = answer(&state, "/metrics");
+        assert_eq!(status, 200);
+        assert!(text.contains(
+            r#"prism_requests_total{namespace="keyvalue",api="keyvalue",status="success"} 1"#
+        ));
+        let (status, text) = answer(&state, "/config");
+        assert!(status == 200 && text.contains("listen: 127.0.0.1:7400"), "{text}");
+        assert_eq!(answer(&state, "/").0, 200);
+        assert_eq!(answer(&state, "/favicon.ico").0, 404);
+        for line in INDEX.lines().filter(|line| line.starts_with('/')) {
+            let path = line.split(' ').next().unwrap();
+            assert_ne!(answer(&state, path).0, 404, "{path} is in the index");
+        }
+    }
+
+    #[test]
+    fn ready_means_that_every_shard_serves_and_none_drains() {
+        let state = state();
+        let ready = || answer(&state, "/readyz");
+        assert_eq!(ready(), (503, "not ready: 2 of 2 shards do not serve yet\n".into()));
+        state.readiness.serving(0);
+        assert_eq!(ready(), (503, "not ready: 1 of 2 shards do not serve yet\n".into()));
+        state.readiness.serving(1);
+        assert_eq!(ready(), (200, "ready\n".into()));
+        state.readiness.drain();
+        assert_eq!(ready(), (503, "not ready: draining\n".into()));
+        assert!(answer(&state, "/metrics").1.contains("prism_ready 0"));
+    }
+
+    #[test]
+    fn it_serves_over_a_socket_until_it_is_stopped() {
+        let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), state()).unwrap();
+        let (address, stop) = (admin.local_address().unwrap(), admin.stop_handle().unwrap());
+        let thread = std::thread::spawn(|| admin.run());
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(
+            text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nok\n"),
+            "{text}"
+        );
+        stop.stop();
+        thread.join().unwrap().unwrap();
+    }
+}

@@ -88,6 +88,8 @@ pub trait StartCall<A> {
     fn start(&self, arguments: A) -> Result<(), A>;
     /// Polls every call that was woken, and those that they wake in turn.
     fn poll_woken(&self);
+    /// Wakes every call that waits, so that each looks again at what it waits for.
+    fn wake_all(&self);
     /// Calls that wait in a slot.
     fn in_flight(&self) -> usize;
     /// Has `waker` woken whenever a call of this pool is.
@@ -186,6 +188,14 @@ impl<A, F: Future<Output = ()>, M: Fn(A) -> F> StartCall<A> for CallPool<A, F, M
             match next {
                 Some(slot) => self.poll_slot(slot, None),
                 None => return,
+            }
+        }
+    }
+
+    fn wake_all(&self) {
+        for slot in self.slots.borrow().iter() {
+            if slot.future.as_ref().is_some_and(|future| future.is_some()) {
+                slot.waker.wake_by_ref();
             }
         }
     }

@@ -9,6 +9,8 @@ pub mod clock;
 pub mod disk;
 pub mod grpc;
 pub mod h2;
+pub mod http1;
 pub mod mesh;
 pub mod net;
 pub mod rt;
+pub mod server;

@@ -1,9 +1,11 @@
 //! TCP: listeners that share a port between shards, and owned read and write halves on the ring.
 //!
 //! Promises: a port that another process listens on is refused, although the shards of this process share it.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
 
 use bytes::BytesMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
@@ -74,8 +76,9 @@ impl Stream {
 
     /// Separate halves, for a task that reads and one that writes.
     pub fn split(self) -> (ReadHalf, WriteHalf) {
+        let descriptor = self.0.as_raw_fd();
         let (read, write) = self.0.into_split();
-        (ReadHalf(read), WriteHalf(write))
+        (ReadHalf(read), WriteHalf(write, descriptor))
     }
 }
 
@@ -94,7 +97,7 @@ impl ReadHalf {
 }
 
 /// The sending half of a socket.
-pub struct WriteHalf(OwnedWriteHalf<monoio::net::TcpStream>);
+pub struct WriteHalf(OwnedWriteHalf<monoio::net::TcpStream>, RawFd);
 
 impl WriteHalf {
     /// Writes all of `buffer` and gives it back.
@@ -106,6 +109,22 @@ impl WriteHalf {
     /// Writes all of `chunk`, which others may share.
     pub async fn write_shared(&mut self, chunk: bytes::Bytes) -> io::Result<()> {
         self.0.write_all(chunk).await.0.map(|_| ())
+    }
+
+    /// Writes what the kernel takes of `parts` in one call, and gives them back.
+    pub(crate) async fn write_vectored<T: monoio::buf::IoVecBuf + 'static>(
+        &mut self,
+        parts: T,
+    ) -> (io::Result<usize>, T) {
+        use monoio::io::AsyncWriteRent;
+        self.0.writev(parts).await
+    }
+
+    /// Ends both directions; a read that waits on the other half returns.
+    pub fn close(&self) {
+        // SAFETY: the descriptor is open as long as this half lives, and shutdown touches no memory of ours. An error says
+        // that the peer was quicker.
+        unsafe { libc::shutdown(self.1, libc::SHUT_RDWR) };
     }
 
     /// Ends the sending direction.

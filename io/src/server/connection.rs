@@ -1,0 +1,349 @@
+//! One connection: the state machine between a reading and a writing task, and the handles that answer its calls.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+
+use super::vectored::write_output;
+use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
+use crate::clock;
+use crate::grpc::{Event, Message, ServerConnection, Status};
+use crate::h2::{Output, StreamId};
+use crate::net::{ReadHalf, WriteHalf};
+use crate::rt::Signal;
+
+/// Buffers above this many bytes are given back when they are empty.
+const KEPT_BYTES_MAX: usize = 16 * 1024;
+
+/// A connection of this shard.
+pub struct Connection {
+    grpc: RefCell<ServerConnection>,
+    peer: SocketAddr,
+    /// Set when there is something to write, or when the connection has to end.
+    work: Signal,
+    /// Set when the output has become short again.
+    drained: Signal,
+    ended: Cell<bool>,
+    streams: RefCell<Vec<(StreamId, Rc<StreamState>)>>,
+    bytes_in_flight: Cell<u64>,
+}
+
+#[derive(Default)]
+struct StreamState {
+    messages: RefCell<VecDeque<Bytes>>,
+    half_closed: Cell<bool>,
+    closed: Cell<bool>,
+    waiters: RefCell<Vec<Waker>>,
+}
+
+impl StreamState {
+    fn wake(&self) {
+        self.waiters.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Connection {
+    pub(super) fn new(options: &Options, peer: SocketAddr) -> Self {
+        Self {
+            grpc: RefCell::new(ServerConnection::new(
+                &options.limits,
+                options.route,
+                clock::monotonic_ns(),
+            )),
+            peer,
+            work: Signal::default(),
+            drained: Signal::default(),
+            ended: Cell::new(false),
+            streams: RefCell::default(),
+            bytes_in_flight: Cell::new(0),
+        }
+    }
+
+    /// The address at the other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Bytes of requests that are being worked on; kept by the layer above.
+    pub fn bytes_in_flight(&self) -> &Cell<u64> {
+        &self.bytes_in_flight
+    }
+
+    /// Answers a unary call. Does nothing when the caller has gone.
+    pub fn respond(&self, stream: StreamId, message: Message<'_>, trailers: &[(&str, &[u8])]) {
+        self.grpc.borrow_mut().respond(stream, message, trailers);
+        self.work.set();
+    }
+
+    /// Ends a call with a status other than OK.
+    pub fn fail(&self, stream: StreamId, status: &Status<'_>) {
+        self.grpc.borrow_mut().fail(stream, status);
+        self.work.set();
+    }
+
+    /// Makes a handle for a call that streams either way.
+    pub fn stream(self: &Rc<Self>, stream: StreamId) -> StreamCall {
+        let state = Rc::new(StreamState::default());
+        self.streams.borrow_mut().push((stream, state.clone()));
+        StreamCall { connection: self.clone(), stream, state }
+    }
+
+    /// Tells the peer to go elsewhere with new calls; those that run may finish.
+    pub fn drain(&self) {
+        self.grpc.borrow_mut().drain(clock::monotonic_ns());
+        self.work.set();
+    }
+
+    /// Calls that have not ended.
+    pub fn open_streams(&self) -> usize {
+        self.grpc.borrow().open_streams()
+    }
+
+    /// Whether everything that was to be written has been.
+    pub fn is_flushed(&self) -> bool {
+        self.ended.get() || self.grpc.borrow_mut().output().is_empty()
+    }
+
+    /// Ends the connection as it stands.
+    pub fn abort(&self) {
+        self.ended.set(true);
+        self.work.set();
+        self.drained.set();
+    }
+
+    pub(super) fn handle_timeout(&self, now_ns: u64) {
+        let mut grpc = self.grpc.borrow_mut();
+        if grpc.poll_timeout().is_some_and(|due| due <= now_ns) {
+            grpc.handle_timeout(now_ns);
+            drop(grpc);
+            self.work.set();
+        }
+    }
+
+    fn state(&self, stream: StreamId) -> Option<Rc<StreamState>> {
+        self.streams.borrow().iter().find(|(id, _)| *id == stream).map(|(_, state)| state.clone())
+    }
+
+    fn close_streams(&self) {
+        for (_, state) in self.streams.borrow().iter() {
+            state.closed.set(true);
+            state.wake();
+        }
+    }
+
+    fn deliver<S: Service>(self: &Rc<Self>, service: &S) {
+        loop {
+            let event = self.grpc.borrow_mut().poll_event();
+            let Some(event) = event else { break };
+            match event {
+                Event::Request { stream, route, head, message } => {
+                    service.request(self, stream, route, head, message);
+                }
+                Event::Open { stream, route, head } => {
+                    service.open(self.stream(stream), route, head);
+                }
+                Event::Message { stream, message } => match self.state(stream) {
+                    Some(state) => {
+                        state.messages.borrow_mut().push_back(message);
+                        state.wake();
+                    }
+                    // Nobody listens any more: the window is given back all the same.
+                    None => self.grpc.borrow_mut().release(stream, message.len()),
+                },
+                Event::HalfClose { stream } => {
+                    if let Some(state) = self.state(stream) {
+                        state.half_closed.set(true);
+                        state.wake();
+                    }
+                }
+                Event::Cancelled { stream } => {
+                    if let Some(state) = self.state(stream) {
+                        state.closed.set(true);
+                        state.wake();
+                    }
+                }
+                Event::Writable { stream } => {
+                    if let Some(state) = self.state(stream) {
+                        state.wake();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads until the peer or the connection ends.
+    pub(super) async fn read_all<S: Service>(self: Rc<Self>, mut read: ReadHalf, service: Rc<S>) {
+        let mut size = READ_BYTES_MIN;
+        let mut buffer = BytesMut::with_capacity(size);
+        loop {
+            while !self.ended.get() && self.grpc.borrow_mut().output().len() > OUTPUT_BYTES_PAUSE {
+                self.drained.wait().await;
+            }
+            let (result, filled) = read.read(buffer).await;
+            buffer = filled;
+            let count = match result {
+                Ok(0) | Err(_) => break,
+                Ok(count) => count,
+            };
+            if self.ended.get() || self.grpc.borrow().is_closed() {
+                // What comes after the end is read so that the peer can read our last words, and thrown away.
+                buffer.clear();
+                continue;
+            }
+            let full = buffer.len() == buffer.capacity();
+            self.grpc.borrow_mut().receive(&mut buffer, clock::monotonic_ns());
+            self.deliver(&*service);
+            service.turn_ended();
+            self.work.set();
+            size = if full { (size * 2).min(READ_BYTES_MAX) } else { (size - size / 8).max(READ_BYTES_MIN) };
+            if count < READ_BYTES_MIN / 4 && buffer.is_empty() && buffer.capacity() > KEPT_BYTES_MAX {
+                size = READ_BYTES_MIN;
+                buffer = BytesMut::with_capacity(size);
+            }
+            if buffer.capacity() - buffer.len() < READ_BYTES_MIN / 4 || full {
+                buffer.reserve(size);
+            }
+        }
+        self.grpc.borrow_mut().lost();
+        self.deliver(&*service);
+        self.close_streams();
+        self.abort();
+    }
+
+    /// Writes until the connection ends.
+    pub(super) async fn write_all(self: Rc<Self>, mut write: WriteHalf) {
+        let mut output = Output::default();
+        while !self.ended.get() {
+            self.work.wait().await;
+            while !self.ended.get() {
+                output.clear();
+                self.grpc.borrow_mut().swap_output(&mut output);
+                if output.is_empty() {
+                    break;
+                }
+                let (result, written) = write_output(&mut write, output).await;
+                output = written;
+                if result.is_err() {
+                    self.abort();
+                }
+                self.drained.set();
+            }
+            if output.inline.capacity() > KEPT_BYTES_MAX {
+                output = Output::default();
+            }
+            if self.grpc.borrow().is_closed() && self.is_flushed() {
+                break;
+            }
+        }
+        let _ = write.shutdown().await;
+        // A peer that keeps its side open after our end is not waited for.
+        crate::rt::timeout(std::time::Duration::from_secs(1), async {
+            while !self.ended.get() {
+                self.work.wait().await;
+            }
+        })
+        .await;
+        write.close();
+    }
+}
+
+/// The caller has gone or the call has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamClosed;
+
+/// A call that streams: the handler's end of it. Dropping it without an answer resets the stream.
+pub struct StreamCall {
+    connection: Rc<Connection>,
+    stream: StreamId,
+    state: Rc<StreamState>,
+}
+
+impl StreamCall {
+    /// The connection that it came by.
+    pub fn connection(&self) -> &Rc<Connection> {
+        &self.connection
+    }
+
+    /// The next message of the caller, `None` after its last one. Its bytes are given back to the caller's window.
+    pub async fn next(&self) -> Result<Option<Bytes>, StreamClosed> {
+        std::future::poll_fn(|context| {
+            if let Some(message) = self.state.messages.borrow_mut().pop_front() {
+                self.connection.grpc.borrow_mut().release(self.stream, message.len());
+                self.connection.work.set();
+                return Poll::Ready(Ok(Some(message)));
+            }
+            if self.state.closed.get() {
+                return Poll::Ready(Err(StreamClosed));
+            }
+            if self.state.half_closed.get() {
+                return Poll::Ready(Ok(None));
+            }
+            self.state.waiters.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Sends one message, and waits while the caller's window and the bound on queued output are full.
+    pub async fn send(&self, message: Message<'_>) -> Result<(), StreamClosed> {
+        if self.state.closed.get() {
+            return Err(StreamClosed);
+        }
+        let room = self.connection.grpc.borrow_mut().send_message(self.stream, message);
+        self.connection.work.set();
+        match room {
+            Err(_) => Err(StreamClosed),
+            Ok(true) => Ok(()),
+            Ok(false) => self.writable().await,
+        }
+    }
+
+    async fn writable(&self) -> Result<(), StreamClosed> {
+        std::future::poll_fn(|context| {
+            if self.state.closed.get() {
+                return Poll::Ready(Err(StreamClosed));
+            }
+            if self.connection.grpc.borrow().is_writable(self.stream) {
+                return Poll::Ready(Ok(()));
+            }
+            self.state.waiters.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits until the caller has gone; for calls that only wait for something to happen.
+    pub async fn closed(&self) {
+        std::future::poll_fn(|context| {
+            if self.state.closed.get() {
+                return Poll::Ready(());
+            }
+            self.state.waiters.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Ends the call with OK.
+    pub fn finish(self, trailers: &[(&str, &[u8])]) {
+        self.connection.grpc.borrow_mut().finish(self.stream, trailers);
+        self.connection.work.set();
+    }
+
+    /// Ends the call with a status other than OK.
+    pub fn fail(self, status: &Status<'_>) {
+        self.connection.fail(self.stream, status);
+    }
+}
+
+impl Drop for StreamCall {
+    fn drop(&mut self) {
+        self.connection.streams.borrow_mut().retain(|(stream, _)| *stream != self.stream);
+        self.connection.grpc.borrow_mut().abandon(self.stream);
+        self.connection.work.set();
+    }
+}

@@ -1,0 +1,56 @@
+//! The driver of gRPC connections: moves bytes between a socket and the state machine of [`crate::grpc`].
+//!
+//! One pass over a read buffer hands every complete call in it to the [`Service`]; whatever was answered by then, or by the
+//! end of the turn, leaves in one write. A reader that does not read stops being read from. Idle connections hold one small
+//! buffer. It never looks into a message and decides nothing about a call.
+
+mod connection;
+mod listen;
+mod vectored;
+
+pub use connection::{Connection, StreamCall, StreamClosed};
+pub use listen::{Connections, accept};
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::grpc::{Limits, RequestHead, RouteFn};
+use crate::h2::StreamId;
+
+/// The read buffer of a connection that has little to say, in bytes.
+pub const READ_BYTES_MIN: usize = 4 * 1024;
+/// The largest read buffer; also what one connection may bring in one turn.
+pub const READ_BYTES_MAX: usize = 256 * 1024;
+/// Output beyond which a connection is not read from until its peer has taken some, in bytes.
+pub const OUTPUT_BYTES_PAUSE: usize = 1024 * 1024;
+
+/// What one shard's connections have in common.
+#[derive(Clone)]
+pub struct Options {
+    /// Bounds on what a peer may do.
+    pub limits: Limits,
+    /// Which paths there are.
+    pub route: RouteFn,
+    /// Most connections of this shard; more are closed at once and counted.
+    pub connections_max: usize,
+}
+
+/// What takes the calls of a connection.
+pub trait Service: 'static {
+    /// One complete request of a method whose client sends one message. Answered through `connection`, now or later.
+    fn request(
+        &self,
+        connection: &Rc<Connection>,
+        stream: StreamId,
+        route: u32,
+        head: RequestHead,
+        message: Bytes,
+    );
+
+    /// The beginning of a call whose client streams.
+    fn open(&self, call: StreamCall, route: u32, head: RequestHead);
+
+    /// One pass over a connection's input has ended.
+    fn turn_ended(&self);
+}

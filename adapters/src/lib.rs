@@ -1,1 +1,25 @@
-//! prism-adapters
+//! A call turned into what a backend does, and back.
+//!
+//! There is one trait per interface ([`interfaces`]); a backend implements those that it serves and
+//! lists them in one declaration ([`backend!`]), from which dispatch and capability set come. What
+//! holds on every backend is written once above them ([`validate`](interfaces::validate)), and one
+//! suite of cases per interface ([`conformance`]) says what serving it means.
+//!
+//! This crate knows no namespaces' policies, no log and no sockets.
+
+pub mod backend;
+pub mod call;
+pub mod conformance;
+pub mod error;
+pub mod glob;
+pub mod interfaces;
+pub mod limits;
+pub mod memory;
+
+pub use backend::{Admission, Backend};
+pub use call::{Context, PageSink, Reply, Revision};
+pub use error::{Error, Kind};
+pub use limits::Limits;
+
+#[doc(hidden)]
+pub use prism_proto::catalogue;

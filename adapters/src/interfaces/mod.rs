@@ -1,0 +1,178 @@
+//! One trait per interface, and what holds for its requests on every backend.
+//!
+//! Each interface is declared once ([`interface!`]); from the declaration come the trait that a
+//! backend implements and the module, named like the interface, that takes a call to its method.
+
+use prism_proto::catalogue::{Interface, Interfaces, Method};
+use prism_proto::wire::{self, DecodeError, Value};
+
+use crate::backend::not_offered;
+use crate::error::{Error, Kind};
+use crate::limits::Limits;
+
+/// Declares an interface: a module with its name, its trait, and its methods.
+macro_rules! interface {
+    (
+        $(#[$attribute:meta])*
+        $interface:ident: $Interface:ident {
+            $(unary $UNARY:ident => $unary:ident($Unary:ident) -> $UnaryReply:ident;)*
+            $(stream $STREAM:ident => $stream:ident($Stream:ident) -> $StreamReply:ident;)*
+        }
+    ) => {
+        $(#[$attribute])*
+        #[allow(async_fn_in_trait)] // Futures stay on their shard: they need no `Send`.
+        pub trait $Interface {
+            $(
+                #[doc = concat!("Replies with a `", stringify!($UnaryReply), "`.")]
+                async fn $unary(
+                    &self,
+                    context: &Context<'_>,
+                    request: $Unary<'_>,
+                    reply: &mut Reply,
+                ) -> Result<(), Error>;
+            )*
+            $(
+                #[doc = concat!("Sends `", stringify!($StreamReply), "`s.")]
+                async fn $stream<S: PageSink>(
+                    &self,
+                    context: &Context<'_>,
+                    request: $Stream<'_>,
+                    sink: &mut S,
+                ) -> Result<(), Error>;
+            )*
+        }
+
+        #[doc = concat!("The way of a call to its method of [`", stringify!($Interface), "`].")]
+        pub mod $interface {
+            #[allow(unused_imports)]
+            use super::*;
+
+            /// The interface.
+            pub const INTERFACE: Interface = Interface::$Interface;
+
+            /// The interface's methods, as they are declared here.
+            pub const METHODS: &[Method] = &[$(Method::$UNARY,)* $(Method::$STREAM,)*];
+
+            /// Decodes a unary call and has it answered.
+            #[inline]
+            #[allow(unused_variables)]
+            pub async fn unary<B: $Interface>(
+                backend: &B,
+                context: &Context<'_>,
+                method: Method,
+                request: &[u8],
+                reply: &mut Reply,
+            ) -> Result<(), Error> {
+                match method {
+                    $(Method::$UNARY => {
+                        let request = $Unary::decode(request).map_err(malformed)?;
+                        backend.$unary(context, request, reply).await
+                    })*
+                    _ => Err(wrong_shape(method)),
+                }
+            }
+
+            /// Decodes a streaming call and has it answered.
+            #[allow(unused_variables)]
+            pub async fn stream<B: $Interface, S: PageSink>(
+                backend: &B,
+                context: &Context<'_>,
+                method: Method,
+                request: &[u8],
+                sink: &mut S,
+            ) -> Result<(), Error> {
+                match method {
+                    $(Method::$STREAM => {
+                        let request = $Stream::decode(request).map_err(malformed)?;
+                        backend.$stream(context, request, sink).await
+                    })*
+                    _ => Err(wrong_shape(method)),
+                }
+            }
+        }
+    };
+}
+
+pub mod keyvalue;
+mod keyvalue_checks;
+
+pub use keyvalue::{
+    keyvalue_basic, keyvalue_batch, keyvalue_cas, keyvalue_scan, keyvalue_transactional,
+    keyvalue_ttl,
+};
+
+/// Says of a request all that can be said without looking at what is stored.
+///
+/// `offered` is what the namespace's plan offers. Nothing that fails here may get a record in the
+/// log; what passes may be carried out without being checked again.
+///
+/// # Errors
+/// UNIMPLEMENTED `INTERFACE_NOT_OFFERED`; INVALID_ARGUMENT with the fields at fault.
+#[inline]
+pub fn validate(
+    method: Method,
+    request: &[u8],
+    offered: Interfaces,
+    limits: &Limits,
+) -> Result<(), Error> {
+    if !method.offered_by(offered) {
+        return Err(not_offered("", method));
+    }
+    match method.interface() {
+        Some(
+            Interface::KeyValueBasic
+            | Interface::KeyValueScan
+            | Interface::KeyValueTtl
+            | Interface::KeyValueTransactional
+            | Interface::KeyValueBatch
+            | Interface::KeyValueCas,
+        ) => keyvalue_checks::validate(method, request, limits)?,
+        _ => return Err(not_offered("", method)),
+    }
+    for need in method.field_needs() {
+        if !offered.contains(need.interface) && is_set(request, need.path).map_err(malformed)? {
+            return Err(field_not_offered(method, need.path, need.interface));
+        }
+    }
+    Ok(())
+}
+
+/// INVALID_ARGUMENT: the bytes are not the message that they should be.
+#[cold]
+pub fn malformed(error: DecodeError) -> Error {
+    let message = format!("the request is not a valid message: {error}");
+    Error::new(Kind::InvalidArgument, "REQUEST_MALFORMED", message)
+}
+
+/// Whether the field at the end of `path` is there, in any element of what is repeated on the way.
+fn is_set(message: &[u8], path: &[u32]) -> Result<bool, DecodeError> {
+    let Some((&number, rest)) = path.split_first() else { return Ok(true) };
+    for field in wire::fields(message) {
+        let (found, value) = field?;
+        if found != number {
+            continue;
+        }
+        let set = match value {
+            Value::Varint(value) if rest.is_empty() => value != 0,
+            Value::Bytes(inner) => is_set(inner, rest)?,
+            _ => rest.is_empty(),
+        };
+        if set {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cold]
+fn field_not_offered(method: Method, path: &[u32], interface: Interface) -> Error {
+    let numbers: Vec<_> = path.iter().map(u32::to_string).collect();
+    let message = format!(
+        "field {} of {} needs the interface {interface}, which this namespace does not offer: \
+         leave it out, or ask for a plan on a backend that serves it",
+        numbers.join("."),
+        method.path()
+    );
+    Error::new(Kind::Unimplemented, "INTERFACE_NOT_OFFERED", message)
+        .with("interface", interface.name())
+}

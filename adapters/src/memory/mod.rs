@@ -1,0 +1,189 @@
+//! memstore: a shard's own store, in memory, made durable by the log and by snapshots.
+//!
+//! One per shard, on its thread; the lanes of all its namespaces are in it. Replaying the same records
+//! from an older snapshot gives the same state and the same answers. Its unary futures are ready when
+//! they are first polled, but for Count on a large lane, which gives way between steps.
+//!
+//! - `slab`, `index`, `entry`: where entries are and how they are found
+//! - `store`: changes, expiry (`wheel`) and the memory that is taken
+//! - `keyvalue`, `scan`: the interfaces
+//! - `outcomes`: what became of calls with an idempotency key
+//! - `format`, `snapshot`, `files`: the way to disk and back
+
+mod entry;
+mod format;
+mod index;
+mod keyvalue;
+mod outcomes;
+mod scan;
+mod slab;
+mod snapshot;
+mod store;
+mod wheel;
+
+use std::cell::{Ref, RefCell, RefMut};
+use std::hash::RandomState;
+use std::io::Read;
+use std::rc::Rc;
+use std::time::Duration;
+
+use prism_proto::catalogue::Method;
+use prism_proto::view::keyvalue::TransactRequest;
+use prism_proto::view::types::OperationAction;
+
+pub use self::format::{SNAPSHOT_VERSION, SnapshotError, SnapshotFacts};
+pub use self::outcomes::{
+    Lookup, OUTCOME_BYTES_MAX, OUTCOMES_MAX, Outcome, OutcomeKey, Outcomes, Ticket, WINDOW_DEFAULT,
+    WINDOW_MIN,
+};
+pub use self::snapshot::{Snapshot, SnapshotStep};
+use self::store::Store;
+use crate::backend::Admission;
+use crate::error::{Error, Kind};
+
+/// What a new entry takes beside its key and value, about; for admission.
+const ENTRY_BYTES: usize = 256;
+
+/// How much a memstore takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemstoreLimits {
+    /// Bytes that entries may take, index and timers included. Writes that are already in the log
+    /// when it is reached are still carried out.
+    pub bytes_max: usize,
+    /// How many outcomes of keyed calls are remembered.
+    pub outcomes_max: usize,
+    /// Bytes that remembered outcomes may take.
+    pub outcome_bytes_max: usize,
+}
+
+impl Default for MemstoreLimits {
+    fn default() -> Self {
+        MemstoreLimits {
+            bytes_max: 1 << 30,
+            outcomes_max: OUTCOMES_MAX,
+            outcome_bytes_max: OUTCOME_BYTES_MAX,
+        }
+    }
+}
+
+/// A shard's store, see the module.
+#[derive(Debug, Default)]
+pub struct Memstore {
+    store: RefCell<Store>,
+    outcomes: RefCell<Outcomes>,
+    limits: MemstoreLimits,
+    /// Signs page tokens; another one in every process, because positions are.
+    page_signer: RandomState,
+}
+
+crate::backend! {
+    Memstore: "memstore" =>
+        keyvalue_basic,
+        keyvalue_scan,
+        keyvalue_ttl,
+        keyvalue_transactional,
+        keyvalue_batch,
+        keyvalue_cas,
+}
+
+impl Memstore {
+    /// An empty store.
+    pub fn new(limits: MemstoreLimits) -> Self {
+        let outcomes = Outcomes::new(limits.outcomes_max, limits.outcome_bytes_max);
+        Memstore::assemble(limits, Store::default(), outcomes)
+    }
+
+    /// The store that a snapshot is of; every byte is checked before it is believed.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] says where; the older snapshot may still be good.
+    pub fn restore(
+        limits: MemstoreLimits,
+        source: impl Read,
+    ) -> Result<(Memstore, SnapshotFacts), SnapshotError> {
+        snapshot::restore(limits, source)
+    }
+
+    fn assemble(limits: MemstoreLimits, store: Store, outcomes: Outcomes) -> Memstore {
+        Memstore {
+            store: RefCell::new(store),
+            outcomes: RefCell::new(outcomes),
+            limits,
+            page_signer: RandomState::new(),
+        }
+    }
+
+    /// Begins a snapshot of the state as it is now; see [`Snapshot::step`]. One at a time.
+    ///
+    /// Between a change and the moment when its record counts as contained nothing may come: begin it
+    /// when every record up to `facts.lsn` has been applied, and none after it.
+    pub fn snapshot(self: &Rc<Self>, facts: &SnapshotFacts) -> Result<Snapshot, SnapshotError> {
+        Snapshot::begin(Rc::clone(self), facts)
+    }
+
+    /// About how much memory the entries take, in bytes.
+    pub fn used_bytes(&self) -> usize {
+        self.store.borrow().used_bytes()
+    }
+
+    /// How many entries there are, those that have expired and are not yet reaped included.
+    pub fn entries(&self) -> usize {
+        self.store.borrow().entries()
+    }
+
+    /// Reaps entries and outcomes that have expired by `horizon_us`, at most `budget` of each.
+    ///
+    /// `horizon_us` is the log time of the oldest record that is not yet applied, or the time that
+    /// the log would give to a record now: no change may come from before it. Returns how many went;
+    /// fewer than `budget` means that nothing is left to do.
+    pub fn expire(&self, horizon_us: u64, budget: usize) -> usize {
+        let entries = self.store.borrow_mut().expire(horizon_us, budget);
+        entries + self.outcomes.borrow_mut().expire(horizon_us, budget)
+    }
+
+    /// What became of calls with an idempotency key; snapshotted together with the entries.
+    pub fn outcomes(&self) -> Ref<'_, Outcomes> {
+        self.outcomes.borrow()
+    }
+
+    /// The same, to be changed; not to be held across an await.
+    pub fn outcomes_mut(&self) -> RefMut<'_, Outcomes> {
+        self.outcomes.borrow_mut()
+    }
+
+    #[cold]
+    fn admit_when_full(&self, method: Method, request: &[u8]) -> Result<(), Error> {
+        let takes_space = match method {
+            Method::KEYVALUE_SET
+            | Method::KEYVALUE_BATCH_SET
+            | Method::KEYVALUE_COMPARE_AND_SWAP => true,
+            Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
+                let mut operations = request.operations.iter();
+                operations.any(|one| matches!(one.action, Some(OperationAction::Put(_))))
+            }),
+            _ => false,
+        };
+        if !takes_space {
+            return Ok(());
+        }
+        let message = format!(
+            "the store's memory is used up ({} of {} bytes): delete entries, give them a ttl, or \
+             raise the limit; reads and deletes go on",
+            self.used_bytes(),
+            self.limits.bytes_max
+        );
+        let error = Error::new(Kind::ResourceExhausted, "MEMORY_FULL", message);
+        Err(error.with("backend", "memstore").retry_after(Duration::from_secs(1)))
+    }
+}
+
+impl Admission for Memstore {
+    #[inline]
+    fn admit(&self, method: Method, request: &[u8]) -> Result<(), Error> {
+        let needed = self.used_bytes() + request.len() + ENTRY_BYTES;
+        if needed <= self.limits.bytes_max {
+            return Ok(());
+        }
+        self.admit_when_full(method, request)
+    }
+}

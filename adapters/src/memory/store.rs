@@ -1,0 +1,274 @@
+//! The state of a shard's memstore: lanes of entries, their expiry, and the memory they take.
+//!
+//! It promises that the same changes in the same order give the same state, that an expired entry is
+//! never seen, and that no change takes longer for the store being large. It does no I/O, asks no
+//! clock, and refuses nothing by itself: what must be refused is refused before there is a record.
+
+use ahash::RandomState;
+use hashbrown::HashTable;
+
+use super::entry::{Entry, NEVER};
+use super::index::Index;
+use super::slab::{NOWHERE, Slab};
+use super::snapshot::Cut;
+use super::wheel::Wheel;
+use crate::call::Revision;
+
+/// What an empty lane takes, about.
+const LANE_BYTES: usize = size_of::<Lane>() + 64;
+
+/// The entries of one (namespace, partition).
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) namespace: u32,
+    pub(crate) partition: u16,
+    pub(crate) namespace_name: Box<str>,
+    pub(crate) entries: Slab<Entry>,
+    /// How many entries have an expiry.
+    pub(crate) expiring: usize,
+    index: Index,
+}
+
+/// Where a key is or would be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot {
+    pub(crate) lane: u32,
+    hash: u64,
+    /// Its entry, also when that has expired; else [`NOWHERE`].
+    position: u32,
+}
+
+/// What a write makes of an entry's expiry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// As it was; a new entry does not expire.
+    Keep,
+    /// At this time, µs since the epoch, or [`NEVER`].
+    At(u64),
+}
+
+/// A shard's entries, see the module.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    hasher: RandomState,
+    pub(crate) lanes: Vec<Lane>,
+    lane_index: HashTable<u32>,
+    wheel: Wheel,
+    /// About how much memory everything takes, in bytes.
+    used_bytes: usize,
+    /// Everything that expired until then may have been reaped; no change comes from before.
+    horizon_us: u64,
+    /// Counts the snapshots begun; entries carry the one in which they were last changed.
+    pub(crate) generation: u32,
+    /// The snapshot that is being taken.
+    pub(crate) cut: Option<Cut>,
+}
+
+impl Store {
+    /// About how much memory everything takes, in bytes.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.used_bytes
+    }
+
+    /// How many entries there are, those that have expired and are not yet reaped included.
+    pub(crate) fn entries(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.entries.len()).sum()
+    }
+
+    /// The lane's number, if anything was ever written to it.
+    #[inline]
+    pub(crate) fn lane(&self, namespace: u32, partition: u16) -> Option<u32> {
+        let hash = self.hasher.hash_one((namespace, partition));
+        let is_it = |&number: &u32| {
+            let lane = &self.lanes[number as usize];
+            lane.namespace == namespace && lane.partition == partition
+        };
+        self.lane_index.find(hash, is_it).copied()
+    }
+
+    /// The lane's number; makes the lane if it is not there.
+    #[inline]
+    pub(crate) fn lane_or_new(&mut self, namespace: u32, partition: u16, name: &str) -> u32 {
+        match self.lane(namespace, partition) {
+            Some(number) => number,
+            None => self.new_lane(namespace, partition, name),
+        }
+    }
+
+    #[cold]
+    fn new_lane(&mut self, namespace: u32, partition: u16, name: &str) -> u32 {
+        let number = self.lanes.len() as u32;
+        self.lanes.push(Lane {
+            namespace,
+            partition,
+            namespace_name: name.into(),
+            entries: Slab::default(),
+            expiring: 0,
+            index: Index::default(),
+        });
+        let hash = self.hasher.hash_one((namespace, partition));
+        let (hasher, lanes) = (&self.hasher, &self.lanes);
+        self.lane_index.insert_unique(hash, number, |&number| {
+            let lane = &lanes[number as usize];
+            hasher.hash_one((lane.namespace, lane.partition))
+        });
+        self.used_bytes += LANE_BYTES + name.len();
+        number
+    }
+
+    /// Where `key` is or would be in a lane.
+    #[inline]
+    pub(crate) fn locate(&self, lane: u32, key: &[u8]) -> Spot {
+        let hash = self.hasher.hash_one(key);
+        let entries = &self.lanes[lane as usize];
+        let found = entries.index.find(hash, |position| entries.entries.at(position).key() == key);
+        Spot { lane, hash, position: found.unwrap_or(NOWHERE) }
+    }
+
+    /// The entry at a spot, unless it has expired.
+    #[inline]
+    pub(crate) fn live(&self, spot: Spot, now_us: u64) -> Option<&Entry> {
+        let entry = self.lanes[spot.lane as usize].entries.get(spot.position)?;
+        entry.is_live(now_us).then_some(entry)
+    }
+
+    /// The entry of a key, unless it has expired.
+    #[inline]
+    pub(crate) fn get(
+        &self,
+        namespace: u32,
+        partition: u16,
+        key: &[u8],
+        now_us: u64,
+    ) -> Option<&Entry> {
+        self.live(self.locate(self.lane(namespace, partition)?, key), now_us)
+    }
+
+    /// Stores a value; the spot was located after the last change of the lane.
+    pub(crate) fn put(
+        &mut self,
+        spot: Spot,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        revision: Revision,
+        now_us: u64,
+    ) {
+        debug_assert!(now_us >= self.horizon_us, "a change from before what has been reaped");
+        if spot.position == NOWHERE {
+            return self.insert(spot, key, value, expiry, revision, now_us);
+        }
+        let was_live = self.live(spot, now_us).is_some();
+        self.save_before_change(spot.lane, spot.position);
+        let entry = self.lanes[spot.lane as usize].entries.at_mut(spot.position);
+        let before_bytes = entry.memory_bytes();
+        entry.replace(value, revision);
+        let after_bytes = entry.memory_bytes();
+        self.used_bytes = self.used_bytes - before_bytes + after_bytes;
+        let expires_us = match expiry {
+            Expiry::Keep if was_live => return,
+            Expiry::Keep => NEVER,
+            Expiry::At(expires_us) => expires_us,
+        };
+        self.set_timer(spot.lane, spot.position, expires_us, now_us);
+    }
+
+    fn insert(
+        &mut self,
+        spot: Spot,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        revision: Revision,
+        now_us: u64,
+    ) {
+        let entry = Entry::new(key, value, revision, self.generation);
+        self.used_bytes += entry.memory_bytes();
+        let lane = &mut self.lanes[spot.lane as usize];
+        let position = lane.entries.insert(entry);
+        let (hasher, entries) = (&self.hasher, &lane.entries);
+        let hash_of = |position| hasher.hash_one(entries.at(position).key());
+        lane.index.insert(spot.hash, position, hash_of);
+        if let Expiry::At(expires_us) = expiry {
+            self.set_timer(spot.lane, position, expires_us, now_us);
+        }
+    }
+
+    /// Gives a live entry another expiry; its version stays.
+    pub(crate) fn set_expiry(&mut self, spot: Spot, expires_us: u64, now_us: u64) {
+        debug_assert!(now_us >= self.horizon_us, "a change from before what has been reaped");
+        self.save_before_change(spot.lane, spot.position);
+        self.set_timer(spot.lane, spot.position, expires_us, now_us);
+    }
+
+    /// Takes a key out; it may not be there, or have expired.
+    pub(crate) fn remove(&mut self, spot: Spot, now_us: u64) {
+        debug_assert!(now_us >= self.horizon_us, "a change from before what has been reaped");
+        if spot.position != NOWHERE {
+            self.remove_at(spot.lane, spot.position, spot.hash);
+        }
+    }
+
+    /// Reaps what has expired at `horizon_us`, looking at no more than `budget` timers.
+    ///
+    /// No change with an earlier log time may come after it: each must find what was there at its
+    /// own time, however late it is applied. Returns how many entries were reaped.
+    pub(crate) fn expire(&mut self, horizon_us: u64, mut budget: usize) -> usize {
+        self.horizon_us = self.horizon_us.max(horizon_us);
+        let mut reaped = 0;
+        while let Some((lane, position)) = self.wheel.pop_due(horizon_us, &mut budget) {
+            self.used_bytes -= Wheel::TIMER_BYTES;
+            let lane_entries = &mut self.lanes[lane as usize];
+            let entry = lane_entries.entries.at_mut(position);
+            debug_assert!(!entry.is_live(horizon_us));
+            entry.timer = NOWHERE;
+            lane_entries.expiring -= 1;
+            let hash = self.hasher.hash_one(entry.key());
+            self.remove_at(lane, position, hash);
+            reaped += 1;
+        }
+        reaped
+    }
+
+    fn remove_at(&mut self, lane: u32, position: u32, hash: u64) {
+        self.save_before_change(lane, position);
+        self.set_timer(lane, position, NEVER, 0);
+        let lane = &mut self.lanes[lane as usize];
+        lane.index.remove(hash, position);
+        self.used_bytes -= lane.entries.remove(position).memory_bytes();
+    }
+
+    /// Puts the entry as it is into the snapshot that is being taken, if that still lacks it.
+    #[inline]
+    fn save_before_change(&mut self, lane: u32, position: u32) {
+        let entry = self.lanes[lane as usize].entries.at_mut(position);
+        if entry.generation != self.generation {
+            if let Some(cut) = &mut self.cut {
+                cut.save(lane, position, entry);
+            }
+            entry.generation = self.generation;
+        }
+    }
+
+    fn set_timer(&mut self, lane: u32, position: u32, expires_us: u64, now_us: u64) {
+        let entry = self.lanes[lane as usize].entries.at_mut(position);
+        if entry.expires_us == expires_us {
+            return;
+        }
+        entry.expires_us = expires_us;
+        match (entry.timer != NOWHERE, expires_us != NEVER) {
+            (true, true) => self.wheel.reschedule(entry.timer, expires_us),
+            (true, false) => {
+                self.wheel.cancel(std::mem::replace(&mut entry.timer, NOWHERE));
+                self.used_bytes -= Wheel::TIMER_BYTES;
+                self.lanes[lane as usize].expiring -= 1;
+            }
+            (false, true) => {
+                entry.timer = self.wheel.schedule(lane, position, expires_us, now_us);
+                self.used_bytes += Wheel::TIMER_BYTES;
+                self.lanes[lane as usize].expiring += 1;
+            }
+            (false, false) => {}
+        }
+    }
+}

@@ -1,4 +1,585 @@
 //! The client's end of a gRPC connection.
+//!
+//! Use, per turn of the driver: `receive` what was read, `poll_event` until it returns `None`, start calls, then `swap_output`
+//! and write it. Every call that was started ends with exactly one `Finished`, whatever happens to the connection. The head
+//! of a repeated call is a few bytes, and a unary call allocates nothing in the steady state.
 
-/// Placeholder
-pub struct ClientConnection;
+use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, custom_fields, is_grpc};
+use super::message::{Deframer, FramingError, Message};
+use super::metadata::{Metadata, decode_base64};
+use super::server::SendError;
+use super::status::{Code, percent_decode};
+use super::timeout;
+use crate::h2::connection::{Connection, Incoming, Role, Sink};
+use crate::h2::frame::STREAM_ID_MAX;
+use crate::h2::hpack::{Encoder, Field, FieldKind, Indexing, encode::literal};
+use crate::h2::{CloseReason, ErrorCode, Limits, Output, StreamId};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Why a call could not be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Busy {
+    /// The server allows no more at once; wait for one to finish.
+    Streams,
+    /// `Limits::queue_bytes_max` is reached on this connection.
+    Queue,
+    /// The connection has ended or is about to: use another.
+    Leaving,
+}
+
+/// How a call has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// `grpc-status`, or what stands for it.
+    pub code: Code,
+    /// `grpc-message`, decoded, or a description of what went wrong on the way.
+    pub message: String,
+    /// `grpc-status-details-bin`, decoded.
+    pub details: Vec<u8>,
+    /// Custom trailers.
+    pub trailers: Metadata,
+    /// The server has certainly not processed the call: it can be repeated without harm.
+    pub unprocessed: bool,
+}
+
+impl Finished {
+    fn local(code: Code, message: &str) -> Self {
+        Self {
+            code,
+            message: message.to_string(),
+            details: Vec::new(),
+            trailers: Metadata::new(),
+            unprocessed: false,
+        }
+    }
+}
+
+/// One thing that has happened on a connection.
+#[derive(Debug)]
+pub enum ClientEvent {
+    /// The head of the answer (not of one that consists of trailers alone).
+    Headers {
+        /// Whose.
+        stream: StreamId,
+        /// Custom metadata.
+        metadata: Metadata,
+    },
+    /// A message of the answer. For calls begun with `start`, give its window back with `release`.
+    Message {
+        /// Whose.
+        stream: StreamId,
+        /// The message.
+        message: Bytes,
+    },
+    /// The call is over; its handle is dead.
+    Finished {
+        /// Which.
+        stream: StreamId,
+        /// How.
+        finished: Finished,
+    },
+    /// A stream on which `send_message` said stop has room again.
+    Writable {
+        /// Which.
+        stream: StreamId,
+    },
+}
+
+/// What is kept per stream.
+#[derive(Debug, Default)]
+struct Call {
+    /// Started by `call`: messages are released as they are handed out.
+    unary: bool,
+    /// Why the answer will be refused in the end, although it goes on.
+    not_grpc: Option<u16>,
+    deframer: Deframer,
+    unreleased: u32,
+}
+
+/// Gathers what matters of an answer's head or trailers.
+#[derive(Default)]
+struct AnswerSink {
+    status: u16,
+    grpc: bool,
+    code: Option<Code>,
+    message: String,
+    details: Vec<u8>,
+    metadata: Metadata,
+}
+
+impl Sink for AnswerSink {
+    #[inline]
+    fn begin(&mut self, _trailers: bool) {
+        self.status = 0;
+        self.grpc = false;
+        self.code = None;
+        self.message.clear();
+        self.details.clear();
+        if !self.metadata.is_empty() {
+            self.metadata = Metadata::new();
+        }
+    }
+
+    #[inline]
+    fn field(&mut self, field: &Field<'_>) {
+        match field.kind {
+            FieldKind::Status => {
+                let number = std::str::from_utf8(field.value).ok().and_then(|v| v.parse().ok());
+                self.status = number.unwrap_or(0);
+            }
+            FieldKind::ContentType => self.grpc = is_grpc(field.value),
+            FieldKind::GrpcStatus => self.code = Some(Code::parse(field.value)),
+            FieldKind::GrpcMessage => self.message = percent_decode(field.value),
+            FieldKind::GrpcStatusDetails => {
+                self.details = decode_base64(field.value).unwrap_or_default();
+            }
+            FieldKind::ContentLength
+            | FieldKind::AcceptEncoding
+            | FieldKind::GrpcEncoding
+            | FieldKind::GrpcAcceptEncoding => {}
+            _ => self.metadata.push(field.name, field.value),
+        }
+    }
+}
+
+/// The head of calls to one path.
+struct PathBlock {
+    path: Box<[u8]>,
+    block: CachedBlock,
+}
+
+/// Paths whose heads are kept ready.
+const PATHS_CACHED_MAX: usize = 32;
+
+/// One connection to a server.
+pub struct ClientConnection {
+    core: Connection<Call>,
+    sink: AnswerSink,
+    events: VecDeque<ClientEvent>,
+    authority: Box<[u8]>,
+    user_agent: Box<[u8]>,
+    paths: Vec<PathBlock>,
+    next_path: usize,
+    gathered: usize,
+    scratch: Vec<u8>,
+}
+
+impl ClientConnection {
+    /// A connection that has just been made; the preface is in the output. `authority` is the host and port of the server.
+    pub fn new(limits: &Limits, authority: &str, now_ns: u64) -> Self {
+        Self {
+            core: Connection::new(Role::Client, limits, now_ns),
+            sink: AnswerSink::default(),
+            events: VecDeque::new(),
+            authority: authority.as_bytes().into(),
+            user_agent: concat!("prism/", env!("CARGO_PKG_VERSION")).as_bytes().into(),
+            paths: Vec::new(),
+            next_path: 0,
+            gathered: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// How many more calls the server allows right now.
+    pub fn room(&self) -> usize {
+        if self.is_leaving() {
+            return 0;
+        }
+        (self.core.peer.streams_max as usize).saturating_sub(self.core.streams.len())
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.core.is_closed()
+            || self.core.peer_goaway.is_some()
+            || self.core.next_local_stream > STREAM_ID_MAX
+    }
+
+    /// A whole call with one message: head, message and end in one go.
+    pub fn call(
+        &mut self,
+        path: &[u8],
+        message: Message<'_>,
+        metadata: &[(&str, &[u8])],
+        timeout: Option<Duration>,
+    ) -> Result<StreamId, Busy> {
+        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+            return Err(Busy::Queue);
+        }
+        let stream = self.start(path, metadata, timeout)?;
+        self.core.streams.at(stream.slot()).app.unary = true;
+        let prefix = message.prefix();
+        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, true);
+        debug_assert!(taken);
+        Ok(stream)
+    }
+
+    /// Begins a call; `path` is `/package.Service/Method`, names of metadata are in lower case.
+    pub fn start(
+        &mut self,
+        path: &[u8],
+        metadata: &[(&str, &[u8])],
+        timeout: Option<Duration>,
+    ) -> Result<StreamId, Busy> {
+        if self.is_leaving() {
+            return Err(Busy::Leaving);
+        }
+        if self.core.streams.len() >= self.core.peer.streams_max as usize {
+            return Err(Busy::Streams);
+        }
+        let number = self.core.next_local_stream;
+        self.core.next_local_stream += 2;
+        let slot = self.core.open(number);
+        self.core.streams.at(slot).headers_sent = true;
+        let at = self.path_block(path);
+        let cache = &mut self.paths[at].block;
+        let (authority, user_agent) = (&self.authority, &self.user_agent);
+        let scratch = &mut self.scratch;
+        self.core.put_block(number, false, |encoder, out| {
+            cache.put(encoder, out, |encoder, out| {
+                encoder.field(out, b":method", b"POST", Indexing::Index);
+                encoder.field(out, b":scheme", b"http", Indexing::Index);
+                encoder.field(out, b":path", path, Indexing::Index);
+                encoder.field(out, b":authority", authority, Indexing::Index);
+                encoder.field(out, b"te", b"trailers", Indexing::Index);
+                encoder.field(out, CONTENT_TYPE, CONTENT_TYPE_GRPC, Indexing::Index);
+                encoder.field(out, b"user-agent", user_agent, Indexing::Index);
+            });
+            if let Some(timeout) = timeout {
+                scratch.clear();
+                timeout::write(timeout, scratch);
+                literal(out, b"grpc-timeout", scratch);
+            }
+            put_metadata(encoder, out, metadata, scratch);
+        });
+        Ok(self.core.streams.id(slot))
+    }
+
+    fn path_block(&mut self, path: &[u8]) -> usize {
+        if let Some(at) = self.paths.iter().position(|known| *known.path == *path) {
+            return at;
+        }
+        let new = PathBlock { path: path.into(), block: CachedBlock::default() };
+        if self.paths.len() < PATHS_CACHED_MAX {
+            self.paths.push(new);
+            return self.paths.len() - 1;
+        }
+        self.next_path = (self.next_path + 1) % PATHS_CACHED_MAX;
+        self.paths[self.next_path] = new;
+        self.next_path
+    }
+
+    /// The stream, if we may still send on it.
+    fn sendable(&self, stream: StreamId) -> bool {
+        use crate::h2::stream::Ending;
+        !self.core.is_closed()
+            && self
+                .core
+                .streams
+                .get(stream)
+                .is_some_and(|entry| !entry.local_closed && matches!(entry.ending, Ending::Open))
+    }
+
+    /// Sends or queues one message. `Ok(false)`: it was taken, but wait for `Writable` before the next.
+    pub fn send_message(
+        &mut self,
+        stream: StreamId,
+        message: Message<'_>,
+    ) -> Result<bool, SendError> {
+        if !self.sendable(stream) {
+            return Err(SendError::Closed);
+        }
+        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+            self.core.streams.at(stream.slot()).wants_room = true;
+            return Err(SendError::QueueFull);
+        }
+        let prefix = message.prefix();
+        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, false);
+        debug_assert!(taken);
+        Ok(self.core.is_writable(stream.slot()))
+    }
+
+    /// No more messages will follow.
+    pub fn half_close(&mut self, stream: StreamId) {
+        if self.sendable(stream) {
+            self.core.end_data(stream.slot());
+        }
+    }
+
+    /// Messages of a call begun with `start` have been consumed: the server may send as many bytes more.
+    pub fn release(&mut self, stream: StreamId, bytes: usize) {
+        let Some(entry) = self.core.streams.get_mut(stream) else { return };
+        let bytes = bytes.min(entry.app.unreleased as usize) as u32;
+        entry.app.unreleased -= bytes;
+        if bytes > 0 {
+            self.core.release(stream, bytes);
+        }
+    }
+
+    /// Gives a call up; it ends with `Finished` (CANCELLED).
+    pub fn cancel(&mut self, stream: StreamId) {
+        if self.core.streams.get(stream).is_some() {
+            self.end(stream, Finished::local(Code::Cancelled, "cancelled by the caller"));
+        }
+    }
+
+    /// Takes the whole frames from the front of `input`, as slices of it, and leaves the rest. Poll the events of an earlier
+    /// call first: until then nothing is taken.
+    pub fn receive(&mut self, input: &mut BytesMut, now_ns: u64) {
+        self.core.accept(input, now_ns);
+    }
+
+    /// The next event, or `None` when everything received has been worked through.
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            let Some(incoming) = self.core.poll(&mut self.sink) else {
+                if self.core.is_closed() && self.core.streams.len() > 0 {
+                    self.end_all();
+                    continue;
+                }
+                return None;
+            };
+            match incoming {
+                Incoming::Head { stream, end, too_large } => self.head(stream, end, too_large),
+                Incoming::Data { stream, payload, end } => self.data(stream, payload, end),
+                Incoming::Trailers { stream } => self.trailers(stream),
+                Incoming::Reset { stream, app, code } => {
+                    self.settle(&app);
+                    let mut finished = Finished::local(
+                        match code {
+                            ErrorCode::REFUSED_STREAM => Code::Unavailable,
+                            ErrorCode::CANCEL => Code::Cancelled,
+                            ErrorCode::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+                            ErrorCode::INADEQUATE_SECURITY => Code::PermissionDenied,
+                            _ => Code::Internal,
+                        },
+                        &format!("stream reset: {code:?}"),
+                    );
+                    finished.unprocessed = code == ErrorCode::REFUSED_STREAM;
+                    self.events.push_back(ClientEvent::Finished { stream, finished });
+                }
+                Incoming::Writable { stream } => return Some(ClientEvent::Writable { stream }),
+                Incoming::GoAway { last } => self.going_away(last),
+            }
+        }
+    }
+
+    #[inline]
+    fn head(&mut self, stream: StreamId, end: bool, too_large: bool) {
+        if too_large {
+            let finished = Finished::local(Code::Internal, "response headers too large");
+            self.end(stream, finished);
+        } else if end {
+            self.trailers(stream);
+        } else {
+            if self.sink.status != 200 || !self.sink.grpc {
+                let call = &mut self.core.streams.at(stream.slot()).app;
+                call.not_grpc = Some(self.sink.status);
+            }
+            let metadata = std::mem::take(&mut self.sink.metadata);
+            self.events.push_back(ClientEvent::Headers { stream, metadata });
+        }
+    }
+
+    #[inline]
+    fn data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) {
+        let limits =
+            (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
+        let payload_bytes = payload.len() as u32;
+        let mut held = 0;
+        let call = &mut self.core.streams.at(stream.slot()).app;
+        if call.not_grpc.is_some() {
+            self.core.release(stream, payload_bytes);
+            if end {
+                self.sink.begin(true);
+                self.trailers(stream);
+            }
+            return;
+        }
+        let fault = loop {
+            let sliced = call.deframer.gathered_claim() == 0;
+            match call.deframer.next(&mut payload, limits.0, &mut self.gathered, limits.1) {
+                Ok(Some(message)) => {
+                    if sliced && !call.unary {
+                        held += message.len() as u32;
+                    }
+                    self.events.push_back(ClientEvent::Message { stream, message });
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        call.unreleased += held;
+        self.core.release(stream, payload_bytes - held);
+        if let Some(error) = fault {
+            let finished = match error {
+                FramingError::TooLarge(bytes) => Finished::local(
+                    Code::ResourceExhausted,
+                    &format!("message of {bytes} bytes, the limit is {}", limits.0),
+                ),
+                FramingError::NoRoom => {
+                    Finished::local(Code::ResourceExhausted, "too many large messages at once")
+                }
+                FramingError::BadFlag => Finished::local(Code::Internal, "invalid message framing"),
+                FramingError::Compressed => {
+                    Finished::local(Code::Internal, "a compressed message was not asked for")
+                }
+            };
+            self.end(stream, finished);
+        } else if end {
+            self.sink.begin(true);
+            self.trailers(stream);
+        }
+    }
+
+    /// The answer is complete; the sink holds its trailers.
+    #[inline]
+    fn trailers(&mut self, stream: StreamId) {
+        let call = &self.core.streams.at(stream.slot()).app;
+        let http_status = call.not_grpc.unwrap_or(self.sink.status);
+        let finished = match self.sink.code {
+            Some(_) if !call.deframer.is_clean() => {
+                Finished::local(Code::Internal, "the response ended inside a message")
+            }
+            Some(code) => Finished {
+                code,
+                message: std::mem::take(&mut self.sink.message),
+                details: std::mem::take(&mut self.sink.details),
+                trailers: std::mem::take(&mut self.sink.metadata),
+                unprocessed: false,
+            },
+            None if http_status != 0 && http_status != 200 => {
+                Finished::local(Code::from_http(http_status), &format!("HTTP status {http_status}"))
+            }
+            None if call.not_grpc.is_some() => {
+                Finished::local(Code::Unknown, "the response is not gRPC")
+            }
+            None => Finished::local(Code::Internal, "the response ended without a status"),
+        };
+        self.end(stream, finished);
+    }
+
+    /// Ends a call on our side and reports it.
+    #[inline]
+    fn end(&mut self, stream: StreamId, finished: Finished) {
+        let entry = self.core.streams.at(stream.slot());
+        let call = if entry.remote_closed && entry.local_closed {
+            self.core.forget(stream.slot())
+        } else {
+            self.core.reset(stream, ErrorCode::CANCEL).unwrap_or_default()
+        };
+        self.settle(&call);
+        self.events.push_back(ClientEvent::Finished { stream, finished });
+    }
+
+    #[inline]
+    fn settle(&mut self, call: &Call) {
+        self.gathered -= call.deframer.gathered_claim();
+        if call.unreleased > 0 {
+            self.core.release_connection(call.unreleased);
+        }
+    }
+
+    #[cold]
+    fn going_away(&mut self, last: u32) {
+        let above: Vec<usize> = self.core.streams.live().collect();
+        for slot in above {
+            let stream = self.core.streams.id(slot);
+            if stream.number() > last {
+                let call = self.core.forget(slot);
+                self.settle(&call);
+                let mut finished = Finished::local(Code::Unavailable, "the server is leaving");
+                finished.unprocessed = true;
+                self.events.push_back(ClientEvent::Finished { stream, finished });
+            }
+        }
+        self.core.close_if_drained();
+    }
+
+    #[cold]
+    fn end_all(&mut self) {
+        let reason = match self.core.close_reason() {
+            Some(CloseReason::Error(code, reason)) => {
+                format!("connection error {code:?}: {reason}")
+            }
+            _ => "the connection was lost".to_string(),
+        };
+        let live: Vec<usize> = self.core.streams.live().collect();
+        for slot in live {
+            let stream = self.core.streams.id(slot);
+            let call = self.core.forget(slot);
+            self.settle(&call);
+            let finished = Finished::local(Code::Unavailable, &reason);
+            self.events.push_back(ClientEvent::Finished { stream, finished });
+        }
+    }
+
+    /// What is to be written next.
+    #[inline]
+    pub fn output(&mut self) -> &Output {
+        self.core.pump();
+        &self.core.output
+    }
+
+    /// Takes all that is to be written in exchange for another output, which is emptied. Two of them take turns.
+    #[inline]
+    pub fn swap_output(&mut self, output: &mut Output) {
+        self.core.swap_output(output);
+    }
+
+    /// The socket has ended or failed: every open call gets `Finished` (UNAVAILABLE).
+    pub fn lost(&mut self) {
+        self.core.close(CloseReason::Lost);
+    }
+
+    /// Says good-bye: GOAWAY; open calls are given up.
+    pub fn shut_down(&mut self) {
+        self.core.fail(ErrorCode::NO_ERROR, "");
+    }
+
+    /// When to call `handle_timeout`, in the clock of `now_ns`.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        self.core.poll_timeout()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now_ns: u64) {
+        self.core.handle_timeout(now_ns);
+    }
+
+    /// Whether the socket is to be closed once the output is written. Poll the events to the end first.
+    pub fn is_closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    /// Why it has ended.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.core.close_reason()
+    }
+
+    /// Calls that are open.
+    pub fn open_streams(&self) -> usize {
+        self.core.streams.len()
+    }
+}
+
+/// Custom metadata of a call; credentials are never indexed (RFC 7541, section 7.1.3).
+fn put_metadata(
+    encoder: &mut Encoder,
+    out: &mut Vec<u8>,
+    metadata: &[(&str, &[u8])],
+    scratch: &mut Vec<u8>,
+) {
+    for field in metadata {
+        if field.0 == "authorization" {
+            encoder.field(out, field.0.as_bytes(), field.1, Indexing::Never);
+        } else {
+            let one = std::slice::from_ref(field);
+            custom_fields(one, scratch, &mut |name, value| literal(out, name, value));
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! messages are bytes.
 
 pub mod client;
+mod head;
 pub mod message;
 pub mod metadata;
 pub mod server;
@@ -12,7 +13,8 @@ pub mod status;
 pub mod timeout;
 
 pub use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
+pub use client::{Busy, ClientConnection, ClientEvent, Finished};
 pub use message::Message;
 pub use metadata::Metadata;
-pub use server::{Event, RequestHead, Route, RouteFn, ServerConnection};
+pub use server::{Event, RequestHead, Route, RouteFn, SendError, ServerConnection};
 pub use status::{Code, Status};

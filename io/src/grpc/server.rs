@@ -5,6 +5,9 @@
 //! Unary and server-streaming calls appear as one `Event::Request` once their message is there; in the steady state such a
 //! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
 
+use super::head::{
+    CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, GRPC_STATUS, custom_fields, is_grpc,
+};
 use super::message::{Deframer, FramingError, Message};
 use super::metadata::{Metadata, encode_base64};
 use super::status::{Code, Status, percent_encode};
@@ -175,50 +178,6 @@ impl Sink for HeadSink {
     }
 }
 
-/// `application/grpc`, alone or with `+proto` or parameters.
-#[inline]
-fn is_grpc(content_type: &[u8]) -> bool {
-    match content_type.strip_prefix(b"application/grpc") {
-        Some(b"" | b"+proto" | [b';', ..]) => true,
-        Some(rest) => rest.starts_with(b"+proto;"),
-        None => false,
-    }
-}
-
-/// A header block that repeats, valid as long as the encoder's epoch is the same.
-#[derive(Debug, Default)]
-struct CachedBlock {
-    epoch: u64,
-    bytes: Vec<u8>,
-}
-
-impl CachedBlock {
-    /// Appends the block from the cache, or by `encode`, whose result is kept once it no longer changes the table.
-    #[inline]
-    fn put(
-        &mut self,
-        encoder: &mut Encoder,
-        out: &mut Vec<u8>,
-        encode: impl FnOnce(&mut Encoder, &mut Vec<u8>),
-    ) {
-        if self.epoch == encoder.epoch() && !self.bytes.is_empty() {
-            out.extend_from_slice(&self.bytes);
-            return;
-        }
-        let (start, epoch) = (out.len(), encoder.epoch());
-        encode(encoder, out);
-        self.bytes.clear();
-        if encoder.epoch() == epoch {
-            self.bytes.extend_from_slice(&out[start..]);
-            self.epoch = epoch;
-        }
-    }
-}
-
-const CONTENT_TYPE: &[u8] = b"content-type";
-const CONTENT_TYPE_GRPC: &[u8] = b"application/grpc";
-const GRPC_STATUS: &[u8] = b"grpc-status";
-
 fn encode_ok_head(encoder: &mut Encoder, out: &mut Vec<u8>) {
     encoder.field(out, b":status", b"200", Indexing::Index);
     encoder.field(out, CONTENT_TYPE, CONTENT_TYPE_GRPC, Indexing::Index);
@@ -282,7 +241,7 @@ impl ServerConnection {
             let event = match incoming {
                 Incoming::Head { stream, end, too_large } => self.head(stream, end, too_large),
                 Incoming::Data { stream, payload, end } => self.data(stream, payload, end),
-                Incoming::Trailers { stream, .. } => self.data(stream, Bytes::new(), true),
+                Incoming::Trailers { stream } => self.data(stream, Bytes::new(), true),
                 Incoming::Reset { stream, app, .. } => {
                     self.settle(&app);
                     (app.shown && !app.finished).then_some(Event::Cancelled { stream })
@@ -360,7 +319,8 @@ impl ServerConnection {
 
     #[inline]
     fn data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
-        let limits = (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
+        let limits =
+            (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
         let payload_bytes = payload.len() as u32;
         let entry = self.core.streams.at(stream.slot());
         let call = &mut entry.app;
@@ -405,7 +365,8 @@ impl ServerConnection {
     }
 
     fn stream_data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
-        let limits = (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
+        let limits =
+            (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
         let payload_bytes = payload.len() as u32;
         let mut held = 0;
         let call = &mut self.core.streams.at(stream.slot()).app;
@@ -565,7 +526,8 @@ impl ServerConnection {
             return false;
         }
         let max = self.core.limits.trailer_bytes_max as usize;
-        let custom: usize = status.trailers.iter().map(|(name, v)| name.len() + v.len() * 4 / 3).sum();
+        let custom: usize =
+            status.trailers.iter().map(|(name, v)| name.len() + v.len() * 4 / 3).sum();
         let room = max.saturating_sub(custom);
         let details_bytes = status.details.len() * 4 / 3 + 32;
         let with_details =
@@ -757,22 +719,5 @@ impl ServerConnection {
     /// Bytes of answers that wait for the client's windows.
     pub fn queued_bytes(&self) -> usize {
         self.core.queue_bytes
-    }
-}
-
-/// Shows custom fields with the values of `-bin` names in base64.
-fn custom_fields(
-    fields: &[(&str, &[u8])],
-    scratch: &mut Vec<u8>,
-    push: &mut dyn FnMut(&[u8], &[u8]),
-) {
-    for &(name, value) in fields {
-        if name.ends_with("-bin") {
-            scratch.clear();
-            encode_base64(value, scratch);
-            push(name.as_bytes(), scratch);
-        } else {
-            push(name.as_bytes(), value);
-        }
     }
 }

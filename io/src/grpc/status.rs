@@ -154,10 +154,12 @@ pub(crate) fn percent_encode(message: &str, bytes_max: usize, into: &mut Vec<u8>
         }
     }
     // White space at the ends is not allowed in a field value.
-    for at in [start, into.len().saturating_sub(1)] {
-        if into.get(at) == Some(&b' ') {
-            into.splice(at..=at, *b"%20");
-        }
+    if into.len() > start && into.ends_with(b" ") {
+        into.pop();
+        into.extend_from_slice(b"%20");
+    }
+    if into.get(start) == Some(&b' ') {
+        into.splice(start..=start, *b"%20");
     }
 }
 

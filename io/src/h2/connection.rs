@@ -52,16 +52,16 @@ pub(crate) enum Fault {
 pub(crate) enum Incoming<T> {
     /// The head of a request or a final response went to the sink.
     Head { stream: StreamId, end: bool, too_large: bool },
-    /// Trailers went to the sink; the peer's side has ended.
-    Trailers { stream: StreamId, too_large: bool },
+    /// Trailers went to the sink, as far as they are within the limit; the peer's side has ended.
+    Trailers { stream: StreamId },
     /// A part of the payload. `flow` bytes (padding excluded) are to be released once they are consumed.
     Data { stream: StreamId, payload: Bytes, end: bool },
     /// The stream is gone: reset by the peer, or by us because of a stream error.
-    Reset { stream: StreamId, app: T, code: ErrorCode, by_peer: bool },
+    Reset { stream: StreamId, app: T, code: ErrorCode },
     /// A stream that was full has room again.
     Writable { stream: StreamId },
-    /// The peer's GOAWAY (client: streams above `last` were not processed).
-    GoAway { last: u32, code: ErrorCode },
+    /// The peer's GOAWAY (client: streams above `last` will not be processed).
+    GoAway { last: u32 },
 }
 
 /// Takes the fields of a head or of trailers, in order. They have been checked by RFC 9113, sections 8.2 and 8.3.
@@ -152,6 +152,10 @@ pub(crate) struct Connection<T> {
     pub(crate) peer_goaway: Option<(u32, ErrorCode)>,
 }
 
+/// Ended streams that are remembered, to name the error of a frame that comes too late.
+const CLOSED_REMEMBERED: usize = 64;
+/// Streams reset by us that are remembered: what the peer had already sent for them is ignored.
+const RESET_REMEMBERED: usize = 1024;
 /// Streams that a client may open before it has seen the server's SETTINGS.
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
 
@@ -188,8 +192,8 @@ impl<T: Default> Connection<T> {
             writable: VecDeque::new(),
             last_peer_stream: 0,
             next_local_stream: 1,
-            closed: RecentlyClosed::new(),
-            reset_by_us: RecentlyClosed::new(),
+            closed: RecentlyClosed::new(CLOSED_REMEMBERED),
+            reset_by_us: RecentlyClosed::new(RESET_REMEMBERED),
             budgets: Budgets {
                 peer_resets: budget(limits.peer_resets),
                 provoked_resets: budget(limits.provoked_resets),
@@ -405,16 +409,13 @@ impl<T: Default> Connection<T> {
             return;
         }
         match self.phase {
-            Phase::Preface => self.close(CloseReason::Error(
-                ErrorCode::PROTOCOL_ERROR,
-                "no HTTP/2 preface in time",
-            )),
+            Phase::Preface => self
+                .close(CloseReason::Error(ErrorCode::PROTOCOL_ERROR, "no HTTP/2 preface in time")),
             Phase::FirstSettings => {
                 self.fail(ErrorCode::SETTINGS_TIMEOUT, "no SETTINGS in time");
             }
             Phase::Open => {
-                let settings_due =
-                    self.started_ns.saturating_add(self.limits.settings_timeout_ns);
+                let settings_due = self.started_ns.saturating_add(self.limits.settings_timeout_ns);
                 if !self.settings_acknowledged && now_ns >= settings_due {
                     self.fail(ErrorCode::SETTINGS_TIMEOUT, "SETTINGS not acknowledged in time");
                 } else {

@@ -45,7 +45,7 @@ pub struct Limits {
     pub settings: Rate,
     /// DATA frames without a byte and without END_STREAM.
     pub empty_data: Rate,
-    /// PRIORITY frames, unknown frames and WINDOW_UPDATE frames that name a closed stream.
+    /// PRIORITY frames, unknown frames, and acknowledgements of nothing.
     pub idle_frames: Rate,
     /// Time for the whole preface, nanoseconds. 10 s.
     pub preface_timeout_ns: u64,

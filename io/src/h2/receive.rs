@@ -65,10 +65,7 @@ impl<T: Default> Connection<T> {
                         return Some(incoming);
                     }
                     Err(_) => {
-                        self.fail(
-                            ErrorCode::ENHANCE_YOUR_CALM,
-                            "too many stream errors provoked",
-                        );
+                        self.fail(ErrorCode::ENHANCE_YOUR_CALM, "too many stream errors provoked");
                         return None;
                     }
                 },
@@ -158,6 +155,9 @@ impl<T: Default> Connection<T> {
         let payload_bytes = (end - start) as u32;
         let Some(slot) = slot else {
             self.release_connection(length);
+            if length == 0 && !self.budgets.empty_data.take(self.now_ns) {
+                return Err(calm("too many empty DATA frames"));
+            }
             return self.late_frame(number);
         };
         let stream = self.streams.at(slot);
@@ -183,8 +183,7 @@ impl<T: Default> Connection<T> {
             }
         }
         if !fits || !content_ok {
-            let code =
-                if fits { ErrorCode::PROTOCOL_ERROR } else { ErrorCode::FLOW_CONTROL_ERROR };
+            let code = if fits { ErrorCode::PROTOCOL_ERROR } else { ErrorCode::FLOW_CONTROL_ERROR };
             self.release_connection(length);
             return Err(Fault::Stream(number, code));
         }
@@ -206,7 +205,7 @@ impl<T: Default> Connection<T> {
     /// DATA or HEADERS for a stream that has ended: expected for a while after we have reset it.
     fn late_frame(&mut self, number: u32) -> Handled<T> {
         if self.reset_by_us.contains(number) {
-            return self.idle_frame();
+            return Ok(None);
         }
         Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED))
     }
@@ -260,8 +259,7 @@ impl<T: Default> Connection<T> {
             return Err(calm("header block too large"));
         }
         let bytes = part.to_vec();
-        self.block =
-            Some(Block { stream, end_stream, depends_on_itself, continuations: 0, bytes });
+        self.block = Some(Block { stream, end_stream, depends_on_itself, continuations: 0, bytes });
         Ok(None)
     }
 
@@ -316,7 +314,7 @@ impl<T: Default> Connection<T> {
         if number <= self.last_peer_stream {
             self.decode_block(block, HeadKind::Ignored, sink)?;
             if self.reset_by_us.contains(number) {
-                return self.idle_frame();
+                return Ok(None);
             }
             let code = if self.closed.contains(number) {
                 ErrorCode::STREAM_CLOSED
@@ -330,7 +328,7 @@ impl<T: Default> Connection<T> {
             self.decode_block(block, HeadKind::Ignored, sink)?;
             self.reset_by_us.push(number);
             self.last_peer_stream = number;
-            return self.idle_frame();
+            return Ok(None);
         }
         self.last_peer_stream = number;
         if self.streams.len() >= self.limits.streams_max as usize {
@@ -394,7 +392,7 @@ impl<T: Default> Connection<T> {
                 return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
             }
             self.streams.at(slot).remote_closed = true;
-            return Ok(Some(Incoming::Trailers { stream, too_large }));
+            return Ok(Some(Incoming::Trailers { stream }));
         }
         if malformed || (end && content_length.is_some_and(|length| length > 0)) {
             return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
@@ -434,7 +432,8 @@ impl<T: Default> Connection<T> {
             if self.is_idle(header.stream) {
                 return Err(protocol("WINDOW_UPDATE on an idle stream"));
             }
-            return self.idle_frame();
+            // Crossed with the end of the stream, as happens all the time.
+            return Ok(None);
         };
         if increment == 0 {
             return Err(Fault::Stream(header.stream, ErrorCode::PROTOCOL_ERROR));
@@ -457,7 +456,7 @@ impl<T: Default> Connection<T> {
             if self.is_idle(header.stream) {
                 return Err(protocol("RST_STREAM on an idle stream"));
             }
-            return self.idle_frame();
+            return Ok(None);
         };
         if self.role == Role::Server && !self.budgets.peer_resets.take(self.now_ns) {
             return Err(calm("too many streams reset"));
@@ -465,7 +464,7 @@ impl<T: Default> Connection<T> {
         let stream = self.streams.id(slot);
         let app = self.forget(slot);
         let code = ErrorCode(u32::from_be_bytes(bytes));
-        Ok(Some(Incoming::Reset { stream, app, code, by_peer: true }))
+        Ok(Some(Incoming::Reset { stream, app, code }))
     }
 
     fn settings(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
@@ -573,7 +572,7 @@ impl<T: Default> Connection<T> {
         if self.role == Role::Server && self.streams.len() == 0 {
             self.close(CloseReason::Done);
         }
-        Ok(Some(Incoming::GoAway { last, code }))
+        Ok(Some(Incoming::GoAway { last }))
     }
 
     fn priority(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
@@ -608,7 +607,7 @@ impl<T: Default> Connection<T> {
         let Some(slot) = self.streams.find(number) else { return Ok(None) };
         let stream = self.streams.id(slot);
         let app = self.forget(slot);
-        Ok(Some(Incoming::Reset { stream, app, code, by_peer: false }))
+        Ok(Some(Incoming::Reset { stream, app, code }))
     }
 
     /// Answers to control frames need room in the output: a peer that only sends is cut off.
@@ -643,6 +642,5 @@ impl<T: Default> Connection<T> {
 }
 
 fn dependency(priority: &[u8; 5]) -> u32 {
-    u32::from_be_bytes([priority[0], priority[1], priority[2], priority[3]])
-        & frame::STREAM_ID_MAX
+    u32::from_be_bytes([priority[0], priority[1], priority[2], priority[3]]) & frame::STREAM_ID_MAX
 }

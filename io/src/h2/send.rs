@@ -96,7 +96,13 @@ impl<T: Default> Connection<T> {
         if total <= self.room(slot) {
             let number = self.streams.at(slot).number;
             let out = &mut self.output.inline;
-            frame::put_header(out, total, kind::DATA, if end { flag::END_STREAM } else { 0 }, number);
+            frame::put_header(
+                out,
+                total,
+                kind::DATA,
+                if end { flag::END_STREAM } else { 0 },
+                number,
+            );
             out.extend_from_slice(prefix);
             out.extend_from_slice(head);
             if tail.len() >= REFERENCE_BYTES_MIN {

@@ -259,24 +259,27 @@ impl<T: Default> StreamTable<T> {
     }
 }
 
-/// Numbers of the streams that ended last, to tell late frames from wrong ones.
+/// Numbers of the streams that ended last, to tell late frames from wrong ones. Allocates as it fills.
 #[derive(Debug)]
 pub(crate) struct RecentlyClosed {
-    numbers: [u32; Self::LEN],
+    numbers: Vec<u32>,
     next: usize,
+    len_max: usize,
 }
 
 impl RecentlyClosed {
-    const LEN: usize = 64;
-
-    pub(crate) fn new() -> Self {
-        Self { numbers: [0; Self::LEN], next: 0 }
+    pub(crate) fn new(len_max: usize) -> Self {
+        Self { numbers: Vec::new(), next: 0, len_max }
     }
 
     #[inline]
     pub(crate) fn push(&mut self, number: u32) {
-        self.numbers[self.next % Self::LEN] = number;
-        self.next = self.next.wrapping_add(1);
+        if self.numbers.len() < self.len_max {
+            self.numbers.push(number);
+            return;
+        }
+        self.numbers[self.next] = number;
+        self.next = if self.next + 1 == self.len_max { 0 } else { self.next + 1 };
     }
 
     pub(crate) fn contains(&self, number: u32) -> bool {

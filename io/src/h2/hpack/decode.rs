@@ -198,10 +198,7 @@ pub(super) fn integer(rest: &mut &[u8], bits: u32) -> Result<usize, DecodeError>
 
 /// A string (section 5.2): borrowed from the block, or `None` when it was Huffman-coded and is now at the end of `scratch`.
 #[inline]
-fn string<'a>(
-    rest: &mut &'a [u8],
-    scratch: &mut Vec<u8>,
-) -> Result<Option<&'a [u8]>, DecodeError> {
+fn string<'a>(rest: &mut &'a [u8], scratch: &mut Vec<u8>) -> Result<Option<&'a [u8]>, DecodeError> {
     let coded = *rest.first().ok_or(DecodeError::Truncated)? & 0x80 != 0;
     let length = integer(rest, 7)?;
     let (text, tail) = rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;

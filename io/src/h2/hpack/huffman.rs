@@ -63,7 +63,8 @@ const fn tables() -> Tables {
                     let spare = FAST_BITS - length as u32;
                     let mut k = 0;
                     while k < 1 << spare {
-                        t.fast[((code << spare) + k) as usize] = (symbol as u16) << 8 | length as u16;
+                        t.fast[((code << spare) + k) as usize] =
+                            (symbol as u16) << 8 | length as u16;
                         k += 1;
                     }
                 }

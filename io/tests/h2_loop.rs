@@ -1,0 +1,238 @@
+//! Client and server against each other in memory.
+
+use bytes::{Bytes, BytesMut};
+use prism_io::grpc::{
+    ClientConnection, ClientEvent, Code, Event, Finished, Limits, Message, Output, Route,
+    ServerConnection, Status, StreamId,
+};
+use std::time::Duration;
+
+fn route(path: &[u8]) -> Option<Route> {
+    let (id, client_streaming, server_streaming) = match path {
+        b"/test.Echo/Unary" => (1, false, false),
+        b"/test.Echo/Server" => (2, false, true),
+        b"/test.Echo/Client" => (3, true, false),
+        b"/test.Echo/Both" => (4, true, true),
+        _ => return None,
+    };
+    Some(Route { id, client_streaming, server_streaming })
+}
+
+/// Both ends and what is on its way between them.
+struct Wire {
+    client: ClientConnection,
+    server: ServerConnection,
+    to_server: BytesMut,
+    to_client: BytesMut,
+    output: Output,
+}
+
+impl Wire {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            client: ClientConnection::new(limits, "test:1", 0),
+            server: ServerConnection::new(limits, route, 0),
+            to_server: BytesMut::new(),
+            to_client: BytesMut::new(),
+            output: Output::default(),
+        }
+    }
+
+    /// Moves what the client has written and returns the server's events.
+    fn serve(&mut self) -> Vec<Event> {
+        self.client.swap_output(&mut self.output);
+        for segment in self.output.segments() {
+            self.to_server.extend_from_slice(segment);
+        }
+        self.server.receive(&mut self.to_server, 0);
+        std::iter::from_fn(|| self.server.poll_event()).collect()
+    }
+
+    /// Moves what the server has written and returns the client's events.
+    fn answer(&mut self) -> Vec<ClientEvent> {
+        self.server.swap_output(&mut self.output);
+        for segment in self.output.segments() {
+            self.to_client.extend_from_slice(segment);
+        }
+        self.client.receive(&mut self.to_client, 0);
+        std::iter::from_fn(|| self.client.poll_event()).collect()
+    }
+}
+
+fn finished(event: Option<&ClientEvent>) -> (StreamId, &Finished) {
+    match event {
+        Some(ClientEvent::Finished { stream, finished }) => (*stream, finished),
+        other => panic!("no Finished but {other:?}"),
+    }
+}
+
+#[test]
+fn a_unary_call_with_metadata_and_trailers() {
+    let mut wire = Wire::new(&Limits::default());
+    for round in 0..3 {
+        let metadata: [(&str, &[u8]); 2] = [("prism-after", b"7"), ("odd-bin", &[0, 255])];
+        let timeout = Some(Duration::from_millis(250));
+        let body = vec![b'x'; 20];
+        let call =
+            wire.client.call(b"/test.Echo/Unary", Message::new(&body), &metadata, timeout).unwrap();
+        let mut events = wire.serve();
+        let Some(Event::Request { stream, route, head, message }) = events.pop() else {
+            panic!("{events:?}")
+        };
+        assert!(events.is_empty());
+        assert_eq!((route, head.timeout), (1, timeout));
+        assert_eq!(head.metadata.get("prism-after"), Some(&b"7"[..]));
+        assert_eq!(head.metadata.get_bin("odd-bin"), Some(vec![0, 255]));
+        assert_eq!(head.metadata.iter().count(), 2);
+        assert_eq!(message, body);
+        let answer = Message { head: b"head", tail: message };
+        assert!(wire.server.respond(stream, answer, &[("prism-lsn", b"12"), ("x-bin", &[1])]));
+        assert_eq!(wire.server.open_streams(), 0);
+
+        let events = wire.answer();
+        let Some(ClientEvent::Message { stream, message }) = events.get(1) else {
+            panic!("{events:?}")
+        };
+        assert_eq!((*stream, &message[..]), (call, &b"headxxxxxxxxxxxxxxxxxxxx"[..]));
+        let (stream, status) = finished(events.get(2));
+        assert_eq!((stream, status.code, events.len()), (call, Code::Ok, 3), "round {round}");
+        assert_eq!(status.trailers.get("prism-lsn"), Some(&b"12"[..]));
+        assert_eq!(status.trailers.get_bin("x-bin"), Some(vec![1]));
+        assert_eq!(wire.client.open_streams(), 0);
+    }
+}
+
+#[test]
+fn a_failed_call_carries_message_and_details() {
+    let mut wire = Wire::new(&Limits::default());
+    wire.client.call(b"/test.Echo/Unary", Message::default(), &[], None).unwrap();
+    let events = wire.serve();
+    let [Event::Request { stream, .. }] = &events[..] else { panic!("{events:?}") };
+    wire.server.fail(
+        *stream,
+        &Status {
+            code: Code::NotFound,
+            message: "no such key: \u{fc}%",
+            details: &[8, 5, 0, 255],
+            trailers: &[("retry", b"no")],
+        },
+    );
+    let events = wire.answer();
+    let (_, status) = finished(events.first());
+    assert_eq!(status.code, Code::NotFound);
+    assert_eq!(status.message, "no such key: \u{fc}%");
+    assert_eq!(status.details, [8, 5, 0, 255]);
+    assert_eq!(status.trailers.get("retry"), Some(&b"no"[..]));
+}
+
+#[test]
+fn an_unknown_path_is_unimplemented_and_named() {
+    let mut wire = Wire::new(&Limits::default());
+    wire.client.call(b"/test.Echo/Nothing", Message::default(), &[], None).unwrap();
+    assert!(wire.serve().is_empty());
+    let events = wire.answer();
+    let (_, status) = finished(events.first());
+    assert_eq!(status.code, Code::Unimplemented);
+    assert_eq!(status.message, "unknown method /test.Echo/Nothing");
+    assert_eq!((wire.client.open_streams(), wire.server.open_streams()), (0, 0));
+}
+
+/// A message far beyond frame size and windows goes there and back whole.
+#[test]
+fn a_large_message_goes_there_and_back() {
+    let limits = Limits {
+        stream_window_bytes: 70_000,
+        connection_window_bytes: 100_000,
+        ..Limits::default()
+    };
+    let mut wire = Wire::new(&limits);
+    let body: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    let tail = Bytes::from(body.clone());
+    wire.client.call(b"/test.Echo/Unary", Message { head: &[], tail }, &[], None).unwrap();
+    let mut got = None;
+    let mut done = false;
+    for _ in 0..200 {
+        for event in wire.serve() {
+            let Event::Request { stream, message, .. } = event else { panic!("{event:?}") };
+            assert_eq!(message, body);
+            wire.server.respond(stream, Message { head: &[], tail: message }, &[]);
+        }
+        for event in wire.answer() {
+            match event {
+                ClientEvent::Message { message, .. } => got = Some(message),
+                ClientEvent::Finished { finished, .. } => done = finished.code == Code::Ok,
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(got.as_deref(), Some(&body[..]));
+    assert!(done);
+    assert_eq!((wire.client.open_streams(), wire.server.open_streams()), (0, 0));
+    assert_eq!(wire.server.queued_bytes(), 0);
+}
+
+#[test]
+fn both_sides_stream() {
+    let mut wire = Wire::new(&Limits::default());
+    let call = wire.client.start(b"/test.Echo/Both", &[], None).unwrap();
+    let mut events = wire.serve();
+    let Some(Event::Open { stream, route: 4, .. }) = events.pop() else { panic!("{events:?}") };
+    for round in 0..10u8 {
+        wire.client.send_message(call, Message::new(&[round; 3])).unwrap();
+        wire.client.send_message(call, Message::new(&[round; 0])).unwrap();
+        let events = wire.serve();
+        for event in &events {
+            let Event::Message { message, .. } = event else { panic!("{event:?}") };
+            wire.server.send_message(stream, Message::new(message)).unwrap();
+            wire.server.release(stream, message.len());
+        }
+        assert_eq!(events.len(), 2);
+        let events = wire.answer();
+        let messages = events.iter().filter(|e| matches!(e, ClientEvent::Message { .. })).count();
+        assert_eq!(messages, 2);
+    }
+    wire.client.half_close(call);
+    assert!(matches!(wire.serve()[..], [Event::HalfClose { .. }]));
+    wire.server.finish(stream, &[("a", b"b")]);
+    let events = wire.answer();
+    assert_eq!(finished(events.first()).1.code, Code::Ok);
+    assert_eq!((wire.client.open_streams(), wire.server.open_streams()), (0, 0));
+}
+
+#[test]
+fn cancelled_calls_are_reported_once() {
+    let mut wire = Wire::new(&Limits::default());
+    let call = wire.client.call(b"/test.Echo/Unary", Message::default(), &[], None).unwrap();
+    assert_eq!(wire.serve().len(), 1);
+    wire.client.cancel(call);
+    let Some(ClientEvent::Finished { finished, .. }) = wire.client.poll_event() else { panic!() };
+    assert_eq!(finished.code, Code::Cancelled);
+    let events = wire.serve();
+    let [Event::Cancelled { stream }] = events[..] else { panic!("{events:?}") };
+    assert!(!wire.server.respond(stream, Message::default(), &[]));
+    assert!(wire.answer().is_empty());
+    // And when the connection is lost.
+    wire.client.call(b"/test.Echo/Unary", Message::default(), &[], None).unwrap();
+    assert_eq!(wire.serve().len(), 1);
+    wire.server.lost();
+    assert!(matches!(wire.server.poll_event(), Some(Event::Cancelled { .. })));
+    assert!(wire.server.poll_event().is_none());
+}
+
+#[test]
+fn a_drain_finishes_what_runs() {
+    let mut wire = Wire::new(&Limits::default());
+    wire.client.call(b"/test.Echo/Unary", Message::default(), &[], None).unwrap();
+    let Some(Event::Request { stream, .. }) = wire.serve().pop() else { panic!() };
+    wire.answer();
+    wire.server.drain(5);
+    wire.answer();
+    assert!(!wire.server.is_closed());
+    wire.serve(); // the PING's acknowledgement
+    assert!(!wire.server.is_closed());
+    wire.server.respond(stream, Message::default(), &[]);
+    let events = wire.answer();
+    assert_eq!(finished(events.last()).1.code, Code::Ok);
+    assert!(wire.server.is_closed() && wire.client.is_closed());
+    assert!(wire.client.call(b"/test.Echo/Unary", Message::default(), &[], None).is_err());
+}

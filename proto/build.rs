@@ -46,6 +46,9 @@ fn build() -> Result<(), Box<dyn Error>> {
 
     prost_build::Config::new()
         .bytes(["."])
+        // Type names are for packing details into a Status.
+        .enable_type_names()
+        .type_name_domain(["."], "type.googleapis.com")
         .include_file("messages.rs")
         .out_dir(&out)
         .compile_fds(commented.file_descriptor_set())?;

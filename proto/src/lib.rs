@@ -6,6 +6,7 @@
 //! This crate decides nothing and does no I/O.
 
 pub mod catalogue;
+pub mod rpc;
 pub mod view;
 pub mod wire;
 

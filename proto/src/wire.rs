@@ -9,7 +9,12 @@
 //! every request is its namespace.
 
 use std::fmt;
-use std::marker::PhantomData;
+
+mod repeated;
+mod write;
+
+pub use repeated::{Element, Repeated, RepeatedIter};
+pub use write::{bytes_field_len, put_bytes, put_length, put_tag, put_varint, varint_len};
 
 /// Groups nested deeper than this inside an unknown field are refused.
 pub const GROUP_DEPTH_MAX: usize = 64;
@@ -372,255 +377,88 @@ pub fn field_str(buf: &[u8], number: u32) -> Result<Option<&str>, DecodeError> {
     Ok(found)
 }
 
-/// What can be repeated in a view.
-pub trait Element<'a>: Sized {
-    /// The wire type of one element.
-    const WIRE: WireType;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Reads one element of field `field`, whose tag was just read.
-    fn read(reader: &mut Reader<'a>, field: u32) -> Result<Self, DecodeError>;
-}
-
-/// A repeated field: decoded anew each time it is walked, never collected.
-///
-/// All elements were checked when the message was decoded, so that walking
-/// them cannot fail.
-pub struct Repeated<'a, T> {
-    /// From the first element's tag to the end of the last; other fields may lie between.
-    buf: &'a [u8],
-    field: u32,
-    len: usize,
-    element: PhantomData<fn() -> T>,
-}
-
-impl<T> Clone for Repeated<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Repeated<'_, T> {}
-
-impl<T> Default for Repeated<'_, T> {
-    fn default() -> Self {
-        Repeated { buf: &[], field: 0, len: 0, element: PhantomData }
-    }
-}
-
-impl<'a, T: Element<'a> + fmt::Debug> fmt::Debug for Repeated<'a, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
-    }
-}
-
-impl<'a, T: Element<'a> + PartialEq> PartialEq for Repeated<'a, T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.len == other.len && self.iter().eq(other.iter())
-    }
-}
-
-impl<'a, T: Element<'a>> Repeated<'a, T> {
-    /// Number of elements.
-    pub const fn len(&self) -> usize {
-        self.len
+    #[test]
+    fn namespace_and_key_are_read_past_everything_else() {
+        let mut request = Vec::new();
+        put_bytes(&mut request, 9, b"unknown");
+        put_tag(&mut request, 7, WireType::Fixed64);
+        request.extend_from_slice(&[0; 8]);
+        put_bytes(&mut request, 2, b"key");
+        put_bytes(&mut request, 1, "m\u{fc}nchen".as_bytes());
+        assert_eq!(namespace_of(&request), Ok("m\u{fc}nchen"));
+        assert_eq!(route(&request, Some(2)), Ok(Route { namespace: "m\u{fc}nchen", key: "key" }));
+        assert_eq!(route(&request, None).map(|route| route.key), Ok(""));
+        assert_eq!(field_str(&request, 2), Ok(Some("key")));
+        assert_eq!(field_str(&request, 3), Ok(None));
+        assert_eq!(namespace_of(b""), Ok(""));
     }
 
-    /// There is no element.
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
+    #[test]
+    fn a_namespace_given_twice_is_refused_even_when_it_is_the_same() {
+        let mut request = Vec::new();
+        put_bytes(&mut request, 1, b"a");
+        put_bytes(&mut request, 2, b"k");
+        put_bytes(&mut request, 1, b"a");
+        assert_eq!(namespace_of(&request), Err(DecodeError::Duplicate { field: 1 }));
+        put_bytes(&mut request, 2, b"k");
+        assert_eq!(field_str(&request, 2), Err(DecodeError::Duplicate { field: 2 }));
     }
 
-    /// The elements in wire order.
-    pub fn iter(&self) -> RepeatedIter<'a, T> {
-        RepeatedIter {
-            reader: Reader::new(self.buf),
-            packed: Reader::new(&[]),
-            field: self.field,
-            left: self.len,
-            element: PhantomData,
-        }
+    #[test]
+    fn what_is_no_string_is_no_namespace() {
+        assert_eq!(namespace_of(b"\x0a\x01\xff"), Err(DecodeError::InvalidUtf8 { field: 1 }));
+        assert_eq!(namespace_of(b"\x08\x01"), Err(DecodeError::WrongWireType { field: 1 }));
+        assert_eq!(namespace_of(b"\x0a\x02a"), Err(DecodeError::Truncated));
+        assert_eq!(
+            namespace_of(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+            Err(DecodeError::Truncated)
+        );
+        assert_eq!(namespace_of(b"\x02\x00"), Err(DecodeError::InvalidTag));
+        assert_eq!(namespace_of(b"\x17"), Err(DecodeError::InvalidWireType));
+        assert_eq!(namespace_of(b"\x0c"), Err(DecodeError::WrongWireType { field: 1 }));
+        assert_eq!(namespace_of(b"\x14"), Err(DecodeError::InvalidWireType));
     }
 
-    /// Takes in the element, or the packed elements, that `reader` stands
-    /// before and whose tag began at `tag_start`.
-    ///
-    /// A message field that is given twice is merged, but not when both
-    /// occurrences carry elements of the same repeated field: that is refused
-    /// as a duplicate, since the elements would not lie in one buffer.
-    pub(crate) fn extend(
-        &mut self,
-        reader: &mut Reader<'a>,
-        tag: u32,
-        tag_start: usize,
-    ) -> Result<(), DecodeError> {
-        let field = tag >> 3;
-        let mut added = 0;
-        if tag & 7 == T::WIRE as u32 {
-            T::read(reader, field)?;
-            added = 1;
-        } else {
-            let mut packed = Reader::new(reader.bytes()?);
-            while !packed.is_empty() {
-                T::read(&mut packed, field)?;
-                added += 1;
-            }
-        }
-        let end = reader.position();
-        let start = if self.field == 0 {
-            tag_start
-        } else {
-            let offset =
-                (self.buf.as_ptr() as usize).wrapping_sub(reader.buffer().as_ptr() as usize);
-            if offset > tag_start {
-                return Err(DecodeError::Duplicate { field });
-            }
-            offset
-        };
-        self.buf = &reader.buffer()[start..end];
-        self.field = field;
-        self.len += added;
-        Ok(())
-    }
-}
-
-impl<'a, T: Element<'a>> IntoIterator for Repeated<'a, T> {
-    type Item = T;
-    type IntoIter = RepeatedIter<'a, T>;
-
-    fn into_iter(self) -> RepeatedIter<'a, T> {
-        self.iter()
-    }
-}
-
-/// Walks a [`Repeated`].
-#[derive(Clone, Debug)]
-pub struct RepeatedIter<'a, T> {
-    reader: Reader<'a>,
-    packed: Reader<'a>,
-    field: u32,
-    left: usize,
-    element: PhantomData<fn() -> T>,
-}
-
-impl<'a, T: Element<'a>> RepeatedIter<'a, T> {
-    fn read(&mut self) -> Result<Option<T>, DecodeError> {
-        if !self.packed.is_empty() {
-            return T::read(&mut self.packed, self.field).map(Some);
-        }
-        while let Some(tag) = self.reader.tag()? {
-            if tag >> 3 != self.field {
-                self.reader.skip(tag)?;
-            } else if tag & 7 == T::WIRE as u32 {
-                return T::read(&mut self.reader, self.field).map(Some);
-            } else {
-                self.packed = Reader::new(self.reader.bytes()?);
-                if !self.packed.is_empty() {
-                    return T::read(&mut self.packed, self.field).map(Some);
-                }
-            }
-        }
-        Ok(None)
-    }
-}
-
-impl<'a, T: Element<'a>> Iterator for RepeatedIter<'a, T> {
-    type Item = T;
-
-    fn next(&mut self) -> Option<T> {
-        let item = self.read().ok().flatten();
-        debug_assert_eq!(item.is_some(), self.left > 0, "elements were checked by decode");
-        self.left = self.left.saturating_sub(1);
-        item
+    #[test]
+    fn overlong_varints_are_refused() {
+        let longest = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+        assert_eq!(Reader::new(&longest).varint(), Ok(u64::MAX));
+        let mut beyond = longest;
+        beyond[9] = 2;
+        assert_eq!(Reader::new(&beyond).varint(), Err(DecodeError::VarintOverflow));
+        assert_eq!(Reader::new(&[0x80; 11]).varint(), Err(DecodeError::VarintOverflow));
+        assert_eq!(Reader::new(&[0x80; 9]).varint(), Err(DecodeError::Truncated));
     }
 
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
+    #[test]
+    fn groups_are_passed_over_without_recursion() {
+        let nested = |depth: usize| [vec![0x33; depth], vec![0x34; depth]].concat();
+        assert_eq!(namespace_of(&nested(GROUP_DEPTH_MAX)), Ok(""));
+        assert_eq!(namespace_of(&nested(GROUP_DEPTH_MAX + 1)), Err(DecodeError::InvalidGroup));
+        assert_eq!(namespace_of(&vec![0x33; 1 << 20]), Err(DecodeError::InvalidGroup));
+        assert_eq!(namespace_of(&[0x33, 0x3c]), Err(DecodeError::InvalidGroup));
+        assert_eq!(namespace_of(&[0x33]), Err(DecodeError::Truncated));
     }
-}
 
-impl<'a, T: Element<'a>> ExactSizeIterator for RepeatedIter<'a, T> {}
-
-impl<'a> Element<'a> for &'a str {
-    const WIRE: WireType = WireType::LengthDelimited;
-
-    #[inline]
-    fn read(reader: &mut Reader<'a>, field: u32) -> Result<Self, DecodeError> {
-        reader.string(field)
+    #[test]
+    fn fields_end_after_the_first_error() {
+        let mut buf = Vec::new();
+        put_bytes(&mut buf, 1, b"x");
+        put_tag(&mut buf, 3, WireType::Varint);
+        put_varint(&mut buf, 300);
+        buf.push(0x0a);
+        let read: Vec<_> = fields(&buf).collect();
+        assert_eq!(
+            read,
+            [
+                Ok((1, Value::Bytes(b"x".as_slice()))),
+                Ok((3, Value::Varint(300))),
+                Err(DecodeError::Truncated)
+            ]
+        );
     }
-}
-
-impl<'a> Element<'a> for &'a [u8] {
-    const WIRE: WireType = WireType::LengthDelimited;
-
-    #[inline]
-    fn read(reader: &mut Reader<'a>, _field: u32) -> Result<Self, DecodeError> {
-        reader.bytes()
-    }
-}
-
-macro_rules! scalar_elements {
-    ($($type:ty, $wire:ident, |$reader:ident| $read:expr;)*) => {$(
-        impl<'a> Element<'a> for $type {
-            const WIRE: WireType = WireType::$wire;
-
-            #[inline]
-            fn read($reader: &mut Reader<'a>, _field: u32) -> Result<Self, DecodeError> {
-                Ok($read)
-            }
-        }
-    )*};
-}
-
-scalar_elements! {
-    bool, Varint, |reader| reader.varint()? != 0;
-    u32, Varint, |reader| reader.varint()? as u32;
-    u64, Varint, |reader| reader.varint()?;
-    i32, Varint, |reader| reader.varint()? as i32;
-    i64, Varint, |reader| reader.varint()? as i64;
-    f32, Fixed32, |reader| f32::from_le_bytes(reader.fixed32()?);
-    f64, Fixed64, |reader| f64::from_le_bytes(reader.fixed64()?);
-}
-
-/// Bytes that `value` takes as a varint: 1 to 10.
-#[inline]
-pub const fn varint_len(value: u64) -> usize {
-    // Seven bits to a byte: ceil(bits / 7) as (bits * 9 + 64) / 64, exact for 1 to 64 bits.
-    let bits = 64 - (value | 1).leading_zeros();
-    ((bits * 9 + 64) / 64) as usize
-}
-
-/// Appends a varint.
-#[inline]
-pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-/// Appends a tag.
-#[inline]
-pub fn put_tag(out: &mut Vec<u8>, number: u32, wire: WireType) {
-    put_varint(out, u64::from(tag(number, wire)));
-}
-
-/// Appends a whole length-delimited field.
-#[inline]
-pub fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
-    put_length(out, number, bytes.len());
-    out.extend_from_slice(bytes);
-}
-
-/// Appends tag and length of a length-delimited field; its bytes come next.
-#[inline]
-pub fn put_length(out: &mut Vec<u8>, number: u32, len: usize) {
-    put_tag(out, number, WireType::LengthDelimited);
-    put_varint(out, len as u64);
-}
-
-/// Bytes of a length-delimited field with `len` bytes of content.
-#[inline]
-pub const fn bytes_field_len(number: u32, len: usize) -> usize {
-    varint_len((number << 3) as u64) + varint_len(len as u64) + len
 }

@@ -1,0 +1,163 @@
+//! Reading a segment from front to back: batches that are valid where they stand, and headers that prove something.
+
+use std::io;
+
+use prism_io::disk::{ChunkStream, PAGE_BYTES, Storage};
+
+use crate::format::{BATCH_HEADER_BYTES, BATCH_MAGIC, BatchHeader, HeaderFault, Nonce, body_crc, seed};
+use crate::record::Record;
+
+/// A window that moves forward over one file.
+pub(crate) struct SegmentReader {
+    stream: Box<dyn ChunkStream>,
+    window: Vec<u8>,
+    /// Offset of the window's first byte in the file.
+    start: u64,
+    ended: bool,
+}
+
+impl SegmentReader {
+    pub(crate) fn open(storage: &mut dyn Storage, name: &str) -> io::Result<SegmentReader> {
+        Ok(SegmentReader { stream: storage.stream(name, 0)?, window: Vec::new(), start: 0, ended: false })
+    }
+
+    /// The bytes at `offset`, fewer than `length` only at the end of the file. Offsets never go back.
+    pub(crate) fn get(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
+        let skip = usize::try_from(offset - self.start).expect("the window is in memory");
+        let wanted = skip + length;
+        if wanted > self.window.len() && !self.ended {
+            // What was left behind goes before more comes in.
+            let passed = skip.min(self.window.len());
+            self.window.drain(..passed);
+            self.start += passed as u64;
+            let wanted = wanted - passed;
+            while self.window.len() < wanted && !self.ended {
+                let chunk = self.stream.next_chunk()?;
+                self.ended = chunk.is_empty();
+                self.window.extend_from_slice(chunk);
+            }
+        }
+        let from = usize::try_from(offset - self.start).expect("in the window").min(self.window.len());
+        let to = (from + length).min(self.window.len());
+        Ok(&self.window[from..to])
+    }
+}
+
+/// What a batch must be to come next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    pub(crate) nonce: Nonce,
+    pub(crate) epoch: u64,
+    pub(crate) segment_seq: u64,
+    pub(crate) first_lsn: u64,
+    /// Header checksum of the batch before, where it was read.
+    pub(crate) chain_crc: Option<u32>,
+}
+
+/// Why the bytes at a place are not the batch that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchFault {
+    /// The file ends here.
+    EndOfFile,
+    /// No header, or a damaged one.
+    Header(HeaderFault),
+    /// An intact header of an earlier use of the file, or of another place.
+    Stale,
+    /// The header is the expected one, the records are torn or damaged.
+    Body,
+}
+
+/// Reads the batch at `offset`: its header, the header's checksum, and the bytes of its records.
+pub(crate) fn read_batch<'a>(
+    reader: &'a mut SegmentReader,
+    offset: u64,
+    expected: &Expected,
+) -> io::Result<Result<(BatchHeader, u32, &'a [u8]), BatchFault>> {
+    let bytes = reader.get(offset, BATCH_HEADER_BYTES)?;
+    if bytes.len() < BATCH_HEADER_BYTES {
+        return Ok(Err(BatchFault::EndOfFile));
+    }
+    let (header, crc) = match BatchHeader::decode(bytes) {
+        Ok(decoded) => decoded,
+        Err(fault) => return Ok(Err(BatchFault::Header(fault))),
+    };
+    let fits = header.nonce == expected.nonce
+        && header.epoch == expected.epoch
+        && header.segment_seq == expected.segment_seq
+        && header.first_lsn == expected.first_lsn
+        && expected.chain_crc.is_none_or(|crc| crc == header.previous_crc);
+    if !fits {
+        return Ok(Err(BatchFault::Stale));
+    }
+    let batch = reader.get(offset, header.padded_bytes())?;
+    if batch.len() < header.padded_bytes() {
+        return Ok(Err(BatchFault::Body));
+    }
+    let (content, padding) = batch.split_at(header.bytes as usize);
+    let body = &content[BATCH_HEADER_BYTES..];
+    if body_crc(seed(&header.nonce), body) != header.body_crc || padding.iter().any(|&byte| byte != 0) {
+        return Ok(Err(BatchFault::Body));
+    }
+    Ok(Ok((header, crc, body)))
+}
+
+/// The records of a batch in order; `None` in place of one that is none.
+pub(crate) struct Records<'a> {
+    body: &'a [u8],
+    next_lsn: u64,
+    left: u32,
+}
+
+impl<'a> Records<'a> {
+    pub(crate) fn new(header: &BatchHeader, body: &'a [u8]) -> Records<'a> {
+        Records { body, next_lsn: header.first_lsn, left: header.count }
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Option<Record<'a>>;
+
+    fn next(&mut self) -> Option<Option<Record<'a>>> {
+        if self.left == 0 {
+            // Nothing may stand behind the last record.
+            return (!std::mem::take(&mut self.body).is_empty()).then_some(None);
+        }
+        match Record::decode(self.body) {
+            Some((record, bytes)) if record.lsn == self.next_lsn => {
+                self.body = &self.body[bytes..];
+                self.next_lsn += 1;
+                self.left -= 1;
+                Some(Some(record))
+            }
+            _ => {
+                self.left = 0;
+                self.body = &[];
+                Some(None)
+            }
+        }
+    }
+}
+
+/// The intact headers with this nonce at page boundaries from `offset` on. Headers that a payload contains do not pass: the
+/// nonce was not known to anybody when the payload was made.
+pub(crate) fn headers_behind(
+    reader: &mut SegmentReader,
+    offset: u64,
+    nonce: &Nonce,
+    found: &mut dyn FnMut(u64, &BatchHeader),
+) -> io::Result<()> {
+    let mut offset = offset;
+    loop {
+        let page = reader.get(offset, PAGE_BYTES)?;
+        if page.len() < BATCH_HEADER_BYTES {
+            return Ok(());
+        }
+        if page[..8] == BATCH_MAGIC
+            && let Ok((header, _)) = BatchHeader::decode(page)
+            && header.nonce == *nonce
+        {
+            found(offset, &header);
+        }
+        offset += PAGE_BYTES as u64;
+    }
+}

@@ -143,7 +143,7 @@ struct Scalar {
     wire: &'static str,
     wire_number: u32,
     read: String,
-    is_default: &'static str,
+    is_set: &'static str,
     put: &'static str,
     len: &'static str,
 }
@@ -155,7 +155,7 @@ fn scalar(field: &FieldDescriptor) -> Result<Scalar, Box<dyn Error>> {
         wire: "Varint",
         wire_number: 0,
         read: read.to_owned(),
-        is_default: "value == 0",
+        is_set: "value != 0",
         put,
         len,
     };
@@ -165,7 +165,7 @@ fn scalar(field: &FieldDescriptor) -> Result<Scalar, Box<dyn Error>> {
     const LEN_SIGNED: &str = "wire::varint_len(i64::from(value) as u64)";
     Ok(match field.kind() {
         Kind::Bool => {
-            Scalar { is_default: "!value", ..varint("bool", "reader.varint()? != 0", PUT, "1") }
+            Scalar { is_set: "value", ..varint("bool", "reader.varint()? != 0", PUT, "1") }
         }
         Kind::Uint32 => varint(
             "u32",
@@ -188,7 +188,7 @@ fn scalar(field: &FieldDescriptor) -> Result<Scalar, Box<dyn Error>> {
             wire: "Fixed64",
             wire_number: 1,
             read: "f64::from_le_bytes(reader.fixed64()?)".to_owned(),
-            is_default: "value == 0.0",
+            is_set: "value.to_bits() != 0",
             put: "out.extend_from_slice(&value.to_le_bytes())",
             len: "8",
         },
@@ -197,7 +197,7 @@ fn scalar(field: &FieldDescriptor) -> Result<Scalar, Box<dyn Error>> {
             wire: "LengthDelimited",
             wire_number: 2,
             read: format!("reader.string({number})?"),
-            is_default: "value.is_empty()",
+            is_set: "!value.is_empty()",
             put: "wire::put_varint(out, value.len() as u64); out.extend_from_slice(value.as_bytes())",
             len: "wire::varint_len(value.len() as u64) + value.len()",
         },
@@ -206,7 +206,7 @@ fn scalar(field: &FieldDescriptor) -> Result<Scalar, Box<dyn Error>> {
             wire: "LengthDelimited",
             wire_number: 2,
             read: "reader.bytes()?".to_owned(),
-            is_default: "value.is_empty()",
+            is_set: "!value.is_empty()",
             put: "wire::put_varint(out, value.len() as u64); out.extend_from_slice(value)",
             len: "wire::varint_len(value.len() as u64) + value.len()",
         },
@@ -220,7 +220,7 @@ fn scalar(field: &FieldDescriptor) -> Result<Scalar, Box<dyn Error>> {
             wire: "LengthDelimited",
             wire_number: 2,
             read: String::new(),
-            is_default: "false",
+            is_set: "true",
             put: "wire::put_varint(out, value.encoded_len() as u64); value.encode(out)",
             len: "wire::varint_len(value.encoded_len() as u64) + value.encoded_len()",
         },
@@ -372,6 +372,13 @@ impl<'d> Message<'d> {
         writeln!(out, "let mut message = Self::default(); message.merge(buf)?; Ok(message) }}")?;
         writeln!(out, "pub(crate) fn merge(&mut self, buf: {buf}) -> Result<(), DecodeError> {{")?;
         writeln!(out, "let mut reader = Reader::new(buf);")?;
+        if self.fields.is_empty() {
+            writeln!(
+                out,
+                "while let Some(tag) = reader.tag()? {{ reader.skip(tag)?; }} Ok(()) }}"
+            )?;
+            return Ok(());
+        }
         if self.fields.iter().any(repeats) {
             writeln!(
                 out,
@@ -468,14 +475,15 @@ impl<'d> Message<'d> {
             let scalar = scalar(field)?;
             let place = ident(field.name());
             let len = Self::present_len(field, &scalar);
-            let value = if matches!(field.kind(), Kind::Bool) { "_" } else { "value" };
-            if field.supports_presence() {
-                writeln!(out, "if let Some({value}) = self.{place} {{ len += {len}; }}")?;
+            if field.supports_presence() && matches!(field.kind(), Kind::Bool) {
+                writeln!(out, "if self.{place}.is_some() {{ len += {len}; }}")?;
+            } else if field.supports_presence() {
+                writeln!(out, "if let Some(value) = self.{place} {{ len += {len}; }}")?;
             } else {
                 writeln!(
                     out,
-                    "let value = self.{place}; if !({}) {{ len += {len}; }}",
-                    scalar.is_default
+                    "let value = self.{place}; if {} {{ len += {len}; }}",
+                    scalar.is_set
                 )?;
             }
         }
@@ -508,7 +516,7 @@ impl<'d> Message<'d> {
         if field.supports_presence() {
             writeln!(out, "if let Some(value) = self.{place} {{ {put} }}")?;
         } else {
-            writeln!(out, "let value = self.{place}; if !({}) {{ {put} }}", scalar.is_default)?;
+            writeln!(out, "let value = self.{place}; if {} {{ {put} }}", scalar.is_set)?;
         }
         Ok(())
     }

@@ -12,5 +12,6 @@ pub mod h2;
 pub mod http1;
 pub mod mesh;
 pub mod net;
+pub mod probe;
 pub mod rt;
 pub mod server;

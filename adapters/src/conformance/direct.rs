@@ -1,0 +1,152 @@
+//! The shortest way to an adapter: no proxy, no log, and a clock that is told the time.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prism_proto::catalogue::{Access, Interfaces, Method};
+
+use super::{Client, Failure};
+use crate::backend::Backend;
+use crate::call::{Context, PageSink, Reply, Revision};
+use crate::error::{Error, Kind};
+use crate::interfaces::validate;
+use crate::limits::Limits;
+
+/// The time at which a direct client's clock begins, µs since the epoch: in November 2023.
+const BEGIN_US: u64 = 1_700_000_000_123_456;
+
+/// A client that calls an adapter the way the core does: validate, admit, carry out.
+#[derive(Debug)]
+pub struct Direct<B> {
+    /// The adapter.
+    pub backend: B,
+    limits: Limits,
+    now_us: Cell<u64>,
+    lsn: Cell<u64>,
+}
+
+impl<B: Backend> Direct<B> {
+    /// A client of an empty namespace on this backend.
+    pub fn new(backend: B) -> Self {
+        let (now_us, lsn) = (Cell::new(BEGIN_US), Cell::new(0));
+        Direct { backend, limits: Limits::default(), now_us, lsn }
+    }
+
+    /// The time now, µs since the epoch.
+    pub fn now_us(&self) -> u64 {
+        self.now_us.get()
+    }
+
+    /// LSN of the last write.
+    pub fn lsn(&self) -> u64 {
+        self.lsn.get()
+    }
+
+    fn context(&self, method: Method) -> Context<'_> {
+        if method.access() == Access::Write {
+            self.lsn.set(self.lsn.get() + 1);
+        }
+        self.now_us.set(self.now_us.get() + 1);
+        Context {
+            namespace: 1,
+            namespace_name: "conformance",
+            partition: 0,
+            now_us: self.now_us.get(),
+            revision: Revision::logged(self.lsn.get()),
+            limits: &self.limits,
+        }
+    }
+
+    fn check(&self, method: Method, request: &[u8]) -> Result<(), Error> {
+        validate(method, request, B::SERVES, &self.limits)?;
+        self.backend.admit(method, request)
+    }
+}
+
+impl<B: Backend> Client for Direct<B> {
+    fn offers(&self) -> Interfaces {
+        B::SERVES
+    }
+
+    fn namespace(&self) -> &str {
+        "conformance"
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn is_time_simulated(&self) -> bool {
+        true
+    }
+
+    async fn unary(&self, method: Method, request: Vec<u8>) -> Result<Bytes, Failure> {
+        self.check(method, &request)?;
+        let mut reply = Reply::default();
+        self.backend.unary(&self.context(method), method, &request, &mut reply).await?;
+        assert!(reply.len() <= self.limits.max_message_size, "a reply longer than a message may be");
+        Ok(reply.to_bytes())
+    }
+
+    async fn stream(
+        &self,
+        method: Method,
+        request: Vec<u8>,
+        messages_max: usize,
+    ) -> Result<Vec<Bytes>, Failure> {
+        self.check(method, &request)?;
+        let context = self.context(method);
+        let mut sink = Collect { messages: Vec::new(), messages_max, now_us: context.now_us };
+        let ended = self.backend.stream(&context, method, &request, &mut sink).await;
+        if sink.messages.len() < messages_max {
+            ended?;
+        }
+        let message_max = self.limits.max_message_size;
+        assert!(sink.messages.iter().all(|message| message.len() <= message_max));
+        Ok(sink.messages)
+    }
+
+    async fn advance(&self, by: Duration) {
+        self.now_us.set(self.now_us.get() + by.as_micros() as u64);
+    }
+}
+
+/// A sink that keeps the messages, and stops listening after some of them.
+#[derive(Debug)]
+pub struct Collect {
+    /// What was sent.
+    pub messages: Vec<Bytes>,
+    /// After so many messages it stops listening.
+    pub messages_max: usize,
+    /// The time that it tells, µs since the epoch.
+    pub now_us: u64,
+}
+
+impl PageSink for Collect {
+    async fn send(&mut self, message: Bytes) -> Result<(), Error> {
+        self.messages.push(message);
+        if self.messages.len() < self.messages_max {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Cancelled, "CANCELLED", "the caller has heard enough"))
+    }
+
+    fn now_us(&self) -> u64 {
+        self.now_us
+    }
+}
+
+/// Polls a future until it is ready; for futures that wait for nothing but their turn.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = TaskContext::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+    }
+}

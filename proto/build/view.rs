@@ -300,6 +300,12 @@ impl<'d> Message<'d> {
         )?;
         let (of, on) = if self.lifetime.is_empty() { ("", "") } else { ("<'a>", "<'a>") };
         writeln!(out, "impl{of} {}{on} {{", self.name)?;
+        for field in &self.fields {
+            let name = field.name();
+            writeln!(out, "/// Number of field `{name}`.")?;
+            let number = field.number();
+            writeln!(out, "pub const {}_FIELD: u32 = {number};", name.to_uppercase())?;
+        }
         self.write_decode(out)?;
         self.write_enum_getters(out)?;
         if encodes(self.message) {

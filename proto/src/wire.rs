@@ -311,12 +311,15 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// What the router needs of a request.
+///
+/// Bytes as received: whoever compares them with the names of namespaces, or
+/// hashes them, has no need to know that they are UTF-8; decoding checks it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Route<'a> {
     /// Field 1; empty when it is not there.
-    pub namespace: &'a str,
+    pub namespace: &'a [u8],
     /// The key field; empty when it is not there or not asked for.
-    pub key: &'a str,
+    pub key: &'a [u8],
 }
 
 /// Reads the namespace (field 1) and, in the same pass over the top-level
@@ -347,7 +350,7 @@ pub fn route(buf: &[u8], key_field: Option<u32>) -> Result<Route<'_>, DecodeErro
         if std::mem::replace(seen, true) {
             return Err(DecodeError::Duplicate { field });
         }
-        *slot = reader.string(field)?;
+        *slot = reader.bytes()?;
     }
     Ok(route)
 }
@@ -355,7 +358,8 @@ pub fn route(buf: &[u8], key_field: Option<u32>) -> Result<Route<'_>, DecodeErro
 /// The namespace of a request: its field 1, empty when it is not there.
 /// Refuses a request that carries it twice.
 pub fn namespace_of(buf: &[u8]) -> Result<&str, DecodeError> {
-    route(buf, None).map(|route| route.namespace)
+    let namespace = route(buf, None)?.namespace;
+    std::str::from_utf8(namespace).map_err(|_| DecodeError::InvalidUtf8 { field: 1 })
 }
 
 /// The top-level string field `number`, or `None` when it is not there.
@@ -390,8 +394,9 @@ mod tests {
         put_bytes(&mut request, 2, b"key");
         put_bytes(&mut request, 1, "m\u{fc}nchen".as_bytes());
         assert_eq!(namespace_of(&request), Ok("m\u{fc}nchen"));
-        assert_eq!(route(&request, Some(2)), Ok(Route { namespace: "m\u{fc}nchen", key: "key" }));
-        assert_eq!(route(&request, None).map(|route| route.key), Ok(""));
+        let routed = Route { namespace: "m\u{fc}nchen".as_bytes(), key: b"key" };
+        assert_eq!(route(&request, Some(2)), Ok(routed));
+        assert_eq!(route(&request, None).map(|route| route.key), Ok(b"".as_slice()));
         assert_eq!(field_str(&request, 2), Ok(Some("key")));
         assert_eq!(field_str(&request, 3), Ok(None));
         assert_eq!(namespace_of(b""), Ok(""));

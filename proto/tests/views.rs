@@ -205,7 +205,8 @@ fn check(bytes: &[u8]) {
 
     // The router sees what the decoder sees, or refuses.
     if let (Ok(route), Ok(view)) = (wire::route(bytes, Some(2)), view::GetRequest::decode(bytes)) {
-        assert_eq!((route.namespace, route.key), (view.namespace, view.key));
+        let seen = (view.namespace.as_bytes(), view.key.as_bytes());
+        assert_eq!((route.namespace, route.key), seen);
         assert_eq!(wire::namespace_of(bytes), Ok(view.namespace));
     }
 }

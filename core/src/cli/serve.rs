@@ -1,0 +1,85 @@
+//! `prism serve`: flags over the file, then the shards.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Exit, complain};
+use crate::config::{self, Config, Flags};
+use crate::logging;
+
+const AFTER_HELP: &str = "\
+Without --config every client API that works has one namespace of its own name, durable at level wal.
+
+Examples:
+  prism serve
+  prism serve --listen 0.0.0.0:7400 --data-dir /var/lib/prism
+  prism serve --cores 2-5 --log-format text
+  prism serve --config prism.yaml
+";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct ServeArgs {
+    /// The configuration file, YAML; the flags below stand over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to serve gRPC [default: 127.0.0.1:7400].
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<String>,
+    /// Where to serve metrics, health and configuration over HTTP [default: 127.0.0.1:7401].
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<String>,
+    /// The directory of logs and snapshots; made if it is not there [default: ./prism-data].
+    #[arg(long, value_name = "DIRECTORY")]
+    data_dir: Option<String>,
+    /// How many shards to run, each on a core of its own [default: one for every core].
+    #[arg(long, value_name = "COUNT")]
+    shards: Option<String>,
+    /// The cores of the shards, such as 0,2-3.
+    #[arg(long, value_name = "LIST")]
+    cores: Option<String>,
+    /// The least serious log line to write: error, warn, info, debug or trace [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// The form of log lines on stderr: json or text [default: json].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl ServeArgs {
+    fn flags(&self) -> Flags {
+        Flags {
+            listen: self.listen.clone(),
+            admin: self.admin.clone(),
+            data_dir: self.data_dir.clone(),
+            shards: self.shards.clone(),
+            cores: self.cores.clone(),
+            log_level: self.log_level.clone(),
+            log_format: self.log_format.clone(),
+        }
+    }
+}
+
+pub(super) fn run(args: &ServeArgs, serve: impl FnOnce(Config) -> Exit) -> Exit {
+    let config = match config::load(args.config.as_deref(), &args.flags()) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return Exit::Config;
+        }
+    };
+    let flush = match logging::start(&config.log) {
+        Ok(flush) => flush,
+        Err(error) => {
+            complain(format_args!("the log cannot be started: {error}"));
+            return Exit::Failure;
+        }
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let exit = serve(config);
+    drop(flush);
+    exit
+}

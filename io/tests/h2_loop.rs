@@ -236,3 +236,250 @@ fn a_drain_finishes_what_runs() {
     assert!(wire.server.is_closed() && wire.client.is_closed());
     assert!(wire.client.call(b"/test.Echo/Unary", Message::default(), &[], None).is_err());
 }
+
+mod interleavings {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// One move of the test, by a number.
+    #[derive(Debug, Clone)]
+    enum Move {
+        Call { bytes: usize, timeout: bool },
+        Start,
+        Send { nth: usize, bytes: usize },
+        HalfClose { nth: usize },
+        Cancel { nth: usize },
+        ToServer { bytes: usize },
+        ToClient { bytes: usize },
+        Answer { nth: usize },
+    }
+
+    fn moves() -> impl Strategy<Value = Move> {
+        let size = prop_oneof![0..50usize, 0..5_000usize, 20_000..60_000usize];
+        prop_oneof![
+            3 => (size.clone(), any::<bool>())
+                .prop_map(|(bytes, timeout)| Move::Call { bytes, timeout }),
+            1 => Just(Move::Start),
+            3 => (0..8usize, size.clone()).prop_map(|(nth, bytes)| Move::Send { nth, bytes }),
+            1 => (0..8usize).prop_map(|nth| Move::HalfClose { nth }),
+            1 => (0..8usize).prop_map(|nth| Move::Cancel { nth }),
+            5 => (1..30_000usize).prop_map(|bytes| Move::ToServer { bytes }),
+            5 => (1..30_000usize).prop_map(|bytes| Move::ToClient { bytes }),
+            5 => (0..8usize).prop_map(|nth| Move::Answer { nth }),
+        ]
+    }
+
+    #[derive(Default)]
+    struct Expectation {
+        sent: Vec<u8>,
+        got: Vec<u8>,
+        finished: Option<Code>,
+        cancelled: bool,
+    }
+
+    struct World {
+        wire: Wire,
+        client_out: Vec<u8>,
+        server_out: Vec<u8>,
+        calls: BTreeMap<u32, (StreamId, bool, Expectation)>,
+        waiting: Vec<(StreamId, Bytes)>,
+        streams: Vec<(StreamId, Vec<Bytes>, bool)>,
+    }
+
+    impl World {
+        /// Hands at most `bytes` bytes to the server, which takes note of what it got.
+        fn feed_server(&mut self, bytes: usize) {
+            self.wire.client.swap_output(&mut self.wire.output);
+            for segment in self.wire.output.segments() {
+                self.client_out.extend_from_slice(segment);
+            }
+            let count = bytes.min(self.client_out.len());
+            self.wire.to_server.extend_from_slice(&self.client_out[..count]);
+            self.client_out.drain(..count);
+            self.wire.server.receive(&mut self.wire.to_server, 0);
+            while let Some(event) = self.wire.server.poll_event() {
+                match event {
+                    Event::Request { stream, message, .. } => self.waiting.push((stream, message)),
+                    Event::Open { stream, .. } => self.streams.push((stream, Vec::new(), false)),
+                    Event::Message { stream, message } => {
+                        let open = self.streams.iter_mut().find(|(id, ..)| *id == stream);
+                        open.expect("an open stream").1.push(message);
+                    }
+                    Event::HalfClose { stream } => {
+                        let open = self.streams.iter_mut().find(|(id, ..)| *id == stream);
+                        open.expect("an open stream").2 = true;
+                    }
+                    Event::Cancelled { stream } => {
+                        let before = self.waiting.len() + self.streams.len();
+                        self.waiting.retain(|(id, _)| *id != stream);
+                        self.streams.retain(|(id, ..)| *id != stream);
+                        let known = before > self.waiting.len() + self.streams.len();
+                        // Unless it was answered, and the answer has not reached the client.
+                        let _ = known;
+                    }
+                    Event::Writable { .. } => {}
+                }
+            }
+        }
+
+        /// Answers what waits: everything of one call.
+        fn answer(&mut self, nth: usize) {
+            if !self.waiting.is_empty() {
+                let (stream, message) = self.waiting.remove(nth % self.waiting.len());
+                self.wire.server.respond(stream, Message { head: &[], tail: message }, &[]);
+            }
+            if !self.streams.is_empty() {
+                let at = nth % self.streams.len();
+                let (stream, messages, closed) = &mut self.streams[at];
+                for message in messages.drain(..) {
+                    self.wire.server.release(*stream, message.len());
+                    let tail = Message { head: &[], tail: message };
+                    self.wire.server.send_message(*stream, tail).expect("it is open");
+                }
+                if *closed {
+                    self.wire.server.finish(*stream, &[]);
+                    self.streams.remove(at);
+                }
+            }
+        }
+
+        fn feed_client(&mut self, bytes: usize) {
+            self.wire.server.swap_output(&mut self.wire.output);
+            for segment in self.wire.output.segments() {
+                self.server_out.extend_from_slice(segment);
+            }
+            let count = bytes.min(self.server_out.len());
+            self.wire.to_client.extend_from_slice(&self.server_out[..count]);
+            self.server_out.drain(..count);
+            self.wire.client.receive(&mut self.wire.to_client, 0);
+            self.client_events();
+        }
+
+        fn client_events(&mut self) {
+            while let Some(event) = self.wire.client.poll_event() {
+                match event {
+                    ClientEvent::Message { stream, message } => {
+                        self.wire.client.release(stream, message.len());
+                        let call = self.calls.get_mut(&stream.number()).expect("a known call");
+                        call.2.got.extend_from_slice(&message);
+                    }
+                    ClientEvent::Finished { stream, finished } => {
+                        let call = self.calls.get_mut(&stream.number()).expect("a known call");
+                        assert_eq!(call.2.finished, None, "finished twice");
+                        call.2.finished = Some(finished.code);
+                    }
+                    _ => {}
+                }
+            }
+        }
+
+        fn nth_open(&mut self, nth: usize) -> Option<u32> {
+            let open: Vec<u32> = self
+                .calls
+                .iter()
+                .filter(|(_, call)| call.1 && call.2.finished.is_none())
+                .map(|(number, _)| *number)
+                .collect();
+            (!open.is_empty()).then(|| open[nth % open.len()])
+        }
+
+        fn make(&mut self, step: Move) {
+            match step {
+                Move::Call { bytes, timeout } => {
+                    let body: Vec<u8> = (0..bytes).map(|n| n as u8).collect();
+                    let timeout = timeout.then_some(Duration::from_secs(3));
+                    let message = Message::new(&body);
+                    let call = self.wire.client.call(b"/test.Echo/Unary", message, &[], timeout);
+                    let Ok(call) = call else { return };
+                    let expectation = Expectation { sent: body, ..Expectation::default() };
+                    self.calls.insert(call.number(), (call, false, expectation));
+                }
+                Move::Start => {
+                    let Ok(call) = self.wire.client.start(b"/test.Echo/Both", &[], None) else {
+                        return;
+                    };
+                    self.calls.insert(call.number(), (call, true, Expectation::default()));
+                }
+                Move::Send { nth, bytes } => {
+                    let Some(number) = self.nth_open(nth) else { return };
+                    let call = self.calls.get_mut(&number).expect("it is known");
+                    let body: Vec<u8> = (0..bytes).map(|n| (n + nth) as u8).collect();
+                    if self.wire.client.send_message(call.0, Message::new(&body)).is_ok() {
+                        call.2.sent.extend_from_slice(&body);
+                    }
+                }
+                Move::HalfClose { nth } => {
+                    if let Some(number) = self.nth_open(nth) {
+                        self.wire.client.half_close(self.calls[&number].0);
+                    }
+                }
+                Move::Cancel { nth } => {
+                    if let Some(number) = self.nth_open(nth) {
+                        let call = self.calls.get_mut(&number).expect("it is known");
+                        call.2.cancelled = true;
+                        self.wire.client.cancel(call.0);
+                        self.client_events();
+                    }
+                }
+                Move::ToServer { bytes } => self.feed_server(bytes),
+                Move::ToClient { bytes } => self.feed_client(bytes),
+                Move::Answer { nth } => self.answer(nth),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 300,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// Whatever the order of moves and the cuts of the bytes: every call that is not cancelled gets back what it sent.
+        #[test]
+        fn every_call_gets_back_what_it_sent(
+            steps in proptest::collection::vec(moves(), 1..120),
+            stream_window_bytes in 1_000..200_000u32,
+        ) {
+            let limits =
+                Limits { stream_window_bytes, connection_window_bytes: 100_000, ..Limits::default() };
+            let mut world = World {
+                wire: Wire::new(&limits),
+                client_out: Vec::new(),
+                server_out: Vec::new(),
+                calls: BTreeMap::new(),
+                waiting: Vec::new(),
+                streams: Vec::new(),
+            };
+            for step in steps {
+                world.make(step);
+            }
+            let open: Vec<StreamId> = world.calls.values().filter(|c| c.1).map(|c| c.0).collect();
+            for call in open {
+                world.wire.client.half_close(call);
+            }
+            for _ in 0..5_000 {
+                world.feed_server(usize::MAX);
+                world.answer(0);
+                world.feed_client(usize::MAX);
+                if world.calls.values().all(|call| call.2.finished.is_some()) {
+                    break;
+                }
+            }
+            for (number, (_, _, call)) in &world.calls {
+                if call.cancelled {
+                    prop_assert_eq!(call.finished, Some(Code::Cancelled));
+                } else {
+                    prop_assert_eq!(call.finished, Some(Code::Ok), "call {}", number);
+                    prop_assert!(call.got == call.sent, "call {} got something else", number);
+                }
+            }
+            world.feed_server(usize::MAX);
+            prop_assert_eq!(world.wire.client.open_streams(), 0);
+            prop_assert_eq!(world.wire.server.open_streams(), 0);
+            prop_assert_eq!(world.wire.server.queued_bytes(), 0);
+            prop_assert!(!world.wire.client.is_closed() && !world.wire.server.is_closed());
+        }
+    }
+}

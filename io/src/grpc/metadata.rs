@@ -72,7 +72,7 @@ pub(crate) fn decode_base64(coded: &[u8]) -> Option<Vec<u8>> {
         [rest @ .., b'=', b'='] | [rest @ .., b'='] => rest,
         all => all,
     };
-    if trimmed.len() != coded.len() && coded.len() % 4 != 0 {
+    if trimmed.len() != coded.len() && !coded.len().is_multiple_of(4) {
         return None;
     }
     let mut plain = Vec::with_capacity(trimmed.len() * 3 / 4);

@@ -5,90 +5,16 @@
 //! Unary and server-streaming calls appear as one `Event::Request` once their message is there; in the steady state such a
 //! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
 
-use super::head::{
-    CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, GRPC_STATUS, custom_fields, is_grpc,
-};
+use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, GRPC_STATUS, custom_fields};
 use super::message::{Deframer, FramingError, Message};
-use super::metadata::{Metadata, encode_base64};
+use super::metadata::encode_base64;
+use super::request::{Event, HeadSink, RequestHead, RouteFn};
 use super::status::{Code, Status, percent_encode};
-use super::timeout;
-use crate::h2::connection::{Connection, Incoming, Role, Sink};
-use crate::h2::hpack::{Encoder, Field, FieldKind, Indexing, encode::literal};
+use crate::h2::connection::{Connection, Incoming, Role};
+use crate::h2::hpack::{Encoder, Indexing, encode::literal};
 use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
-use std::time::Duration;
-
-/// What a path leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
-    /// The caller's number of the method.
-    pub id: u32,
-    /// The client sends any number of messages: `Open`, `Message`, `HalfClose` instead of `Request`.
-    pub client_streaming: bool,
-    /// The server sends any number of messages: `send_message` and `finish` instead of `respond`.
-    pub server_streaming: bool,
-}
-
-/// Finds the route of a path such as `/package.Service/Method`.
-pub type RouteFn = fn(path: &[u8]) -> Option<Route>;
-
-/// What came with a call besides its messages.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RequestHead {
-    /// `grpc-timeout`, counted from when the request was read. To be enforced by the caller.
-    pub timeout: Option<Duration>,
-    /// Custom metadata.
-    pub metadata: Metadata,
-}
-
-/// One thing that has happened on a connection.
-#[derive(Debug)]
-pub enum Event {
-    /// A call of a method whose client sends exactly one message, and that message.
-    Request {
-        /// To answer to.
-        stream: StreamId,
-        /// `Route::id`
-        route: u32,
-        /// Timeout and metadata.
-        head: RequestHead,
-        /// The message; a slice of the read buffer if it came in one frame.
-        message: Bytes,
-    },
-    /// A call of a method whose client streams has begun.
-    Open {
-        /// To answer to.
-        stream: StreamId,
-        /// `Route::id`
-        route: u32,
-        /// Timeout and metadata.
-        head: RequestHead,
-    },
-    /// A message of an open stream; give its window back with `release` once it is consumed.
-    Message {
-        /// Whose.
-        stream: StreamId,
-        /// The message.
-        message: Bytes,
-    },
-    /// The client of an open stream has sent everything.
-    HalfClose {
-        /// Whose.
-        stream: StreamId,
-    },
-    /// A call that was shown before is gone: reset by the client, or its connection has ended. Its stream must not be answered
-    /// (answers are ignored).
-    Cancelled {
-        /// Which.
-        stream: StreamId,
-    },
-    /// A stream on which `send_message` said stop has room again.
-    Writable {
-        /// Which.
-        stream: StreamId,
-    },
-}
 
 /// Why a message was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,67 +43,6 @@ struct Call {
     unreleased: u32,
 }
 
-/// Gathers what matters of a request's head.
-struct HeadSink {
-    route_of: RouteFn,
-    trailers: bool,
-    post: bool,
-    grpc: bool,
-    timeout_ok: bool,
-    encoded: bool,
-    route: Option<Route>,
-    /// The path, when it leads nowhere.
-    unknown_path: Vec<u8>,
-    head: RequestHead,
-}
-
-impl Sink for HeadSink {
-    #[inline]
-    fn begin(&mut self, trailers: bool) {
-        self.trailers = trailers;
-        self.post = false;
-        self.grpc = false;
-        self.timeout_ok = true;
-        self.encoded = false;
-        self.route = None;
-        self.head.timeout = None;
-        if !self.head.metadata.is_empty() {
-            self.head.metadata = Metadata::new();
-        }
-    }
-
-    #[inline]
-    fn field(&mut self, field: &Field<'_>) {
-        if self.trailers {
-            return;
-        }
-        match field.kind {
-            FieldKind::Method => self.post = field.value == b"POST",
-            FieldKind::Path => {
-                self.route = (self.route_of)(field.value);
-                if self.route.is_none() {
-                    self.unknown_path.clear();
-                    self.unknown_path.extend_from_slice(field.value);
-                }
-            }
-            FieldKind::ContentType => self.grpc = is_grpc(field.value),
-            FieldKind::GrpcTimeout => {
-                self.head.timeout = timeout::parse(field.value);
-                self.timeout_ok = self.head.timeout.is_some();
-            }
-            FieldKind::GrpcEncoding => self.encoded = field.value != b"identity",
-            FieldKind::Scheme
-            | FieldKind::Authority
-            | FieldKind::Te
-            | FieldKind::ContentLength
-            | FieldKind::UserAgent
-            | FieldKind::AcceptEncoding
-            | FieldKind::GrpcAcceptEncoding => {}
-            _ => self.head.metadata.push(field.name, field.value),
-        }
-    }
-}
-
 fn encode_ok_head(encoder: &mut Encoder, out: &mut Vec<u8>) {
     encoder.field(out, b":status", b"200", Indexing::Index);
     encoder.field(out, CONTENT_TYPE, CONTENT_TYPE_GRPC, Indexing::Index);
@@ -200,17 +65,7 @@ impl ServerConnection {
     pub fn new(limits: &Limits, route_of: RouteFn, now_ns: u64) -> Self {
         Self {
             core: Connection::new(Role::Server, limits, now_ns),
-            sink: HeadSink {
-                route_of,
-                trailers: false,
-                post: false,
-                grpc: false,
-                timeout_ok: true,
-                encoded: false,
-                route: None,
-                unknown_path: Vec::new(),
-                head: RequestHead::default(),
-            },
+            sink: HeadSink::new(route_of),
             events: VecDeque::new(),
             ok_head: CachedBlock::default(),
             ok_trailers: CachedBlock::default(),

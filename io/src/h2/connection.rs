@@ -152,6 +152,8 @@ pub(crate) struct Connection<T> {
     pub(crate) peer_goaway: Option<(u32, ErrorCode)>,
 }
 
+/// Longest method of HTTP/1 that is recognised.
+const METHOD_BYTES_MAX: usize = 16;
 /// Ended streams that are remembered, to name the error of a frame that comes too late.
 const CLOSED_REMEMBERED: usize = 64;
 /// Streams reset by us that are remembered: what the peer had already sent for them is ignored.
@@ -185,7 +187,10 @@ impl<T: Default> Connection<T> {
                 header_list_bytes_max: u32::MAX,
             },
             send_window: SendWindow::new(frame::WINDOW_DEFAULT),
-            receive_window: ReceiveWindow::new(limits.connection_window_bytes),
+            receive_window: ReceiveWindow::new(
+                limits.connection_window_bytes,
+                limits.connection_window_bytes,
+            ),
             output: Output::default(),
             ready: VecDeque::new(),
             queue_bytes: 0,
@@ -284,10 +289,12 @@ impl<T: Default> Connection<T> {
             return true;
         }
         let token = input.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
-        if input[..token] == PREFACE[..token.min(3)] && token == input.len() {
-            return false;
+        if token == input.len() && token <= METHOD_BYTES_MAX {
+            return false; // may become the request line of HTTP/1
         }
-        let http1 = token >= 3 && token < 16 && (token == input.len() || input[token] == b' ');
+        let http1 = input.get(token) == Some(&b' ')
+            && (1..=METHOD_BYTES_MAX).contains(&token)
+            && input[..token] != PREFACE[..3];
         if http1 {
             const BODY: &str = "This port speaks gRPC over HTTP/2 with prior knowledge, not HTTP/1.1.\n\
                  Use a gRPC client, grpcurl, or curl --http2-prior-knowledge.\n";

@@ -49,9 +49,14 @@ pub(crate) struct ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    /// A window of which the peer knows, kept at `bytes` by updates of at least half of it.
-    pub(crate) fn new(bytes: u32) -> Self {
-        Self { open: i64::from(bytes), released: 0, threshold: (bytes / 2).max(1) }
+    /// A window of `open` bytes, kept at `bytes` by updates of at least half of it.
+    pub(crate) fn new(open: u32, bytes: u32) -> Self {
+        Self { open: i64::from(open), released: 0, threshold: (bytes / 2).max(1) }
+    }
+
+    /// The peer has taken note of a smaller initial size (section 6.9.2).
+    pub(crate) fn shrink(&mut self, bytes: u32) {
+        self.open -= i64::from(bytes);
     }
 
     /// Payload has arrived. False: the peer sent more than it may.
@@ -93,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_receive_window_is_reopened_by_halves() {
-        let mut window = ReceiveWindow::new(100);
+        let mut window = ReceiveWindow::new(100, 100);
         assert!(window.receive(100));
         assert_eq!(window.release(49), None);
         assert_eq!(window.release(1), Some(50));

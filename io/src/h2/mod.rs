@@ -10,6 +10,7 @@ pub(crate) mod connection;
 pub mod fields;
 pub(crate) mod flow;
 pub mod frame;
+mod heads;
 pub mod hpack;
 pub mod limits;
 pub mod output;

@@ -1,23 +1,22 @@
 //! Frames in (RFC 9113, sections 5 and 6): stream states, settings, windows, and the budgets against floods.
 
-use super::block::{Block, Head, HeadKind};
 use super::connection::{CloseReason, Connection, DRAIN_PING, Fault, Incoming, Phase, Role, Sink};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
 use super::stream::StreamId;
 use bytes::Bytes;
 
-type Handled<T> = Result<Option<Incoming<T>>, Fault>;
+pub(super) type Handled<T> = Result<Option<Incoming<T>>, Fault>;
 
-const fn protocol(reason: &'static str) -> Fault {
+pub(super) const fn protocol(reason: &'static str) -> Fault {
     Fault::Connection(ErrorCode::PROTOCOL_ERROR, reason)
 }
 
-const fn size(reason: &'static str) -> Fault {
+pub(super) const fn size(reason: &'static str) -> Fault {
     Fault::Connection(ErrorCode::FRAME_SIZE_ERROR, reason)
 }
 
-const fn calm(reason: &'static str) -> Fault {
+pub(super) const fn calm(reason: &'static str) -> Fault {
     Fault::Connection(ErrorCode::ENHANCE_YOUR_CALM, reason)
 }
 
@@ -110,7 +109,7 @@ impl<T: Default> Connection<T> {
     }
 
     /// A frame that asks for nothing: tolerated at a rate.
-    fn idle_frame(&mut self) -> Handled<T> {
+    pub(super) fn idle_frame(&mut self) -> Handled<T> {
         if self.budgets.idle_frames.take(self.now_ns) {
             Ok(None)
         } else {
@@ -119,7 +118,7 @@ impl<T: Default> Connection<T> {
     }
 
     /// Whether a stream number was never used. What is not idle and not in the table has ended.
-    fn is_idle(&self, number: u32) -> bool {
+    pub(super) fn is_idle(&self, number: u32) -> bool {
         let ours = (number & 1 == 1) == (self.role == Role::Client);
         if ours { number >= self.next_local_stream } else { number > self.last_peer_stream }
     }
@@ -203,212 +202,11 @@ impl<T: Default> Connection<T> {
     }
 
     /// DATA or HEADERS for a stream that has ended: expected for a while after we have reset it.
-    fn late_frame(&mut self, number: u32) -> Handled<T> {
+    pub(super) fn late_frame(&mut self, number: u32) -> Handled<T> {
         if self.reset_by_us.contains(number) {
             return Ok(None);
         }
         Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED))
-    }
-
-    fn headers<S: Sink>(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-        sink: &mut S,
-    ) -> Handled<T> {
-        let number = header.stream;
-        if number == 0 {
-            return Err(protocol("HEADERS on stream 0"));
-        }
-        let mut block = payload;
-        if header.flags & (flag::PADDED | flag::PRIORITY) != 0 {
-            let mut pad = 0;
-            if header.has(flag::PADDED) {
-                let (&first, rest) =
-                    block.split_first().ok_or(size("padded HEADERS without a pad length"))?;
-                (pad, block) = (usize::from(first), rest);
-            }
-            if header.has(flag::PRIORITY) {
-                let (priority, rest) =
-                    block.split_first_chunk::<5>().ok_or(size("HEADERS too short"))?;
-                block = rest;
-                let depends_on_itself = dependency(priority) == number;
-                let end = block.len().checked_sub(pad);
-                block = &block[..end.ok_or(protocol("more padding than payload"))?];
-                return self.block_part(header, block, depends_on_itself, sink);
-            }
-            let end = block.len().checked_sub(pad);
-            block = &block[..end.ok_or(protocol("more padding than payload"))?];
-        }
-        self.block_part(header, block, false, sink)
-    }
-
-    #[inline]
-    fn block_part<S: Sink>(
-        &mut self,
-        header: FrameHeader,
-        part: &[u8],
-        depends_on_itself: bool,
-        sink: &mut S,
-    ) -> Handled<T> {
-        let (stream, end_stream) = (header.stream, header.has(flag::END_STREAM));
-        if header.has(flag::END_HEADERS) {
-            return self.head(stream, end_stream, depends_on_itself, part, sink);
-        }
-        if part.len() > self.limits.header_block_bytes_max as usize {
-            return Err(calm("header block too large"));
-        }
-        let bytes = part.to_vec();
-        self.block = Some(Block { stream, end_stream, depends_on_itself, continuations: 0, bytes });
-        Ok(None)
-    }
-
-    fn continuation<S: Sink>(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-        sink: &mut S,
-    ) -> Handled<T> {
-        let Some(block) = &mut self.block else {
-            return Err(protocol("CONTINUATION without a header block"));
-        };
-        block.continuations += 1;
-        if block.continuations > self.limits.continuations_max {
-            return Err(calm("too many CONTINUATION frames"));
-        }
-        if block.bytes.len() + payload.len() > self.limits.header_block_bytes_max as usize {
-            return Err(calm("header block too large"));
-        }
-        block.bytes.extend_from_slice(payload);
-        if !header.has(flag::END_HEADERS) {
-            return Ok(None);
-        }
-        match self.block.take() {
-            Some(b) => self.head(b.stream, b.end_stream, b.depends_on_itself, &b.bytes, sink),
-            None => Ok(None),
-        }
-    }
-
-    /// A whole header block.
-    fn head<S: Sink>(
-        &mut self,
-        number: u32,
-        end: bool,
-        depends_on_itself: bool,
-        block: &[u8],
-        sink: &mut S,
-    ) -> Handled<T> {
-        if let Some(slot) = self.streams.find(number) {
-            return self.head_of_known(slot, end, block, sink);
-        }
-        if self.role == Role::Client {
-            if self.is_idle(number) {
-                return Err(protocol("HEADERS on a stream that was not opened"));
-            }
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            return self.late_frame(number);
-        }
-        if number & 1 == 0 {
-            return Err(protocol("a client's streams have odd numbers"));
-        }
-        if number <= self.last_peer_stream {
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            if self.reset_by_us.contains(number) {
-                return Ok(None);
-            }
-            let code = if self.closed.contains(number) {
-                ErrorCode::STREAM_CLOSED
-            } else {
-                ErrorCode::PROTOCOL_ERROR
-            };
-            return Err(Fault::Connection(code, "HEADERS on a stream that has ended"));
-        }
-        if let super::connection::Drain::Last(_) = self.drain {
-            // Announced as not processed: the client repeats it elsewhere.
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            self.reset_by_us.push(number);
-            self.last_peer_stream = number;
-            return Ok(None);
-        }
-        self.last_peer_stream = number;
-        if self.streams.len() >= self.limits.streams_max as usize {
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            return Err(Fault::Stream(number, ErrorCode::REFUSED_STREAM));
-        }
-        let head = self.decode_block(block, HeadKind::Request, sink)?;
-        if head.malformed || depends_on_itself {
-            return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
-        }
-        if end && head.content_length.is_some_and(|length| length > 0) {
-            return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
-        }
-        let slot = self.open(number);
-        let stream = self.streams.at(slot);
-        stream.headers_received = true;
-        stream.remote_closed = end;
-        stream.content_left = head.content_length;
-        let stream = self.streams.id(slot);
-        Ok(Some(Incoming::Head { stream, end, too_large: head.too_large }))
-    }
-
-    /// Puts a new stream into the table.
-    #[inline]
-    pub(crate) fn open(&mut self, number: u32) -> usize {
-        let window = if self.settings_acknowledged {
-            self.limits.stream_window_bytes
-        } else {
-            // The peer may not have seen ours yet (section 6.9.2).
-            self.limits.stream_window_bytes.max(frame::WINDOW_DEFAULT)
-        };
-        self.streams.insert(
-            number,
-            SendWindow::new(self.peer.initial_window),
-            ReceiveWindow::new(window),
-        )
-    }
-
-    /// A response of ours as a client, or trailers.
-    fn head_of_known<S: Sink>(
-        &mut self,
-        slot: usize,
-        end: bool,
-        block: &[u8],
-        sink: &mut S,
-    ) -> Handled<T> {
-        let stream = self.streams.at(slot);
-        let number = stream.number;
-        if stream.remote_closed {
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            return Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED));
-        }
-        let received = stream.headers_received;
-        let content_left = stream.content_left;
-        let kind = self.head_kind(received);
-        let Head { malformed, too_large, content_length, status } =
-            self.decode_block(block, kind, sink)?;
-        let stream = self.streams.id(slot);
-        if kind == HeadKind::Trailers {
-            if malformed || !end || content_left.is_some_and(|left| left > 0) {
-                return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
-            }
-            self.streams.at(slot).remote_closed = true;
-            return Ok(Some(Incoming::Trailers { stream }));
-        }
-        if malformed || (end && content_length.is_some_and(|length| length > 0)) {
-            return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
-        }
-        if (100..200).contains(&status) && !too_large {
-            // Informational (section 8.1): another head follows.
-            if end || status == 101 {
-                return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
-            }
-            return self.idle_frame();
-        }
-        let entry = self.streams.at(slot);
-        entry.headers_received = true;
-        entry.remote_closed = end;
-        entry.content_left = content_length;
-        Ok(Some(Incoming::Head { stream, end, too_large }))
     }
 
     fn window_update(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
@@ -478,11 +276,18 @@ impl<T: Default> Connection<T> {
             if !self.settings_acknowledged {
                 self.settings_acknowledged = true;
                 self.decoder.set_table_bytes_max(self.limits.header_table_bytes as usize);
+                let shrunk = frame::WINDOW_DEFAULT.saturating_sub(self.limits.stream_window_bytes);
+                if shrunk > 0 {
+                    let live: Vec<usize> = self.streams.live().collect();
+                    for slot in live {
+                        self.streams.at(slot).receive_window.shrink(shrunk);
+                    }
+                }
                 return Ok(None);
             }
             return self.idle_frame();
         }
-        if payload.len() % 6 != 0 {
+        if !payload.len().is_multiple_of(6) {
             return Err(size("SETTINGS are six bytes each"));
         }
         if !self.budgets.settings.take(self.now_ns) {
@@ -641,6 +446,6 @@ impl<T: Default> Connection<T> {
     }
 }
 
-fn dependency(priority: &[u8; 5]) -> u32 {
+pub(super) fn dependency(priority: &[u8; 5]) -> u32 {
     u32::from_be_bytes([priority[0], priority[1], priority[2], priority[3]]) & frame::STREAM_ID_MAX
 }

@@ -293,7 +293,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn insert(table: &mut StreamTable<u32>, number: u32) -> usize {
-        let slot = table.insert(number, SendWindow::new(1), ReceiveWindow::new(1));
+        let slot = table.insert(number, SendWindow::new(1), ReceiveWindow::new(1, 1));
         table.at(slot).app = number;
         slot
     }

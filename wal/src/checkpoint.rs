@@ -34,7 +34,7 @@ pub struct Checkpoint {
 
 /// Why a slot does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotFault {
+pub(crate) enum SlotFault {
     /// Never written.
     Empty,
     /// Torn or damaged.

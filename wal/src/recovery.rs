@@ -175,12 +175,20 @@ impl<'a> Recovery<'a> {
     ) -> Result<Recovered, RecoverError> {
         let epoch = self.choose_epoch()?;
         let trim_known = self.trim_known();
-        let plan = match epoch {
+        let mut plan = match epoch {
             Some(nonce) => self.plan(&nonce, trim_known)?,
             None => Plan::default(),
         };
-        let mut replay = Replay::new(self.config, trim_known, self.survey.newest_slot());
-        let stop = self.replay(&plan, &mut replay, sink)?;
+        let (mut replay, stop) = loop {
+            let mut replay = Replay::new(self.config, trim_known, self.survey.newest_slot());
+            let stop = self.replay(&plan, &mut replay, sink)?;
+            let Some(next) = plan.pieces.get(stop.piece + 1) else { break (replay, stop) };
+            if self.trim_behind(&plan, &stop)? + 1 < next.header.first_lsn {
+                break (replay, stop);
+            }
+            // Trimmed after all, and perhaps half overwritten: it and what is before it are not needed.
+            plan.pieces.drain(..=stop.piece);
+        };
         let end = self.end_of_log(&plan, &mut replay, stop, losses.as_deref_mut())?;
         self.check_beginning(&plan, &mut replay, losses.as_deref_mut())?;
         Ok(self.finish(&plan, replay, end, losses))
@@ -195,9 +203,14 @@ impl<'a> Recovery<'a> {
                 .max_by_key(|(_, header)| (header.epoch, header.segment_seq));
             let Some((_, header)) = newest else { return Ok(None) };
             let nonce = header.nonce;
-            let open = self.survey.files.iter().find(|file| file.header().is_some_and(|h| h.nonce == nonce && h.is_open()));
-            let Some(open) = open.cloned() else { return Ok(Some(nonce)) };
+            let open = self.survey.of_epoch(&nonce).find(|(_, header)| header.is_open());
+            let Some(open) = open.map(|(file, _)| file.clone()) else { return Ok(Some(nonce)) };
             if read_open_record(self.storage, &open)?.is_some() {
+                return Ok(Some(nonce));
+            }
+            if self.survey.of_epoch(&nonce).count() > 1 {
+                // The epoch went on, so this one was whole: it is damaged, or was trimmed and half overwritten since.
+                self.survey.forget_header(open.number);
                 return Ok(Some(nonce));
             }
             self.torn_nonces.push(nonce);
@@ -258,6 +271,18 @@ impl<'a> Recovery<'a> {
             }
         }
         Ok(stop)
+    }
+
+    /// The newest `trim_upto` that stands in the pieces behind the one where reading stopped.
+    fn trim_behind(&mut self, plan: &Plan, stop: &Stop) -> Result<u64, RecoverError> {
+        let mut trim_upto = 0;
+        for Piece { file, header, .. } in plan.pieces.iter().skip(stop.piece + 1) {
+            let fault = |error| RecoverError::Read { file: file.name.clone(), error };
+            let mut reader = SegmentReader::open(self.storage, &file.name).map_err(fault)?;
+            headers_behind(&mut reader, 0, &header.nonce, &mut |_, header| trim_upto = trim_upto.max(header.trim_upto))
+                .map_err(fault)?;
+        }
+        Ok(trim_upto)
     }
 
     /// Decides whether the place where reading stopped is the end of the log, a torn tail to be cut, or damage.

@@ -1,5 +1,6 @@
 //! Reading a segment from front to back: batches that are valid where they stand, and headers that prove something.
 
+use std::fmt;
 use std::io;
 
 use prism_io::disk::{ChunkStream, PAGE_BYTES, Storage};
@@ -56,7 +57,7 @@ pub(crate) struct Expected {
 
 /// Why the bytes at a place are not the batch that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BatchFault {
+pub(crate) enum BatchFault {
     /// The file ends here.
     EndOfFile,
     /// No header, or a damaged one.
@@ -65,6 +66,17 @@ pub enum BatchFault {
     Stale,
     /// The header is the expected one, the records are torn or damaged.
     Body,
+}
+
+impl fmt::Display for BatchFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BatchFault::EndOfFile => write!(formatter, "end of the file"),
+            BatchFault::Header(fault) => fault.fmt(formatter),
+            BatchFault::Stale => write!(formatter, "a batch of another use of the file, or of another place"),
+            BatchFault::Body => write!(formatter, "a batch whose records are torn or damaged"),
+        }
+    }
 }
 
 /// Reads the batch at `offset`: its header, the header's checksum, and the bytes of its records.

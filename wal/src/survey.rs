@@ -46,6 +46,11 @@ impl Survey {
         with_header.filter(|(_, header)| header.nonce == *nonce)
     }
 
+    /// Counts the beginning of the file as damaged.
+    pub(crate) fn forget_header(&mut self, number: u32) {
+        self.files.iter_mut().filter(|file| file.number == number).for_each(|file| file.header = None);
+    }
+
     /// The slot that was written last.
     pub(crate) fn newest_slot(&self) -> Option<&Checkpoint> {
         self.slots.iter().flatten().max_by_key(|slot| slot.sequence)

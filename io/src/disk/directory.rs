@@ -27,6 +27,8 @@ pub enum Direct {
     Preferred,
     /// Refuse the directory.
     Required,
+    /// Always write through the page cache.
+    Off,
 }
 
 /// How to open a [`Directory`].
@@ -125,7 +127,8 @@ impl Directory {
         }
         let lock = lock(path)?;
         let probe_path = path.join(PROBE_NAME);
-        let direct = supports_direct(&probe_path).map_err(fault("write to", path))?;
+        let able = supports_direct(&probe_path).map_err(fault("write to", path))?;
+        let direct = able && options.direct != Direct::Off;
         if !direct && options.direct == Direct::Required {
             let _ = fs::remove_file(&probe_path);
             return Err(DirectoryError::NoDirect { path: path.to_path_buf() });

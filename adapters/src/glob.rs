@@ -151,7 +151,10 @@ mod tests {
     #[test]
     fn the_literal_prefix() {
         for (pattern, prefix) in [("abc", "abc"), ("ab*c", "ab"), ("[a]b", ""), ("x?", "x")] {
-            assert_eq!(Glob::parse(pattern.as_bytes()).unwrap().literal_prefix(), prefix.as_bytes());
+            assert_eq!(
+                Glob::parse(pattern.as_bytes()).unwrap().literal_prefix(),
+                prefix.as_bytes()
+            );
         }
     }
 

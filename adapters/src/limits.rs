@@ -114,7 +114,8 @@ fn check_no_control(reason: &'static str, field: &str, text: &str) -> Result<(),
 /// A prefix could begin a key.
 pub fn check_prefix(field: &str, prefix: &str) -> Result<(), Error> {
     if prefix.len() > PREFIX_BYTES_MAX {
-        let expected = format!("has {} bytes, at most {PREFIX_BYTES_MAX} are allowed", prefix.len());
+        let expected =
+            format!("has {} bytes, at most {PREFIX_BYTES_MAX} are allowed", prefix.len());
         return Err(Error::field("PREFIX_INVALID", field, expected));
     }
     check_no_control("PREFIX_INVALID", field, prefix)
@@ -164,7 +165,10 @@ mod tests {
         }
         for bad in ["", "a\nb", "\u{0}", "\u{7f}", "\u{85}", &"k".repeat(1025)] {
             let error = check_key("items[2].key", bad).unwrap_err();
-            assert_eq!((error.reason(), &*error.violations()[0].field), ("KEY_INVALID", "items[2].key"));
+            assert_eq!(
+                (error.reason(), &*error.violations()[0].field),
+                ("KEY_INVALID", "items[2].key")
+            );
         }
     }
 

@@ -114,7 +114,9 @@ fn what_is_not_declared_is_refused() {
 
     let client = Direct::new(BasicOnly(Memstore::default()));
     let ran = block_on(run(&client));
-    assert!(ran.iter().all(|name| name.starts_with("keyvalue_basic") || name.starts_with("offered")));
+    assert!(
+        ran.iter().all(|name| name.starts_with("keyvalue_basic") || name.starts_with("offered"))
+    );
 
     let limits = prism_adapters::Limits::default();
     let context = Context {

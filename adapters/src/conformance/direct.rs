@@ -88,7 +88,10 @@ impl<B: Backend> Client for Direct<B> {
         self.check(method, &request)?;
         let mut reply = Reply::default();
         self.backend.unary(&self.context(method), method, &request, &mut reply).await?;
-        assert!(reply.len() <= self.limits.max_message_size, "a reply longer than a message may be");
+        assert!(
+            reply.len() <= self.limits.max_message_size,
+            "a reply longer than a message may be"
+        );
         Ok(reply.to_bytes())
     }
 

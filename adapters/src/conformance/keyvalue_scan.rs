@@ -61,8 +61,11 @@ async fn prefixes<C: Client>(caller: &Caller<'_, C>) {
         caller.set(&caller.key(name), name).await;
     }
     for prefix in ["", "a", "ab", "abcd", "b", "*", "ä"] {
-        let mut expected: Vec<String> =
-            names.iter().filter(|name| name.starts_with(prefix)).map(|name| caller.key(name)).collect();
+        let mut expected: Vec<String> = names
+            .iter()
+            .filter(|name| name.starts_with(prefix))
+            .map(|name| caller.key(name))
+            .collect();
         expected.sort();
         let select = caller.key(prefix);
         assert_eq!(caller.scan_keys(Select::Prefix(&select)).await, expected, "{prefix:?}");
@@ -209,8 +212,7 @@ async fn foreign_tokens<C: Client>(caller: &Caller<'_, C>) {
     }
     let prefix = caller.prefix();
     let request = ScanRequest { page_size: 5, ..caller.scan_request(Select::Prefix(&prefix)) };
-    let pages: Vec<ScanResponse> =
-        caller.pages(Method::KEYVALUE_SCAN, &request, 1).await.unwrap();
+    let pages: Vec<ScanResponse> = caller.pages(Method::KEYVALUE_SCAN, &request, 1).await.unwrap();
     let token = &pages[0].next_page_token;
     assert!(!token.is_empty());
     for index in 0..token.len() {

@@ -177,10 +177,10 @@ async fn times_to_live<C: Client>(caller: &Caller<'_, C>) {
         Put { keep_ttl: true, ..Put::default() },
         Put::default(),
     ];
-    let operations = keys.iter().zip([ttl, keep, clear]).map(|(key, put)| Operation {
-        key: key.clone(),
-        action: Some(Action::Put(put)),
-    });
+    let operations = keys
+        .iter()
+        .zip([ttl, keep, clear])
+        .map(|(key, put)| Operation { key: key.clone(), action: Some(Action::Put(put)) });
     assert!(transact(caller, vec![], operations.collect()).await.committed);
     assert!(caller.get_ttl(&keys[0]).await.ttl.unwrap().seconds > 1_800);
     assert_eq!(caller.get_ttl(&keys[1]).await.expires_at, kept);

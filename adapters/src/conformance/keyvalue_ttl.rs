@@ -212,8 +212,7 @@ async fn invalid_times_to_live<C: Client>(caller: &Caller<'_, C>) {
         let expired = caller.call::<ExpireResponse>(Method::KEYVALUE_EXPIRE, &request).await;
         assert_field(expired, "TTL_INVALID", "ttl");
     }
-    let request =
-        ExpireRequest { namespace: caller.namespace(), key: key.clone(), expiry: None };
+    let request = ExpireRequest { namespace: caller.namespace(), key: key.clone(), expiry: None };
     let expired = caller.call::<ExpireResponse>(Method::KEYVALUE_EXPIRE, &request).await;
     assert_field(expired, "EXPIRY_MISSING", "expiry");
     let never = Timestamp { seconds: i64::MAX, nanos: 0 };

@@ -329,7 +329,12 @@ impl<C: Client> Model<'_, '_, C> {
                     let keep_ttl = self.keep_ttl(ttl_s);
                     self.put(key, value.clone(), ttl_s, keep_ttl);
                     let ttl = ttl_s.map(|ttl_s| ms(ttl_s * 1000));
-                    items.push(BatchSetItem { key: key.clone(), ttl, keep_ttl, value: value.into() });
+                    items.push(BatchSetItem {
+                        key: key.clone(),
+                        ttl,
+                        keep_ttl,
+                        value: value.into(),
+                    });
                 }
                 let request = BatchSetRequest { namespace, items };
                 let response: BatchSetResponse =

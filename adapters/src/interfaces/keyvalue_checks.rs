@@ -41,13 +41,11 @@ pub(super) fn validate(method: Method, request: &[u8], limits: &Limits) -> Resul
 
 fn validate_less_usual(method: Method, request: &[u8], limits: &Limits) -> Result<(), Error> {
     match method {
-        Method::KEYVALUE_SCAN => {
-            match ScanRequest::decode(request).map_err(malformed)?.selection {
-                None => Ok(()),
-                Some(ScanRequestSelection::Prefix(prefix)) => check_prefix("prefix", prefix),
-                Some(ScanRequestSelection::Glob(glob)) => check_glob("glob", glob),
-            }
-        }
+        Method::KEYVALUE_SCAN => match ScanRequest::decode(request).map_err(malformed)?.selection {
+            None => Ok(()),
+            Some(ScanRequestSelection::Prefix(prefix)) => check_prefix("prefix", prefix),
+            Some(ScanRequestSelection::Glob(glob)) => check_glob("glob", glob),
+        },
         Method::KEYVALUE_SCAN_KEYS => {
             match ScanKeysRequest::decode(request).map_err(malformed)?.selection {
                 None => Ok(()),
@@ -214,7 +212,11 @@ fn check_distinct<'a>(
         check_item_key(field, index, suffix, key)?;
         if !seen.insert(key) {
             let field = format!("{field}[{index}]{suffix}");
-            return Err(Error::field("DUPLICATE_KEY", field, "every key may stand there only once"));
+            return Err(Error::field(
+                "DUPLICATE_KEY",
+                field,
+                "every key may stand there only once",
+            ));
         }
     }
     Ok(())

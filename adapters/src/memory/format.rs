@@ -82,7 +82,9 @@ pub enum SnapshotError {
 impl fmt::Display for SnapshotError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SnapshotError::Io(error) => write!(formatter, "the snapshot cannot be accessed: {error}"),
+            SnapshotError::Io(error) => {
+                write!(formatter, "the snapshot cannot be accessed: {error}")
+            }
             SnapshotError::Version(version) => write!(
                 formatter,
                 "the snapshot has format {version}, this version of Prism reads {SNAPSHOT_VERSION}"
@@ -196,8 +198,7 @@ impl<R: Read> BlockReader<R> {
             return Err(self.damaged("checksum does not match"));
         }
         self.writer.count(crc);
-        let fields =
-            Fields { bytes: &self.block[BLOCK_HEAD_BYTES..], chain, offset: self.offset };
+        let fields = Fields { bytes: &self.block[BLOCK_HEAD_BYTES..], chain, offset: self.offset };
         Ok((kind, fields))
     }
 

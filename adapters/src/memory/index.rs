@@ -65,8 +65,8 @@ impl Index {
     /// Takes a position out that is there.
     pub(crate) fn remove(&mut self, hash: u64, position: u32) {
         let table = self.table(hash);
-        let found = self.tables[table]
-            .find_entry(spread(hash as u32), |item| item.position == position);
+        let found =
+            self.tables[table].find_entry(spread(hash as u32), |item| item.position == position);
         found.expect("every entry is in its index").remove();
     }
 

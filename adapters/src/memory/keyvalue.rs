@@ -3,6 +3,7 @@
 //! A reply that shows what was there is written before the change. Everything is decided by the
 //! context's time and stamped with its revision.
 
+use prism_proto::prism::keyvalue::v1::SetCondition;
 use prism_proto::view::keyvalue::{
     BatchDeleteRequest, BatchGetRequest, BatchSetRequest, CompareAndDeleteRequest,
     CompareAndDeleteRequestExpected, CompareAndDeleteResponse, CompareAndSwapRequest,
@@ -15,7 +16,6 @@ use prism_proto::view::protobuf::{Duration, Timestamp};
 use prism_proto::view::types::{
     ConditionFailure, ConditionRequirement, Entry as EntryView, OperationAction, OperationResult,
 };
-use prism_proto::prism::keyvalue::v1::SetCondition;
 use prism_proto::wire::{self, WireType};
 use prost::Message;
 
@@ -453,10 +453,7 @@ pub(super) fn view<'a>(entry: &'a Entry, version: &'a Version) -> EntryView<'a> 
 }
 
 fn timestamp(time_us: u64) -> Timestamp {
-    Timestamp {
-        seconds: (time_us / 1_000_000) as i64,
-        nanos: (time_us % 1_000_000) as i32 * 1000,
-    }
+    Timestamp { seconds: (time_us / 1_000_000) as i64, nanos: (time_us % 1_000_000) as i32 * 1000 }
 }
 
 /// Ends a reply with the payload that its head announces: copied, or by reference.
@@ -477,4 +474,3 @@ fn too_large_status() -> Vec<u8> {
     }
     .encode_to_vec()
 }
-

@@ -11,6 +11,7 @@
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
 mod entry;
+mod files;
 mod format;
 mod index;
 mod keyvalue;
@@ -31,6 +32,7 @@ use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::TransactRequest;
 use prism_proto::view::types::OperationAction;
 
+pub use self::files::{RestoreError, Restored, SnapshotFiles};
 pub use self::format::{SNAPSHOT_VERSION, SnapshotError, SnapshotFacts};
 pub use self::outcomes::{
     Lookup, OUTCOME_BYTES_MAX, OUTCOMES_MAX, Outcome, OutcomeKey, Outcomes, Ticket, WINDOW_DEFAULT,

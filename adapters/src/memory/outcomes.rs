@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hashbrown::HashTable;
 
 use super::slab::{NOWHERE, Slab};
-use super::wheel::Wheel;
+use super::wheel::{LEVELS, Wheel};
 use crate::error::{Error, Kind};
 
 /// How long an outcome is remembered unless the namespace says otherwise.
@@ -229,10 +229,13 @@ impl Outcomes {
         self.remove(ticket.position);
     }
 
-    /// Forgets what has expired at log time `now_us`, looking at no more than `budget` outcomes.
-    pub fn expire(&mut self, now_us: u64, mut budget: usize) -> usize {
+    /// Forgets at most `budget` outcomes that have expired at log time `now_us`.
+    pub fn expire(&mut self, now_us: u64, budget: usize) -> usize {
+        let mut looks = budget.saturating_mul(LEVELS);
         let mut expired = 0;
-        while let Some((_, position)) = self.wheel.pop_due(now_us, &mut budget) {
+        while expired < budget
+            && let Some((_, position)) = self.wheel.pop_due(now_us, &mut looks)
+        {
             self.records.at_mut(position).timer = NOWHERE;
             self.remove(position);
             expired += 1;

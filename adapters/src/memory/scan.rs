@@ -153,7 +153,8 @@ impl Memstore {
                     }
                 };
                 let now_us = sink.now_us().max(context.now_us);
-                let full = self.walk_step(context, selection, &mut walk, now_us, &mut page, is_full);
+                let full =
+                    self.walk_step(context, selection, &mut walk, now_us, &mut page, is_full);
                 if full || walk.position >= page_end {
                     break;
                 }
@@ -230,14 +231,20 @@ impl Memstore {
         let mut count = 0;
         loop {
             let mut nothing = Vec::new();
-            let beyond =
-                self.walk_step(context, selection, &mut walk, context.now_us, &mut nothing, |_, _, _| {
+            let beyond = self.walk_step(
+                context,
+                selection,
+                &mut walk,
+                context.now_us,
+                &mut nothing,
+                |_, _, _| {
                     if count == limit {
                         return Taken::NotThis;
                     }
                     count += 1;
                     Taken::AndMore
-                });
+                },
+            );
             if beyond || walk.position == walk.end {
                 return (count, !beyond);
             }

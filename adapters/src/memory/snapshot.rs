@@ -90,6 +90,7 @@ pub enum SnapshotStep {
 pub struct Snapshot {
     memstore: Rc<Memstore>,
     outcomes: OutcomesCursor,
+    lsn: u64,
     footer_written: bool,
 }
 
@@ -118,7 +119,12 @@ impl Snapshot {
             let (generation, end) = (outcomes.generation, outcomes.end());
             OutcomesCursor { generation, end, position: 0, written: 0 }
         };
-        Ok(Snapshot { memstore, outcomes: cursor, footer_written: false })
+        Ok(Snapshot { memstore, outcomes: cursor, lsn: facts.lsn, footer_written: false })
+    }
+
+    /// Every record up to this LSN is contained.
+    pub fn lsn(&self) -> u64 {
+        self.lsn
     }
 
     /// Does a bounded piece of work; see [`SnapshotStep`].

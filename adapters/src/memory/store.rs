@@ -11,7 +11,7 @@ use super::entry::{Entry, NEVER};
 use super::index::Index;
 use super::slab::{NOWHERE, Slab};
 use super::snapshot::Cut;
-use super::wheel::Wheel;
+use super::wheel::{LEVELS, Wheel};
 use crate::call::Revision;
 
 /// What an empty lane takes, about.
@@ -209,14 +209,17 @@ impl Store {
         }
     }
 
-    /// Reaps what has expired at `horizon_us`, looking at no more than `budget` timers.
+    /// Reaps at most `budget` entries that have expired at `horizon_us`.
     ///
     /// No change with an earlier log time may come after it: each must find what was there at its
     /// own time, however late it is applied. Returns how many entries were reaped.
-    pub(crate) fn expire(&mut self, horizon_us: u64, mut budget: usize) -> usize {
+    pub(crate) fn expire(&mut self, horizon_us: u64, budget: usize) -> usize {
         self.horizon_us = self.horizon_us.max(horizon_us);
+        let mut looks = budget.saturating_mul(LEVELS);
         let mut reaped = 0;
-        while let Some((lane, position)) = self.wheel.pop_due(horizon_us, &mut budget) {
+        while reaped < budget
+            && let Some((lane, position)) = self.wheel.pop_due(horizon_us, &mut looks)
+        {
             self.used_bytes -= Wheel::TIMER_BYTES;
             let lane_entries = &mut self.lanes[lane as usize];
             let entry = lane_entries.entries.at_mut(position);

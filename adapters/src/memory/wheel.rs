@@ -3,12 +3,13 @@
 //! Eight levels of 64 slots, one millisecond at the bottom; a timer is a node in a list, so that
 //! scheduling, moving and cancelling are constant and allocate nothing once the nodes exist
 //! (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987). Work is done in steps of one
-//! timer, counted against the caller's budget. It knows no clock and never decides what is expired:
+//! timer, counted by the caller. It knows no clock and never decides what is expired:
 //! it only says what should be looked at now.
 
 use super::slab::{NOWHERE, Slab};
 
-const LEVELS: usize = 8;
+/// Levels; a timer is looked at no more often than this before it is due.
+pub(crate) const LEVELS: usize = 8;
 const SLOT_BITS: u32 = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
 
@@ -61,7 +62,8 @@ impl Wheel {
             self.elapsed_ms = self.elapsed_ms.max((now_us / 1000).min(LAST_MS));
         }
         let due_ms = due_us.div_ceil(1000).min(LAST_MS);
-        let node = Node { lane, position, due_ms, previous: NOWHERE, next: NOWHERE, level: 0, slot: 0 };
+        let node =
+            Node { lane, position, due_ms, previous: NOWHERE, next: NOWHERE, level: 0, slot: 0 };
         let timer = self.nodes.insert(node);
         self.link(timer);
         timer
@@ -82,18 +84,18 @@ impl Wheel {
 
     /// The next timer that is due at `now_us`, taken out of the wheel, as (lane, position).
     ///
-    /// Every timer that is looked at costs one of `budget`; `None` when nothing is due any more or
-    /// the budget is used up.
-    pub(crate) fn pop_due(&mut self, now_us: u64, budget: &mut usize) -> Option<(u32, u32)> {
+    /// Every timer that is looked at costs one of `looks`; `None` when nothing is due any more or
+    /// none is left.
+    pub(crate) fn pop_due(&mut self, now_us: u64, looks: &mut usize) -> Option<(u32, u32)> {
         let now_ms = (now_us / 1000).min(LAST_MS);
-        while *budget > 0 {
+        while *looks > 0 {
             let Some((start_ms, level, slot)) = self.next_slot().filter(|next| next.0 <= now_ms)
             else {
                 self.elapsed_ms = self.elapsed_ms.max(now_ms);
                 return None;
             };
             self.elapsed_ms = self.elapsed_ms.max(start_ms);
-            *budget -= 1;
+            *looks -= 1;
             let timer = self.levels[level].heads[slot];
             self.unlink(timer);
             if self.nodes.at(timer).due_ms <= now_ms {

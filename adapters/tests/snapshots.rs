@@ -271,11 +271,9 @@ fn every_damaged_byte_is_found() {
         apply(&memstore, &random_record(&mut random, lsn, BEGIN_US + lsn, 60));
     }
     let good = drain(&mut memstore.snapshot(&facts(200, BEGIN_US + 200)).unwrap(), || {});
-    let mut step = 1;
-    for index in (0..good.len()).step_by(7).chain(0..64) {
+    for (step, index) in (0..good.len()).step_by(7).chain(0..64).enumerate() {
         let mut bad = good.clone();
         bad[index] ^= 1 << (step % 8);
-        step += 1;
         let result = Memstore::restore(MemstoreLimits::default(), &bad[..]);
         assert!(
             matches!(result, Err(SnapshotError::Damaged { .. } | SnapshotError::Version(_))),

@@ -262,9 +262,9 @@ impl<C: Client> Model<'_, '_, C> {
         let mut failures = Vec::new();
         for index in 0..self.random.below(3) {
             let key = self.key();
-            let value = self.value();
+            let (value, kind) = (self.value(), self.random.below(3));
             let kept = self.kept(&key);
-            let (requirement, holds) = match self.random.0 % 3 {
+            let (requirement, holds) = match kind {
                 0 => (Requirement::Exists(()), kept.is_some()),
                 1 => (Requirement::Absent(()), kept.is_none()),
                 _ => {
@@ -366,7 +366,7 @@ impl<C: Client> Model<'_, '_, C> {
     fn guess(&mut self, key: &str) -> Vec<u8> {
         let other = self.value();
         let guess = self.kept(key).map(|kept| kept.value.clone());
-        guess.filter(|_| self.random.0 % 3 != 0).unwrap_or(other)
+        guess.filter(|_| !self.random.one_in(3)).unwrap_or(other)
     }
 
     async fn compare_and_swap(&mut self) {

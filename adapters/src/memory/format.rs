@@ -306,7 +306,7 @@ pub(crate) fn put_entry(out: &mut Vec<u8>, lane: u32, entry: &Entry) {
     let (key, value, revision) = (entry.key(), entry.value(), entry.revision());
     let expires = entry.expires_us != super::entry::NEVER;
     let unlogged = revision.epoch != 0;
-    let flags = FLAG_EXPIRES * u8::from(expires) | FLAG_UNLOGGED * u8::from(unlogged);
+    let flags = (FLAG_EXPIRES * u8::from(expires)) | (FLAG_UNLOGGED * u8::from(unlogged));
     out.extend_from_slice(&lane.to_le_bytes());
     out.push(flags);
     out.extend_from_slice(&(key.len() as u16).to_le_bytes());

@@ -13,6 +13,7 @@ use super::timeout;
 use crate::h2::connection::{Connection, Incoming, Role, Sink};
 use crate::h2::frame::STREAM_ID_MAX;
 use crate::h2::hpack::{Encoder, Field, FieldKind, Indexing, encode::literal};
+use crate::h2::stream::Recycle;
 use crate::h2::{CloseReason, ErrorCode, Limits, Output, StreamId};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -96,6 +97,18 @@ struct Call {
     not_grpc: Option<u16>,
     deframer: Deframer,
     unreleased: u32,
+}
+
+impl Recycle for Call {
+    #[inline]
+    fn recycle(&mut self) {
+        self.unary = false;
+        self.not_grpc = None;
+        self.unreleased = 0;
+        if !self.deframer.is_clean() {
+            self.deframer = Deframer::default();
+        }
+    }
 }
 
 /// Gathers what matters of an answer's head or trailers.
@@ -347,8 +360,8 @@ impl ClientConnection {
                 Incoming::Head { stream, end, too_large } => self.head(stream, end, too_large),
                 Incoming::Data { stream, payload, end } => self.data(stream, payload, end),
                 Incoming::Trailers { stream } => self.trailers(stream),
-                Incoming::Reset { stream, app, code } => {
-                    self.settle(&app);
+                Incoming::Reset { stream, code } => {
+                    self.forget(stream.slot());
                     let mut finished = Finished::local(
                         match code {
                             ErrorCode::REFUSED_STREAM => Code::Unavailable,
@@ -467,20 +480,29 @@ impl ClientConnection {
     #[inline]
     fn end(&mut self, stream: StreamId, finished: Finished) {
         let entry = self.core.streams.at(stream.slot());
-        let call = if entry.remote_closed && entry.local_closed {
-            self.core.forget(stream.slot())
+        if entry.remote_closed && entry.local_closed {
+            self.forget(stream.slot());
         } else {
-            self.core.reset(stream, ErrorCode::CANCEL).unwrap_or_default()
-        };
-        self.settle(&call);
+            self.settle(stream.slot());
+            self.core.reset(stream, ErrorCode::CANCEL);
+        }
         self.events.push_back(ClientEvent::Finished { stream, finished });
     }
 
     #[inline]
-    fn settle(&mut self, call: &Call) {
-        self.gathered -= call.deframer.gathered_claim();
-        if call.unreleased > 0 {
-            self.core.release_connection(call.unreleased);
+    fn forget(&mut self, slot: usize) {
+        self.settle(slot);
+        self.core.forget(slot);
+    }
+
+    /// Gives back what an ending call holds of the connection's budgets.
+    #[inline]
+    fn settle(&mut self, slot: usize) {
+        let call = &self.core.streams.at(slot).app;
+        let (claim, unreleased) = (call.deframer.gathered_claim(), call.unreleased);
+        self.gathered -= claim;
+        if unreleased > 0 {
+            self.core.release_connection(unreleased);
         }
     }
 
@@ -490,8 +512,7 @@ impl ClientConnection {
         for slot in above {
             let stream = self.core.streams.id(slot);
             if stream.number() > last {
-                let call = self.core.forget(slot);
-                self.settle(&call);
+                self.forget(slot);
                 let mut finished = Finished::local(Code::Unavailable, "the server is leaving");
                 finished.unprocessed = true;
                 self.events.push_back(ClientEvent::Finished { stream, finished });
@@ -511,8 +532,7 @@ impl ClientConnection {
         let live: Vec<usize> = self.core.streams.live().collect();
         for slot in live {
             let stream = self.core.streams.id(slot);
-            let call = self.core.forget(slot);
-            self.settle(&call);
+            self.forget(slot);
             let finished = Finished::local(Code::Unavailable, &reason);
             self.events.push_back(ClientEvent::Finished { stream, finished });
         }

@@ -91,6 +91,9 @@ impl Deframer {
         gathered: &mut usize,
         gather_bytes_max: usize,
     ) -> Result<Option<Bytes>, FramingError> {
+        if data.is_empty() {
+            return Ok(None);
+        }
         if self.is_clean()
             && let Some(&[flag, a, b, c, d]) = data.first_chunk::<PREFIX_BYTES>()
         {

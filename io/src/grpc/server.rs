@@ -12,6 +12,7 @@ use super::request::{Event, HeadSink, RequestHead, RouteFn};
 use super::status::{Code, Status, percent_encode};
 use crate::h2::connection::{Connection, Incoming, Role};
 use crate::h2::hpack::{Encoder, Indexing, encode::literal};
+use crate::h2::stream::Recycle;
 use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -41,6 +42,25 @@ struct Call {
     deframer: Deframer,
     /// Bytes handed out and not yet released.
     unreleased: u32,
+}
+
+impl Recycle for Call {
+    #[inline]
+    fn recycle(&mut self) {
+        self.client_streaming = false;
+        self.shown = false;
+        self.finished = false;
+        self.unreleased = 0;
+        if self.message.is_some() {
+            self.message = None;
+        }
+        if !self.deframer.is_clean() {
+            self.deframer = Deframer::default();
+        }
+        if !self.head.metadata.is_empty() {
+            self.head = RequestHead::default();
+        }
+    }
 }
 
 fn encode_ok_head(encoder: &mut Encoder, out: &mut Vec<u8>) {
@@ -97,10 +117,7 @@ impl ServerConnection {
                 Incoming::Head { stream, end, too_large } => self.head(stream, end, too_large),
                 Incoming::Data { stream, payload, end } => self.data(stream, payload, end),
                 Incoming::Trailers { stream } => self.data(stream, Bytes::new(), true),
-                Incoming::Reset { stream, app, .. } => {
-                    self.settle(&app);
-                    (app.shown && !app.finished).then_some(Event::Cancelled { stream })
-                }
+                Incoming::Reset { stream, .. } => self.drop_call(stream),
                 Incoming::Writable { stream } => Some(Event::Writable { stream }),
                 Incoming::GoAway { .. } => None,
             };
@@ -294,13 +311,14 @@ impl ServerConnection {
         self.fail(stream, &Status::new(code, message));
     }
 
-    /// Gives back what an ending call holds of the connection's budgets.
-    #[inline]
-    fn settle(&mut self, call: &Call) {
-        self.gathered -= call.deframer.gathered_claim();
-        if call.unreleased > 0 {
-            self.core.release_connection(call.unreleased);
-        }
+    /// Takes a call that has ended before its answer out of the table.
+    #[cold]
+    fn drop_call(&mut self, stream: StreamId) -> Option<Event> {
+        let call = &self.core.streams.at(stream.slot()).app;
+        let tell = call.shown && !call.finished;
+        self.finish_call(stream);
+        self.core.forget(stream.slot());
+        tell.then_some(Event::Cancelled { stream })
     }
 
     /// The answer of a call is complete: what still comes of its request is thrown away.
@@ -308,7 +326,9 @@ impl ServerConnection {
     fn finish_call(&mut self, stream: StreamId) {
         let call = &mut self.core.streams.at(stream.slot()).app;
         call.finished = true;
-        call.message = None;
+        if call.message.is_some() {
+            call.message = None;
+        }
         let claim = call.deframer.gathered_claim();
         let unreleased = std::mem::take(&mut call.unreleased);
         if claim > 0 {
@@ -325,11 +345,8 @@ impl ServerConnection {
         let live: Vec<usize> = self.core.streams.live().collect();
         for slot in live {
             let stream = self.core.streams.id(slot);
-            let call = self.core.forget(slot);
-            self.settle(&call);
-            if call.shown && !call.finished {
-                self.events.push_back(Event::Cancelled { stream });
-            }
+            let event = self.drop_call(stream);
+            self.events.extend(event);
         }
     }
 
@@ -518,8 +535,9 @@ impl ServerConnection {
 
     /// Breaks a call off with RST_STREAM. No event follows.
     pub fn reset(&mut self, stream: StreamId, code: ErrorCode) {
-        if let Some(call) = self.core.reset(stream, code) {
-            self.settle(&call);
+        if self.core.streams.get(stream).is_some() {
+            self.finish_call(stream);
+            self.core.reset(stream, code);
         }
     }
 

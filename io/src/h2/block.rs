@@ -4,6 +4,7 @@ use super::connection::{Connection, Fault, Role, Sink};
 use super::frame::ErrorCode;
 use super::hpack::table::ENTRY_OVERHEAD_BYTES;
 use super::hpack::{DecodeError, Field, FieldKind};
+use super::stream::Recycle;
 
 /// A header block that has begun and waits for CONTINUATION frames.
 #[derive(Debug)]
@@ -35,13 +36,14 @@ pub(crate) enum HeadKind {
     Ignored,
 }
 
-const SEEN_METHOD: u8 = 1;
-const SEEN_SCHEME: u8 = 2;
-const SEEN_PATH: u8 = 4;
-const SEEN_AUTHORITY: u8 = 8;
-const SEEN_STATUS: u8 = 16;
+const METHOD: u32 = FieldKind::Method.bit();
+const SCHEME: u32 = FieldKind::Scheme.bit();
+const PATH: u32 = FieldKind::Path.bit();
+const AUTHORITY: u32 = FieldKind::Authority.bit();
+const STATUS: u32 = FieldKind::Status.bit();
+const PSEUDO: u32 = METHOD | SCHEME | PATH | AUTHORITY | STATUS;
 
-impl<T: Default> Connection<T> {
+impl<T: Recycle> Connection<T> {
     /// Decodes a whole block and shows its fields to the sink.
     #[inline]
     pub(crate) fn decode_block<S: Sink>(
@@ -50,103 +52,63 @@ impl<T: Default> Connection<T> {
         kind: HeadKind,
         sink: &mut S,
     ) -> Result<Head, Fault> {
+        if kind == HeadKind::Ignored {
+            self.decoder.decode(block, |_| {}).map_err(compression_error)?;
+            return Ok(Head::default());
+        }
         let mut head = Head::default();
-        let mut seen = 0u8;
-        let mut regular = false;
+        let mut seen = 0u32;
         let mut connect = false;
         let mut list_bytes = 0usize;
         let list_bytes_max = self.limits.header_list_bytes_max as usize;
         let wanted = match kind {
-            HeadKind::Request => SEEN_METHOD | SEEN_SCHEME | SEEN_PATH | SEEN_AUTHORITY,
-            HeadKind::Response => SEEN_STATUS,
+            HeadKind::Request => METHOD | SCHEME | PATH | AUTHORITY,
+            HeadKind::Response => STATUS,
             HeadKind::Trailers | HeadKind::Ignored => 0,
         };
-        if kind != HeadKind::Ignored {
-            sink.begin(kind == HeadKind::Trailers);
-        }
-        let decoded = self.decoder.decode(block, |field: Field<'_>| {
-            if kind == HeadKind::Ignored {
-                return;
-            }
+        sink.begin(kind == HeadKind::Trailers);
+        let decoded = self.decoder.decode(block, |field: &Field<'_>| {
             list_bytes += field.name.len() + field.value.len() + ENTRY_OVERHEAD_BYTES;
-            if list_bytes > list_bytes_max {
-                head.too_large = true;
+            if list_bytes > list_bytes_max || !field.valid {
+                head.too_large |= list_bytes > list_bytes_max;
+                head.malformed |= !field.valid;
                 return;
             }
-            if !field.valid {
+            let bit = field.kind.bit();
+            if bit & PSEUDO != 0 && (bit & wanted == 0 || seen & (bit | !PSEUDO) != 0) {
+                // Not of this kind of message, twice, or after a regular field.
                 head.malformed = true;
                 return;
             }
+            seen |= bit;
             match field.kind {
-                FieldKind::Method
-                | FieldKind::Scheme
-                | FieldKind::Path
-                | FieldKind::Authority
-                | FieldKind::Status => {
-                    let bit = match field.kind {
-                        FieldKind::Method => SEEN_METHOD,
-                        FieldKind::Scheme => SEEN_SCHEME,
-                        FieldKind::Path => SEEN_PATH,
-                        FieldKind::Authority => SEEN_AUTHORITY,
-                        _ => SEEN_STATUS,
-                    };
-                    if regular || seen & bit != 0 || wanted & bit == 0 {
-                        head.malformed = true;
-                    }
-                    seen |= bit;
-                    match field.kind {
-                        FieldKind::Method => connect = field.value == b"CONNECT",
-                        FieldKind::Path => head.malformed |= !path_is_valid(field.value),
-                        FieldKind::Status => match status(field.value) {
-                            Some(status) => head.status = status,
-                            None => head.malformed = true,
-                        },
-                        _ => {}
-                    }
-                }
-                FieldKind::UnknownPseudo | FieldKind::ConnectionSpecific => head.malformed = true,
-                FieldKind::Te => {
-                    regular = true;
-                    head.malformed |= field.value != b"trailers";
-                }
-                FieldKind::ContentLength => {
-                    regular = true;
-                    match decimal(field.value) {
-                        Some(length) if head.content_length.is_none_or(|known| known == length) => {
-                            head.content_length = Some(length);
-                        }
-                        _ => head.malformed = true,
-                    }
-                }
-                _ => regular = true,
-            }
-            if !head.malformed {
-                sink.field(&field);
-            }
-        });
-        if let Err(error) = decoded {
-            return Err(Fault::Connection(
-                ErrorCode::COMPRESSION_ERROR,
-                match error {
-                    DecodeError::Truncated => "header block ends inside a field",
-                    DecodeError::IntegerOverflow => "integer in header block too large",
-                    DecodeError::InvalidIndex => "index beyond the header tables",
-                    DecodeError::InvalidHuffman => "invalid Huffman coding",
-                    DecodeError::InvalidSizeUpdate => "invalid header table size update",
+                FieldKind::Method => connect = field.value == b"CONNECT",
+                FieldKind::Status => match status(field.value) {
+                    Some(status) => head.status = status,
+                    None => head.malformed = true,
                 },
-            ));
-        }
+                FieldKind::ContentLength => match decimal(field.value) {
+                    Some(length) if head.content_length.is_none_or(|known| known == length) => {
+                        head.content_length = Some(length);
+                    }
+                    _ => head.malformed = true,
+                },
+                _ => {}
+            }
+            sink.field(field);
+        });
+        decoded.map_err(compression_error)?;
         let required = match kind {
-            HeadKind::Request if connect => SEEN_METHOD | SEEN_AUTHORITY,
-            HeadKind::Request => SEEN_METHOD | SEEN_SCHEME | SEEN_PATH,
-            HeadKind::Response => SEEN_STATUS,
+            HeadKind::Request if connect => METHOD | AUTHORITY,
+            HeadKind::Request => METHOD | SCHEME | PATH,
+            HeadKind::Response => STATUS,
             HeadKind::Trailers | HeadKind::Ignored => 0,
         };
         // A list that was cut at its limit may have lost them.
         if !head.too_large && seen & required != required {
             head.malformed = true;
         }
-        if connect && seen & (SEEN_SCHEME | SEEN_PATH) != 0 {
+        if connect && seen & (SCHEME | PATH) != 0 {
             head.malformed = true;
         }
         Ok(head)
@@ -162,10 +124,18 @@ impl<T: Default> Connection<T> {
     }
 }
 
-/// An absolute path, or the asterisk of OPTIONS (RFC 9113, section 8.3.1).
-#[inline]
-fn path_is_valid(path: &[u8]) -> bool {
-    matches!(path.first(), Some(b'/')) || path == b"*"
+#[cold]
+fn compression_error(error: DecodeError) -> Fault {
+    Fault::Connection(
+        ErrorCode::COMPRESSION_ERROR,
+        match error {
+            DecodeError::Truncated => "header block ends inside a field",
+            DecodeError::IntegerOverflow => "integer in header block too large",
+            DecodeError::InvalidIndex => "index beyond the header tables",
+            DecodeError::InvalidHuffman => "invalid Huffman coding",
+            DecodeError::InvalidSizeUpdate => "invalid header table size update",
+        },
+    )
 }
 
 fn status(value: &[u8]) -> Option<u16> {

@@ -8,7 +8,7 @@ use super::frame::{self, ErrorCode, PREFACE, setting};
 use super::hpack::{Decoder, Encoder};
 use super::limits::{Budget, Limits};
 use super::output::Output;
-use super::stream::{RecentlyClosed, StreamId, StreamTable};
+use super::stream::{RecentlyClosed, Recycle, StreamId, StreamTable};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -47,17 +47,17 @@ pub(crate) enum Fault {
     Stream(u32, ErrorCode),
 }
 
-/// One thing that has arrived, for the layer above. `T` is what that layer keeps per stream.
+/// One thing that has arrived, for the layer above.
 #[derive(Debug)]
-pub(crate) enum Incoming<T> {
+pub(crate) enum Incoming {
     /// The head of a request or a final response went to the sink.
     Head { stream: StreamId, end: bool, too_large: bool },
     /// Trailers went to the sink, as far as they are within the limit; the peer's side has ended.
     Trailers { stream: StreamId },
     /// A part of the payload. `flow` bytes (padding excluded) are to be released once they are consumed.
     Data { stream: StreamId, payload: Bytes, end: bool },
-    /// The stream is gone: reset by the peer, or by us because of a stream error.
-    Reset { stream: StreamId, app: T, code: ErrorCode },
+    /// The stream was reset, by the peer, or by us because of a stream error. It is still in the table: `forget` it.
+    Reset { stream: StreamId, code: ErrorCode },
     /// A stream that was full has room again.
     Writable { stream: StreamId },
     /// The peer's GOAWAY (client: streams above `last` will not be processed).
@@ -161,7 +161,7 @@ const RESET_REMEMBERED: usize = 1024;
 /// Streams that a client may open before it has seen the server's SETTINGS.
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
 
-impl<T: Default> Connection<T> {
+impl<T: Recycle> Connection<T> {
     pub(crate) fn new(role: Role, limits: &Limits, now_ns: u64) -> Self {
         let limits = limits.clamped();
         let budget = |rate| Budget::new(rate, now_ns);
@@ -384,6 +384,7 @@ impl<T: Default> Connection<T> {
         }
     }
 
+    #[inline]
     pub(crate) fn close_if_drained(&mut self) {
         let leaving = matches!(self.drain, Drain::Last(_))
             || (self.role == Role::Client && self.peer_goaway.is_some());

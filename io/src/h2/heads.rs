@@ -5,14 +5,15 @@ use super::connection::{Connection, Drain, Fault, Incoming, Role, Sink};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{self, ErrorCode, FrameHeader, flag};
 use super::receive::{Handled, calm, dependency, protocol, size};
+use super::stream::Recycle;
 
-impl<T: Default> Connection<T> {
+impl<T: Recycle> Connection<T> {
     pub(super) fn headers<S: Sink>(
         &mut self,
         header: FrameHeader,
         payload: &[u8],
         sink: &mut S,
-    ) -> Handled<T> {
+    ) -> Handled {
         let number = header.stream;
         if number == 0 {
             return Err(protocol("HEADERS on stream 0"));
@@ -47,7 +48,7 @@ impl<T: Default> Connection<T> {
         part: &[u8],
         depends_on_itself: bool,
         sink: &mut S,
-    ) -> Handled<T> {
+    ) -> Handled {
         let (stream, end_stream) = (header.stream, header.has(flag::END_STREAM));
         if header.has(flag::END_HEADERS) {
             return self.head(stream, end_stream, depends_on_itself, part, sink);
@@ -65,7 +66,7 @@ impl<T: Default> Connection<T> {
         header: FrameHeader,
         payload: &[u8],
         sink: &mut S,
-    ) -> Handled<T> {
+    ) -> Handled {
         let Some(block) = &mut self.block else {
             return Err(protocol("CONTINUATION without a header block"));
         };
@@ -94,7 +95,7 @@ impl<T: Default> Connection<T> {
         depends_on_itself: bool,
         block: &[u8],
         sink: &mut S,
-    ) -> Handled<T> {
+    ) -> Handled {
         if let Some(slot) = self.streams.find(number) {
             return self.head_of_known(slot, end, block, sink);
         }
@@ -169,7 +170,7 @@ impl<T: Default> Connection<T> {
         end: bool,
         block: &[u8],
         sink: &mut S,
-    ) -> Handled<T> {
+    ) -> Handled {
         let stream = self.streams.at(slot);
         let number = stream.number;
         if stream.remote_closed {

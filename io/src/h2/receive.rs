@@ -1,12 +1,11 @@
 //! Frames in (RFC 9113, sections 5 and 6): stream states, settings, windows, and the budgets against floods.
 
 use super::connection::{CloseReason, Connection, DRAIN_PING, Fault, Incoming, Phase, Role, Sink};
-use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
-use super::stream::StreamId;
+use super::stream::{Recycle, StreamId};
 use bytes::Bytes;
 
-pub(super) type Handled<T> = Result<Option<Incoming<T>>, Fault>;
+pub(super) type Handled = Result<Option<Incoming>, Fault>;
 
 pub(super) const fn protocol(reason: &'static str) -> Fault {
     Fault::Connection(ErrorCode::PROTOCOL_ERROR, reason)
@@ -20,10 +19,10 @@ pub(super) const fn calm(reason: &'static str) -> Fault {
     Fault::Connection(ErrorCode::ENHANCE_YOUR_CALM, reason)
 }
 
-impl<T: Default> Connection<T> {
+impl<T: Recycle> Connection<T> {
     /// Works on until there is something to tell; `None` when all that was accepted is processed.
     #[inline]
-    pub(crate) fn poll<S: Sink>(&mut self, sink: &mut S) -> Option<Incoming<T>> {
+    pub(crate) fn poll<S: Sink>(&mut self, sink: &mut S) -> Option<Incoming> {
         if let Some(stream) = self.writable.pop_front() {
             return Some(Incoming::Writable { stream });
         }
@@ -80,7 +79,7 @@ impl<T: Default> Connection<T> {
         inbox: &Bytes,
         start: usize,
         sink: &mut S,
-    ) -> Handled<T> {
+    ) -> Handled {
         let payload = &inbox[start..start + header.length as usize];
         if self.phase == Phase::FirstSettings {
             if header.kind != kind::SETTINGS || header.has(flag::ACK) {
@@ -109,7 +108,7 @@ impl<T: Default> Connection<T> {
     }
 
     /// A frame that asks for nothing: tolerated at a rate.
-    pub(super) fn idle_frame(&mut self) -> Handled<T> {
+    pub(super) fn idle_frame(&mut self) -> Handled {
         if self.budgets.idle_frames.take(self.now_ns) {
             Ok(None)
         } else {
@@ -124,7 +123,7 @@ impl<T: Default> Connection<T> {
     }
 
     #[inline]
-    fn data(&mut self, header: FrameHeader, inbox: &Bytes, start: usize) -> Handled<T> {
+    fn data(&mut self, header: FrameHeader, inbox: &Bytes, start: usize) -> Handled {
         let (length, number) = (header.length, header.stream);
         if number == 0 {
             return Err(protocol("DATA on stream 0"));
@@ -202,14 +201,14 @@ impl<T: Default> Connection<T> {
     }
 
     /// DATA or HEADERS for a stream that has ended: expected for a while after we have reset it.
-    pub(super) fn late_frame(&mut self, number: u32) -> Handled<T> {
+    pub(super) fn late_frame(&mut self, number: u32) -> Handled {
         if self.reset_by_us.contains(number) {
             return Ok(None);
         }
         Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED))
     }
 
-    fn window_update(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+    fn window_update(&mut self, header: FrameHeader, payload: &[u8]) -> Handled {
         let Ok(bytes) = <[u8; 4]>::try_from(payload) else {
             return Err(size("WINDOW_UPDATE is four bytes"));
         };
@@ -243,7 +242,7 @@ impl<T: Default> Connection<T> {
         Ok(None)
     }
 
-    fn rst_stream(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+    fn rst_stream(&mut self, header: FrameHeader, payload: &[u8]) -> Handled {
         let Ok(bytes) = <[u8; 4]>::try_from(payload) else {
             return Err(size("RST_STREAM is four bytes"));
         };
@@ -260,12 +259,11 @@ impl<T: Default> Connection<T> {
             return Err(calm("too many streams reset"));
         }
         let stream = self.streams.id(slot);
-        let app = self.forget(slot);
         let code = ErrorCode(u32::from_be_bytes(bytes));
-        Ok(Some(Incoming::Reset { stream, app, code }))
+        Ok(Some(Incoming::Reset { stream, code }))
     }
 
-    fn settings(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+    fn settings(&mut self, header: FrameHeader, payload: &[u8]) -> Handled {
         if header.stream != 0 {
             return Err(protocol("SETTINGS on a stream"));
         }
@@ -334,7 +332,7 @@ impl<T: Default> Connection<T> {
         Ok(())
     }
 
-    fn ping(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+    fn ping(&mut self, header: FrameHeader, payload: &[u8]) -> Handled {
         if header.stream != 0 {
             return Err(protocol("PING on a stream"));
         }
@@ -356,7 +354,7 @@ impl<T: Default> Connection<T> {
         Ok(None)
     }
 
-    fn goaway(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+    fn goaway(&mut self, header: FrameHeader, payload: &[u8]) -> Handled {
         if header.stream != 0 {
             return Err(protocol("GOAWAY on a stream"));
         }
@@ -380,7 +378,7 @@ impl<T: Default> Connection<T> {
         Ok(Some(Incoming::GoAway { last }))
     }
 
-    fn priority(&mut self, header: FrameHeader, payload: &[u8]) -> Handled<T> {
+    fn priority(&mut self, header: FrameHeader, payload: &[u8]) -> Handled {
         if header.stream == 0 {
             return Err(protocol("PRIORITY on stream 0"));
         }
@@ -394,7 +392,7 @@ impl<T: Default> Connection<T> {
     }
 
     /// A stream error, but an idle stream cannot be reset (section 5.1).
-    fn priority_error(&mut self, number: u32, code: ErrorCode) -> Handled<T> {
+    fn priority_error(&mut self, number: u32, code: ErrorCode) -> Handled {
         if self.streams.find(number).is_none() && self.is_idle(number) {
             return Err(Fault::Connection(code, "invalid PRIORITY"));
         }
@@ -402,7 +400,7 @@ impl<T: Default> Connection<T> {
     }
 
     /// RST_STREAM for what the peer did wrong. Err when it does so too often.
-    fn stream_error(&mut self, number: u32, code: ErrorCode) -> Handled<T> {
+    fn stream_error(&mut self, number: u32, code: ErrorCode) -> Handled {
         if !self.budgets.provoked_resets.take(self.now_ns) {
             return Err(calm("too many stream errors provoked"));
         }
@@ -411,8 +409,7 @@ impl<T: Default> Connection<T> {
         self.reset_by_us.push(number);
         let Some(slot) = self.streams.find(number) else { return Ok(None) };
         let stream = self.streams.id(slot);
-        let app = self.forget(slot);
-        Ok(Some(Incoming::Reset { stream, app, code }))
+        Ok(Some(Incoming::Reset { stream, code }))
     }
 
     /// Answers to control frames need room in the output: a peer that only sends is cut off.

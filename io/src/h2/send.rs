@@ -9,7 +9,7 @@ use super::frame::{self, ErrorCode, flag, kind};
 use super::hpack::{Encoder, Indexing};
 use super::limits::Limits;
 use super::output::Output;
-use super::stream::{Ending, StreamId};
+use super::stream::{Ending, Recycle, StreamId};
 use bytes::{Buf, Bytes};
 
 /// From this many bytes on a payload is written from where it lies instead of being copied into the output.
@@ -17,7 +17,7 @@ pub(crate) const REFERENCE_BYTES_MIN: usize = 4096;
 /// Most bytes of one stream in a row, so that a large reply does not hold up the small ones.
 const TURN_BYTES: usize = 64 << 10;
 
-impl<T: Default> Connection<T> {
+impl<T: Recycle> Connection<T> {
     /// Appends a HEADERS frame (and CONTINUATION frames if the peer's frames are too small). `encode` appends the block.
     #[inline]
     pub(crate) fn put_block(
@@ -181,24 +181,24 @@ impl<T: Default> Connection<T> {
         }
     }
 
-    /// Resets a stream of our own accord. The layer above gets back what it kept.
-    pub(crate) fn reset(&mut self, stream: StreamId, code: ErrorCode) -> Option<T> {
-        self.streams.get(stream)?;
+    /// Resets a stream of our own accord.
+    pub(crate) fn reset(&mut self, stream: StreamId, code: ErrorCode) {
+        if self.streams.get(stream).is_none() {
+            return;
+        }
         if !self.is_closed() {
             frame::put_reset(&mut self.output.inline, stream.number(), code);
         }
         self.reset_by_us.push(stream.number());
-        Some(self.forget(stream.slot()))
+        self.forget(stream.slot());
     }
 
-    /// Takes an ended stream out of the table.
+    /// Takes an ended stream out of the table, with what is queued on it.
     #[inline]
-    pub(crate) fn forget(&mut self, slot: usize) -> T {
+    pub(crate) fn forget(&mut self, slot: usize) {
         self.closed.push(self.streams.at(slot).number);
-        let (app, queued) = self.streams.remove(slot);
-        self.queue_bytes -= queued;
+        self.queue_bytes -= self.streams.remove(slot);
         self.close_if_drained();
-        app
     }
 
     /// Puts a stream into the round of those that may send, if it has something and its window is open.

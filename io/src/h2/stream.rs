@@ -39,6 +39,12 @@ pub(crate) enum Ending {
     Trailers(Box<Fields>),
 }
 
+/// What the layer above keeps per stream: slots are reused.
+pub(crate) trait Recycle: Default {
+    /// Becomes as good as new.
+    fn recycle(&mut self);
+}
+
 /// One stream; `T` is what the layer above keeps for it.
 #[derive(Debug)]
 pub(crate) struct Stream<T> {
@@ -88,7 +94,7 @@ pub(crate) struct StreamTable<T> {
 
 const INDEX_ENTRIES_MIN: usize = 16;
 
-impl<T: Default> StreamTable<T> {
+impl<T: Recycle> StreamTable<T> {
     pub(crate) fn new() -> Self {
         let seed = std::hash::RandomState::new().build_hasher().finish();
         Self {
@@ -202,8 +208,8 @@ impl<T: Default> StreamTable<T> {
         slot as usize
     }
 
-    /// Frees a slot and returns what the layer above kept in it, and how many bytes were still queued.
-    pub(crate) fn remove(&mut self, slot: usize) -> (T, usize) {
+    /// Frees a slot and returns how many bytes were still queued.
+    pub(crate) fn remove(&mut self, slot: usize) -> usize {
         let number = self.slots[slot].number;
         debug_assert!(number != 0);
         let mask = self.index.len() - 1;
@@ -226,12 +232,16 @@ impl<T: Default> StreamTable<T> {
 
         let stream = &mut self.slots[slot];
         stream.number = 0;
-        stream.queue.clear();
-        stream.ending = Ending::Open;
         let queued = std::mem::take(&mut stream.queue_bytes);
-        let app = std::mem::take(&mut stream.app);
+        if queued > 0 {
+            stream.queue.clear();
+        }
+        if !matches!(stream.ending, Ending::Open) {
+            stream.ending = Ending::Open;
+        }
+        stream.app.recycle();
         self.free.push(slot as u32);
-        (app, queued)
+        queued
     }
 
     /// Slots of the live streams.
@@ -292,6 +302,10 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    impl Recycle for u32 {
+        fn recycle(&mut self) {}
+    }
+
     fn insert(table: &mut StreamTable<u32>, number: u32) -> usize {
         let slot = table.insert(number, SendWindow::new(1), ReceiveWindow::new(1, 1));
         table.at(slot).app = number;
@@ -312,7 +326,7 @@ mod tests {
                 let nth = (state >> 33) as usize % model.len();
                 let (&number, &slot) = model.iter().nth(nth).unwrap();
                 model.remove(&number);
-                assert_eq!(table.remove(slot), (number, 0));
+                assert_eq!((table.at(slot).app, table.remove(slot)), (number, 0));
                 assert_eq!(table.find(number), None);
             }
             assert_eq!(table.len(), model.len());

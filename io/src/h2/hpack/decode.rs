@@ -69,7 +69,7 @@ impl Decoder {
     pub fn decode(
         &mut self,
         block: &[u8],
-        mut each: impl FnMut(Field<'_>),
+        mut each: impl FnMut(&Field<'_>),
     ) -> Result<(), DecodeError> {
         let mut rest = block;
         while let Some(&byte) = rest.first() {
@@ -88,15 +88,17 @@ impl Decoder {
         }
         while let Some(&byte) = rest.first() {
             if byte & 0x80 != 0 {
-                let index =
-                    if byte != 0xff { one(&mut rest, 0x7f) } else { integer(&mut rest, 7)? };
-                each(self.indexed(index)?);
-            } else if byte & 0x40 != 0 {
-                self.literal(&mut rest, 6, true, false, &mut each)?;
-            } else if byte & 0x20 != 0 {
+                let index = if byte != 0xff {
+                    rest = &rest[1..];
+                    usize::from(byte & 0x7f)
+                } else {
+                    integer(&mut rest, 7)?
+                };
+                each(&self.indexed(index)?);
+            } else if byte & 0xe0 == 0x20 {
                 return Err(DecodeError::InvalidSizeUpdate);
             } else {
-                self.literal(&mut rest, 4, false, byte & 0x10 != 0, &mut each)?;
+                self.literal(byte, &mut rest, &mut each)?;
             }
         }
         Ok(())
@@ -113,62 +115,54 @@ impl Decoder {
                 name: name.as_bytes(),
                 value: value.as_bytes(),
                 kind: *kind,
-                valid: true,
+                valid: !matches!(kind, FieldKind::ConnectionSpecific),
                 sensitive: false,
             })
         }
     }
 
+    #[inline(never)]
     fn literal(
         &mut self,
+        byte: u8,
         rest: &mut &[u8],
-        prefix_bits: u32,
-        index_it: bool,
-        sensitive: bool,
-        each: &mut impl FnMut(Field<'_>),
+        each: &mut impl FnMut(&Field<'_>),
     ) -> Result<(), DecodeError> {
-        let name_index = integer(rest, prefix_bits)?;
+        let index_it = byte & 0x40 != 0;
+        let sensitive = byte & 0xf0 == 0x10;
+        let name_index = integer(rest, if index_it { 6 } else { 4 })?;
         self.scratch.clear();
         let name_raw = if name_index == 0 { string(rest, &mut self.scratch)? } else { None };
         let name_bytes = self.scratch.len();
         let value_raw = string(rest, &mut self.scratch)?;
         let value = value_raw.unwrap_or(&self.scratch[name_bytes..]);
-        let value_ok = field::value_is_valid(value);
 
         if name_index == 0 {
             let name = name_raw.unwrap_or(&self.scratch[..name_bytes]);
             let kind = FieldKind::of(name);
-            let valid = value_ok && field::name_is_valid(name);
+            let valid = field::name_is_valid(name) && field::value_is_valid(kind, value);
             if index_it {
                 self.table.insert(name, value, kind, valid);
             }
-            each(Field { name, value, kind, valid, sensitive });
-        } else {
-            let named = self.indexed(name_index)?;
-            let valid = value_ok
-                && (name_index <= STATIC_ENTRIES
-                    || named.valid
-                    || field::name_is_valid(named.name));
-            each(Field { name: named.name, value, kind: named.kind, valid, sensitive });
-            if index_it {
-                if name_index <= STATIC_ENTRIES {
+            each(&Field { name, value, kind, valid, sensitive });
+            return Ok(());
+        }
+        let named = self.indexed(name_index)?;
+        let (name, kind) = (named.name, named.kind);
+        let name_ok = name_index <= STATIC_ENTRIES || named.valid || field::name_is_valid(name);
+        let valid = name_ok && field::value_is_valid(kind, value);
+        each(&Field { name, value, kind, valid, sensitive });
+        if index_it {
+            match name_index.checked_sub(STATIC_ENTRIES + 1) {
+                Some(index) => self.table.insert_with_name_of(index, value, valid),
+                None => {
                     let (name, _, kind) = &STATIC[name_index - 1];
                     self.table.insert(name.as_bytes(), value, *kind, valid);
-                } else {
-                    let index = name_index - STATIC_ENTRIES - 1;
-                    self.table.insert_with_name_of(index, value, valid);
                 }
             }
         }
         Ok(())
     }
-}
-
-#[inline]
-fn one(rest: &mut &[u8], mask: u8) -> usize {
-    let byte = rest[0];
-    *rest = &rest[1..];
-    usize::from(byte & mask)
 }
 
 /// An integer with a prefix of `bits` bits (section 5.1), at most 2²⁸ or so.

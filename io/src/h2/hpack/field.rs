@@ -70,18 +70,10 @@ impl FieldKind {
         }
     }
 
-    /// Whether it is one of the pseudo-headers, known or not.
+    /// A bit of its own, for sets of kinds.
     #[inline]
-    pub fn is_pseudo(self) -> bool {
-        matches!(
-            self,
-            Self::Method
-                | Self::Scheme
-                | Self::Path
-                | Self::Authority
-                | Self::Status
-                | Self::UnknownPseudo
-        )
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
     }
 }
 
@@ -108,10 +100,18 @@ pub fn name_is_valid(name: &[u8]) -> bool {
     !rest.is_empty() && rest.iter().all(|&byte| NAME_BYTES[byte as usize])
 }
 
-/// Whether a field value keeps to RFC 9113, section 8.2.1: no NUL, LF or CR, no white space around it.
-pub fn value_is_valid(value: &[u8]) -> bool {
+/// Whether a field may have that value: no NUL, LF or CR in it, no white space around it (RFC 9113, section 8.2.1), no field of
+/// one connection only (8.2.2), no pseudo-header that is not defined, and an absolute path (8.3.1).
+pub fn value_is_valid(kind: FieldKind, value: &[u8]) -> bool {
     let edge = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    !edge(value.first())
+    let allowed = match kind {
+        FieldKind::ConnectionSpecific | FieldKind::UnknownPseudo => false,
+        FieldKind::Te => value == b"trailers",
+        FieldKind::Path => value.starts_with(b"/") || value == b"*",
+        _ => true,
+    };
+    allowed
+        && !edge(value.first())
         && !edge(value.last())
         && !value.iter().any(|&byte| matches!(byte, 0 | b'\n' | b'\r'))
 }
@@ -133,10 +133,14 @@ mod tests {
     #[test]
     fn values() {
         for good in ["", "a", "a b", "a\tb", "é"] {
-            assert!(value_is_valid(good.as_bytes()), "{good:?}");
+            assert!(value_is_valid(FieldKind::Other, good.as_bytes()), "{good:?}");
         }
         for bad in [" a", "a ", "\ta", "a\0b", "a\r", "a\nb"] {
-            assert!(!value_is_valid(bad.as_bytes()), "{bad:?}");
+            assert!(!value_is_valid(FieldKind::Other, bad.as_bytes()), "{bad:?}");
         }
+        assert!(value_is_valid(FieldKind::Te, b"trailers"));
+        assert!(!value_is_valid(FieldKind::Te, b"gzip"));
+        assert!(!value_is_valid(FieldKind::Path, b"a"));
+        assert!(!value_is_valid(FieldKind::ConnectionSpecific, b"close"));
     }
 }

@@ -21,7 +21,7 @@ pub struct Field<'a> {
     pub value: &'a [u8],
     /// What the name stands for.
     pub kind: FieldKind,
-    /// Whether name and value keep to RFC 9113, section 8.2.1.
+    /// Whether the field may be in a message at all (RFC 9113, sections 8.2 and 8.3).
     pub valid: bool,
     /// A never-indexed literal (RFC 7541, section 6.2.3): must stay one when it is passed on.
     pub sensitive: bool,

@@ -10,6 +10,9 @@ use crate::limits::Limits;
 /// Payloads from this size on leave by reference ([`Reply::tail`]) instead of being copied.
 pub const BY_REFERENCE_BYTES_MIN: usize = 4096;
 
+/// A reply's buffer is kept for the next call unless a large reply has made it larger than this.
+const HEAD_KEPT_BYTES_MAX: usize = 64 * 1024;
+
 /// The facts of one call that a backend may decide by. It never asks a clock of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
@@ -93,7 +96,7 @@ impl std::ops::Deref for Version {
 
 /// The buffer that one unary call's reply is written to: the message is `head` followed by `tail`.
 ///
-/// It is meant to be used again and again: [`Reply::clear`] keeps the head's capacity.
+/// It is meant to be used again and again: [`Reply::clear`] keeps the head's usual capacity.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
     /// The encoded message, but for the tail.
@@ -107,6 +110,7 @@ impl Reply {
     /// Makes it empty for the next call.
     pub fn clear(&mut self) {
         self.head.clear();
+        self.head.shrink_to(HEAD_KEPT_BYTES_MAX);
         self.tail = Bytes::new();
     }
 

@@ -4,6 +4,7 @@
 //! context's time and stamped with its revision.
 
 use prism_proto::prism::keyvalue::v1::SetCondition;
+use prism_proto::rpc::StatusDetails;
 use prism_proto::view::keyvalue::{
     BatchDeleteRequest, BatchGetRequest, BatchSetRequest, CompareAndDeleteRequest,
     CompareAndDeleteRequestExpected, CompareAndDeleteResponse, CompareAndSwapRequest,
@@ -17,17 +18,19 @@ use prism_proto::view::types::{
     ConditionFailure, ConditionRequirement, Entry as EntryView, OperationAction, OperationResult,
 };
 use prism_proto::wire::{self, WireType};
-use prost::Message;
 
 use super::Memstore;
 use super::entry::{Entry, NEVER, Value};
 use super::store::{Expiry, Spot, Store};
 use crate::call::{Context, Reply, Version};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::interfaces::keyvalue::{
     KeyValueBasic, KeyValueBatch, KeyValueCas, KeyValueTransactional, KeyValueTtl,
 };
 use crate::limits::{timestamp_ms, ttl_ms};
+
+/// Bytes of a result that only says that it did not fit.
+const TOO_LARGE_BYTES_MAX: usize = 256;
 
 /// Field numbers of the replies whose repeated fields are written piece by piece.
 mod field {
@@ -228,10 +231,9 @@ impl KeyValueBatch for Memstore {
         let store = self.store.borrow();
         let head = &mut reply.head;
         // Every result that does not fit is answered by a short status: room is kept for them.
-        let too_large = too_large_status();
-        let mut reserved = request.keys.len() * (too_large.len() + 8);
+        let mut reserved = request.keys.len() * TOO_LARGE_BYTES_MAX;
         for key in request.keys.iter() {
-            reserved -= too_large.len() + 8;
+            reserved -= TOO_LARGE_BYTES_MAX;
             let Some(entry) = find(&store, context, key) else {
                 wire::put_length(head, field::BATCH_RESULTS, 0);
                 continue;
@@ -241,9 +243,7 @@ impl KeyValueBatch for Memstore {
             let entry_bytes = view.encoded_len();
             let result_bytes = 2 + wire::bytes_field_len(field::BATCH_GET_ENTRY, entry_bytes);
             if head.len() + result_bytes + 8 + reserved > context.limits.max_message_size {
-                let length = wire::bytes_field_len(field::BATCH_STATUS, too_large.len());
-                wire::put_length(head, field::BATCH_RESULTS, length);
-                wire::put_bytes(head, field::BATCH_STATUS, &too_large);
+                put_too_large(head);
                 continue;
             }
             wire::put_length(head, field::BATCH_RESULTS, result_bytes);
@@ -465,12 +465,14 @@ fn append(reply: &mut Reply, value: Value<'_>) {
     }
 }
 
-fn too_large_status() -> Vec<u8> {
-    let message = "REPLY_TOO_LARGE: the results before this one fill a message; get it by itself";
-    prism_proto::google::rpc::Status {
-        code: i32::from(crate::error::Kind::ResourceExhausted.grpc_code()),
-        message: message.to_owned(),
-        details: Vec::new(),
-    }
-    .encode_to_vec()
+/// Adds a result of BatchGet that says why there is none.
+#[cold]
+fn put_too_large(head: &mut Vec<u8>) {
+    let message = "the results before this one fill a message; get it by itself";
+    let code = i32::from(Kind::ResourceExhausted.grpc_code());
+    let status = StatusDetails::new(code, message, "REPLY_TOO_LARGE").encode();
+    let length = wire::bytes_field_len(field::BATCH_STATUS, status.len());
+    assert!(length + 8 <= TOO_LARGE_BYTES_MAX);
+    wire::put_length(head, field::BATCH_RESULTS, length);
+    wire::put_bytes(head, field::BATCH_STATUS, &status);
 }

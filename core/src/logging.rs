@@ -126,6 +126,8 @@ enum Message {
 struct Lines {
     format: LogFormat,
     queue: SyncSender<Message>,
+    /// Lines that this writer has not told of.
+    lost: Arc<AtomicU64>,
 }
 
 impl Lines {
@@ -138,17 +140,16 @@ impl Lines {
         let (tell, done) = sync_channel(1);
         let ending = Arc::new(AtomicBool::new(false));
         let is_ending = ending.clone();
+        let lost = Arc::new(AtomicU64::new(0));
+        let untold = lost.clone();
         std::thread::Builder::new().name("prism-log".into()).spawn(move || {
-            let mut told = 0;
             let mut next = waiting.recv().ok();
             while let Some(Message::Line(line)) = next {
                 // Where even stderr is gone there is nobody left to tell.
                 let _ = output.write_all(line.as_bytes());
-                let lost = dropped();
-                if lost > told {
-                    let line = dropped_line(format, lost - told);
-                    let _ = output.write_all(line.as_bytes());
-                    told = lost;
+                let lost = untold.swap(0, Relaxed);
+                if lost > 0 {
+                    let _ = output.write_all(dropped_line(format, lost).as_bytes());
                 }
                 next = match waiting.try_recv() {
                     Ok(message) => Some(message),
@@ -159,7 +160,7 @@ impl Lines {
             let _ = output.flush();
             let _ = tell.try_send(());
         })?;
-        Ok((Self { format, queue: queue.clone() }, Flush { queue, ending, done }))
+        Ok((Self { format, queue: queue.clone(), lost }, Flush { queue, ending, done }))
     }
 }
 
@@ -170,7 +171,8 @@ impl<S: Subscriber> Layer<S> for Lines {
             LogFormat::Text => text_line(event, SystemTime::now()),
         };
         if self.queue.try_send(Message::Line(line)).is_err() {
-            // Several threads drop; lines are rare, so that one atomic addition is no cost that counts.
+            // Several threads drop; lines are rare, so that atomic additions are no cost that counts.
+            self.lost.fetch_add(1, Relaxed);
             DROPPED.fetch_add(1, Relaxed);
         }
     }

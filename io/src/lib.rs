@@ -5,6 +5,7 @@
 //! This crate never knows what a namespace is, and nobody outside it names the runtime.
 
 pub mod calls;
+pub mod client;
 pub mod clock;
 pub mod disk;
 pub mod grpc;

@@ -1,6 +1,6 @@
-//! Questions about the machine that need a system call: space on a file system, addresses that are taken.
+//! Questions about the machine that need a system call: space on a file system, addresses that are taken, limits.
 //!
-//! For `prism doctor`; changes nothing that outlives the call.
+//! Changes nothing but the limit that it is asked to raise.
 
 #![allow(unsafe_code)]
 
@@ -39,9 +39,36 @@ pub fn can_listen(address: SocketAddr) -> io::Result<()> {
     TcpListener::bind(address).map(drop)
 }
 
+/// Raises this process's limit on open files towards `wanted`, as far as its hard limit lets it, and returns the limit
+/// that holds now. Never lowers it.
+pub fn raise_open_files(wanted: u64) -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a live, writable rlimit.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if limit.rlim_cur >= wanted {
+        return Ok(limit.rlim_cur);
+    }
+    limit.rlim_cur = wanted.min(limit.rlim_max);
+    // SAFETY: `limit` is a live rlimit, which the call only reads.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_limit_on_open_files_is_never_lowered() {
+        let now = raise_open_files(0).unwrap();
+        assert!(now > 0);
+        assert_eq!(raise_open_files(1).unwrap(), now);
+        assert!(raise_open_files(now).unwrap() >= now);
+    }
 
     #[test]
     fn space_is_that_of_an_existing_path() {

@@ -8,9 +8,11 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use atomic_waker::AtomicWaker;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
@@ -140,6 +142,35 @@ impl Signal {
                 _ => self.waiter.set(Some(context.waker().clone())),
             }
             Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// A wake-up for one waiting task from any thread, for good: once set it stays set.
+#[derive(Default)]
+pub struct Flag {
+    set: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Flag {
+    /// Sets the flag and wakes the waiting task.
+    pub fn set(&self) {
+        self.set.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.set.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is set.
+    pub async fn wait(&self) {
+        std::future::poll_fn(|context| {
+            self.waker.register(context.waker());
+            if self.is_set() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

@@ -10,6 +10,7 @@ mod kv;
 mod output;
 mod remote;
 mod serve;
+mod wal;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,8 @@ enum Command {
     Kv(kv::KvArgs),
     /// List the data models, their interfaces and calls, and which backend offers them.
     Interfaces(OutputArgs),
+    /// Look into the write-ahead log of a data directory: inspect, verify, repair.
+    Wal(wal::WalArgs),
     /// Examine this machine: kernel, io_uring, limits, disk, memory, ports; with a remedy for each finding.
     Doctor(doctor::DoctorArgs),
 }
@@ -82,6 +85,7 @@ pub fn run(serve: impl FnOnce(Config) -> Exit) -> ExitCode {
         Command::Serve(args) => serve::run(&args, serve),
         Command::Kv(args) => kv::run(args),
         Command::Interfaces(args) => interfaces::run(args.output),
+        Command::Wal(args) => wal::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     exit.into()

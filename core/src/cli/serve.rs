@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Exit, complain};
 use crate::config::{self, Config, Flags};
+use crate::doctor::FILES_BESIDE_CONNECTIONS;
 use crate::logging;
 
 const AFTER_HELP: &str = "\
@@ -78,6 +79,16 @@ pub(super) fn run(args: &ServeArgs, serve: impl FnOnce(Config) -> Exit) -> Exit 
     };
     for warning in &config.warnings {
         tracing::warn!("{warning}");
+    }
+    let wanted = u64::from(config.limits.connections_max) + FILES_BESIDE_CONNECTIONS;
+    match prism_io::probe::raise_open_files(wanted) {
+        Ok(limit) if limit < wanted => tracing::warn!(
+            limit,
+            wanted,
+            "this process may open fewer files than limits.connections_max needs; `prism doctor` tells the remedy"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised"),
     }
     let exit = serve(config);
     drop(flush);

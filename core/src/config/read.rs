@@ -27,6 +27,9 @@ const DATA_DIR: &str = "./prism-data";
 /// Segments that each shard's log needs at least: one to write, one to trim, one in reserve, and the internal one.
 const SEGMENTS_PER_SHARD_MIN: u64 = 4;
 
+/// Log writes in flight per shard, at most.
+const WRITES_IN_FLIGHT_MAX: u32 = prism_wal::WRITES_IN_FLIGHT_MAX as u32;
+
 /// Reads the file at `path`, if there is one to read, and this machine, then calls [`read`].
 pub fn load(path: Option<&Path>, flags: &Flags) -> Result<Config, ConfigErrors> {
     let name = path.map(|path| path.display().to_string()).unwrap_or_default();
@@ -322,7 +325,7 @@ fn read_wal(
         bytes_max: bytes.value,
         low_water: low_water.value,
         batch_bytes_max: batch.value,
-        in_flight: section.value("in_flight", 1, count(1, 8)).value,
+        in_flight: section.value("in_flight", 1, count(1, WRITES_IN_FLIGHT_MAX)).value,
     };
     section.finish();
     wal

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use prism_io::rt::Driver;
 
-use super::Check;
+use super::{Check, FILES_BESIDE_CONNECTIONS};
 use crate::config::units::{round_bytes, show_bytes};
 use crate::config::{Config, Machine, show_cores};
 
@@ -60,16 +60,14 @@ pub(super) fn io_uring(driver: Driver, disabled: &str) -> Check {
     Check::warn("io_uring", found, remedy)
 }
 
-/// Descriptors beside those of connections: logs, snapshots, rings, listeners.
-const FILES_BESIDE_CONNECTIONS: u64 = 1_024;
-
-/// The soft limit of a line of `/proc/self/limits`; `u64::MAX` for `unlimited`.
-fn soft_limit(limits: &str, name: &str) -> Option<u64> {
+/// The soft and the hard limit of a line of `/proc/self/limits`; `u64::MAX` for `unlimited`.
+fn limit(limits: &str, name: &str) -> Option<(u64, u64)> {
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
-    match line.split_whitespace().next()? {
+    let mut numbers = line.split_whitespace().map(|word| match word {
         "unlimited" => Some(u64::MAX),
         number => number.parse().ok(),
-    }
+    });
+    Some((numbers.next()??, numbers.next()??))
 }
 
 pub(super) fn open_files(limits: &str, connections_max: u32) -> Check {
@@ -77,7 +75,8 @@ pub(super) fn open_files(limits: &str, connections_max: u32) -> Check {
     let remedy = format!(
         "ulimit -n {wanted} (systemd: LimitNOFILE={wanted}), or lower limits.connections_max ({connections_max})"
     );
-    match soft_limit(limits, "Max open files") {
+    // `prism serve` raises the soft limit by itself.
+    match limit(limits, "Max open files").map(|(_, hard)| hard) {
         Some(limit) if limit >= wanted => {
             let shown = if limit == u64::MAX { "unlimited".into() } else { limit.to_string() };
             Check::ok("open files", shown)
@@ -94,7 +93,7 @@ pub(super) fn open_files(limits: &str, connections_max: u32) -> Check {
 pub(super) fn locked_memory(limits: &str, kernel: Option<KernelVersion>) -> Check {
     /// Rings of older kernels are locked memory.
     const LOCKED_BYTES_WANTED: u64 = 8 << 20;
-    let limit = soft_limit(limits, "Max locked memory").unwrap_or(0);
+    let limit = limit(limits, "Max locked memory").map_or(0, |(soft, _)| soft);
     let shown = if limit == u64::MAX { "unlimited".into() } else { show_bytes(limit) };
     if kernel.is_some_and(|kernel| kernel >= KERNEL_WITHOUT_MEMLOCK) {
         return Check::ok("locked memory", format!("{shown}; this kernel needs none"));
@@ -181,7 +180,7 @@ mod tests {
 
     const LIMITS: &str = "\
 Limit                     Soft Limit           Hard Limit           Units
-Max open files            1024                 524288               files
+Max open files            1024                 4096                 files
 Max locked memory         65536                unlimited            bytes
 ";
 
@@ -207,7 +206,7 @@ Max locked memory         65536                unlimited            bytes
         let check = open_files(LIMITS, 50_000);
         assert_eq!(check.verdict, Verdict::Warn);
         assert!(check.remedy.starts_with("ulimit -n 51024 "), "{}", check.remedy);
-        let high = LIMITS.replace("1024      ", "unlimited ");
+        let high = LIMITS.replace("4096     ", "unlimited");
         assert_eq!(open_files(&high, 50_000).verdict, Verdict::Ok);
         assert_eq!(open_files("", 1).verdict, Verdict::Warn);
         assert_eq!(locked_memory(LIMITS, Some(KernelVersion(6, 1))).verdict, Verdict::Ok);

@@ -46,6 +46,9 @@ enum Output {
     Json,
 }
 
+/// Descriptors beside those of connections: logs, snapshots, rings, listeners.
+pub(crate) const FILES_BESIDE_CONNECTIONS: u64 = 1_024;
+
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {

@@ -41,7 +41,8 @@ impl AlignedMemory {
     }
 
     fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, PAGE_BYTES).expect("a buffer is far smaller than the address space")
+        Layout::from_size_align(bytes, PAGE_BYTES)
+            .expect("a buffer is far smaller than the address space")
     }
 }
 
@@ -133,7 +134,9 @@ impl AlignedBuffer {
     /// Notes the current length as a place that the owner wants to find again.
     pub fn mark(&mut self) {
         let contents = self.contents();
-        contents.marks.push(u32::try_from(contents.length).expect("a buffer is smaller than 4 GiB"));
+        contents
+            .marks
+            .push(u32::try_from(contents.length).expect("a buffer is smaller than 4 GiB"));
     }
 
     /// The places noted with [`AlignedBuffer::mark`].
@@ -235,7 +238,12 @@ impl BufferPool {
         let standard_bytes = page_ceiling(standard_bytes.max(1));
         let free = Vec::with_capacity(kept_max);
         BufferPool {
-            state: Rc::new(RefCell::new(PoolState { free, kept_max, standard_bytes, out_bytes: 0 })),
+            state: Rc::new(RefCell::new(PoolState {
+                free,
+                kept_max,
+                standard_bytes,
+                out_bytes: 0,
+            })),
         }
     }
 
@@ -300,7 +308,11 @@ mod tests {
         assert_eq!(pool.out_bytes(), 0);
         let again = pool.take(4096);
         assert!(again.is_empty() && again.marks().is_empty());
-        assert_eq!(again.shared.contents().memory.as_ptr(), address, "the same memory is used again");
+        assert_eq!(
+            again.shared.contents().memory.as_ptr(),
+            address,
+            "the same memory is used again"
+        );
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::stream::{ReadAhead, read_full};
 use super::{
-    AlignedMemory, BufferPool, ChunkStream, File, FileEntry, PAGE_BYTES, Storage, SyncMethod, SyncProbe, page_ceiling,
-    probe,
+    AlignedMemory, BufferPool, ChunkStream, File, FileEntry, PAGE_BYTES, Storage, SyncMethod,
+    SyncProbe, page_ceiling, probe,
 };
 
 /// Name of the file whose lock says that the directory is in use.
@@ -122,7 +122,9 @@ impl Directory {
         };
         let existed = path.is_dir();
         fs::create_dir_all(path).map_err(fault("create", path))?;
-        if !existed && let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if !existed
+            && let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty())
+        {
             sync_directory(parent).map_err(fault("sync", parent))?;
         }
         let lock = lock(path)?;
@@ -160,7 +162,10 @@ impl Directory {
     /// Opens an existing file for durable writes on the ring of the calling thread.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
         let dsync = self.probe.method == SyncMethod::DsyncWrite;
-        File::new(self.open_with(&self.path.join(name), Access::Write { dsync, new: false })?, self.probe.method)
+        File::new(
+            self.open_with(&self.path.join(name), Access::Write { dsync, new: false })?,
+            self.probe.method,
+        )
     }
 
     /// As [`Storage::create_zeroed`], but in small pieces on the ring, so that the shard is not held up. The file gets
@@ -255,15 +260,20 @@ impl Storage for Directory {
     }
 
     fn write_durable(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        assert!(bytes.len().is_multiple_of(PAGE_BYTES) && offset.is_multiple_of(PAGE_BYTES as u64), "whole pages");
-        let file = self.open_with(&self.path.join(name), Access::Write { dsync: true, new: false })?;
+        assert!(
+            bytes.len().is_multiple_of(PAGE_BYTES) && offset.is_multiple_of(PAGE_BYTES as u64),
+            "whole pages"
+        );
+        let file =
+            self.open_with(&self.path.join(name), Access::Write { dsync: true, new: false })?;
         let mut memory = AlignedMemory::zeroed(bytes.len());
         memory.copy_from_slice(bytes);
         file.write_all_at(&memory, offset)
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.open_with(&self.path.join(name), Access::Write { dsync: false, new: false })?.sync_data()
+        self.open_with(&self.path.join(name), Access::Write { dsync: false, new: false })?
+            .sync_data()
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
@@ -322,7 +332,8 @@ fn lock(path: &Path) -> Result<fs::File, DirectoryError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
-            let process = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            let process =
+                file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
             return Err(DirectoryError::Locked { path: path.to_path_buf(), process });
         }
         Err(TryLockError::Error(error)) => return Err(fault(error)),
@@ -341,7 +352,9 @@ fn supports_direct(path: &Path) -> io::Result<bool> {
         .and_then(|file| file.write_all_at(&page, 0));
     match attempt {
         Ok(()) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -355,7 +368,12 @@ fn run_probe(path: &Path, direct: bool) -> io::Result<SyncProbe> {
 /// Reserves the blocks in one go, so that a full disk shows now. File systems that cannot do without.
 fn reserve(file: &fs::File, bytes: u64) -> io::Result<()> {
     match reserve_blocks(file, bytes) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)
+            ) =>
+        {
             file.set_len(bytes)
         }
         result => result,
@@ -365,7 +383,8 @@ fn reserve(file: &fs::File, bytes: u64) -> io::Result<()> {
 #[allow(unsafe_code)]
 fn reserve_blocks(file: &fs::File, bytes: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let bytes = libc::off_t::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let bytes =
+        libc::off_t::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     loop {
         // SAFETY: a plain system call on a descriptor that `file` keeps open; it touches no memory of ours.
         if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) } == 0 {

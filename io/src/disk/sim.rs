@@ -197,7 +197,10 @@ impl Simulation {
 
     /// Submits a write. It is durable once [`Simulation::complete`] says so.
     pub fn submit(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<u64> {
-        assert!(bytes.len().is_multiple_of(PAGE_BYTES) && offset.is_multiple_of(PAGE_BYTES as u64), "whole pages");
+        assert!(
+            bytes.len().is_multiple_of(PAGE_BYTES) && offset.is_multiple_of(PAGE_BYTES as u64),
+            "whole pages"
+        );
         let mut world = self.world.borrow_mut();
         if world.is_off {
             return Err(io::Error::other("the power is off"));
@@ -205,7 +208,9 @@ impl Simulation {
         let offset = usize::try_from(offset).expect("simulated files are small");
         match world.files.get(name) {
             None => return Err(io::ErrorKind::NotFound.into()),
-            Some(file) => assert!(offset + bytes.len() <= file.len(), "writes stay inside the file"),
+            Some(file) => {
+                assert!(offset + bytes.len() <= file.len(), "writes stay inside the file")
+            }
         }
         let id = world.next_id;
         world.next_id += 1;
@@ -261,7 +266,9 @@ impl Storage for Simulation {
     fn list(&mut self) -> io::Result<Vec<FileEntry>> {
         let world = self.world.borrow();
         let top = world.files.iter().filter(|(name, _)| !name.contains('/'));
-        Ok(top.map(|(name, bytes)| FileEntry { name: name.clone(), bytes: bytes.len() as u64 }).collect())
+        Ok(top
+            .map(|(name, bytes)| FileEntry { name: name.clone(), bytes: bytes.len() as u64 })
+            .collect())
     }
 
     fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<usize> {
@@ -275,7 +282,10 @@ impl Storage for Simulation {
 
     fn stream(&mut self, name: &str, offset: u64) -> io::Result<Box<dyn ChunkStream>> {
         let world = self.world.borrow();
-        let rest = world.read(name)?.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let rest = world
+            .read(name)?
+            .get(usize::try_from(offset).unwrap_or(usize::MAX)..)
+            .unwrap_or_default();
         Ok(Box::new(Chunks { bytes: rest.to_vec(), taken: 0, next: 0 }))
     }
 
@@ -286,10 +296,14 @@ impl Storage for Simulation {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         if let Some(space) = world.space_bytes {
-            let rest = space.checked_sub(bytes).ok_or(io::Error::from(io::ErrorKind::StorageFull))?;
+            let rest =
+                space.checked_sub(bytes).ok_or(io::Error::from(io::ErrorKind::StorageFull))?;
             world.space_bytes = Some(rest);
         }
-        world.files.insert(name.to_string(), vec![0; usize::try_from(bytes).expect("simulated files are small")]);
+        world.files.insert(
+            name.to_string(),
+            vec![0; usize::try_from(bytes).expect("simulated files are small")],
+        );
         Ok(())
     }
 
@@ -348,7 +362,8 @@ mod tests {
         disk.fail(disk.operations(), Fault::PowerCut);
         assert!(disk.write_durable("a", 0, &[2; 4096]).is_err());
         assert!(disk.is_off() && disk.write_durable("a", 0, &[3; 4096]).is_err());
-        let mut fates = [SectorFate::Lost, SectorFate::Kept, SectorFate::Torn(100)].into_iter().cycle();
+        let mut fates =
+            [SectorFate::Lost, SectorFate::Kept, SectorFate::Torn(100)].into_iter().cycle();
         disk.power_on(&mut || fates.next().unwrap());
         let bytes = disk.bytes("a").unwrap();
         assert_eq!((bytes[511], bytes[512], bytes[1023]), (1, 2, 2));

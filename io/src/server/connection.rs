@@ -30,6 +30,7 @@ pub struct Connection {
     ended: Cell<bool>,
     streams: RefCell<Vec<(StreamId, Rc<StreamState>)>>,
     bytes_in_flight: Cell<u64>,
+    received_ns: Cell<u64>,
 }
 
 #[derive(Default)]
@@ -41,6 +42,13 @@ struct StreamState {
 }
 
 impl StreamState {
+    fn register(&self, waker: &Waker) {
+        let mut waiters = self.waiters.borrow_mut();
+        if !waiters.iter().any(|waiter| waiter.will_wake(waker)) {
+            waiters.push(waker.clone());
+        }
+    }
+
     fn wake(&self) {
         self.waiters.take().into_iter().for_each(Waker::wake);
     }
@@ -60,6 +68,7 @@ impl Connection {
             ended: Cell::new(false),
             streams: RefCell::default(),
             bytes_in_flight: Cell::new(0),
+            received_ns: Cell::new(0),
         }
     }
 
@@ -71,6 +80,11 @@ impl Connection {
     /// Bytes of requests that are being worked on; kept by the layer above.
     pub fn bytes_in_flight(&self) -> &Cell<u64> {
         &self.bytes_in_flight
+    }
+
+    /// When the pass over the input began that is going on, monotonic ns.
+    pub fn received_ns(&self) -> u64 {
+        self.received_ns.get()
     }
 
     /// Answers a unary call. Does nothing when the caller has gone.
@@ -195,7 +209,8 @@ impl Connection {
                 continue;
             }
             let full = buffer.len() == buffer.capacity();
-            self.grpc.borrow_mut().receive(&mut buffer, clock::monotonic_ns());
+            self.received_ns.set(clock::monotonic_ns());
+            self.grpc.borrow_mut().receive(&mut buffer, self.received_ns.get());
             self.deliver(&*service);
             service.turn_ended();
             self.work.set();
@@ -263,6 +278,11 @@ pub struct StreamCall {
 }
 
 impl StreamCall {
+    /// Its number on the connection.
+    pub fn id(&self) -> StreamId {
+        self.stream
+    }
+
     /// The connection that it came by.
     pub fn connection(&self) -> &Rc<Connection> {
         &self.connection
@@ -282,7 +302,7 @@ impl StreamCall {
             if self.state.half_closed.get() {
                 return Poll::Ready(Ok(None));
             }
-            self.state.waiters.borrow_mut().push(context.waker().clone());
+            self.state.register(context.waker());
             Poll::Pending
         })
         .await
@@ -310,7 +330,7 @@ impl StreamCall {
             if self.connection.grpc.borrow().is_writable(self.stream) {
                 return Poll::Ready(Ok(()));
             }
-            self.state.waiters.borrow_mut().push(context.waker().clone());
+            self.state.register(context.waker());
             Poll::Pending
         })
         .await
@@ -322,7 +342,7 @@ impl StreamCall {
             if self.state.closed.get() {
                 return Poll::Ready(());
             }
-            self.state.waiters.borrow_mut().push(context.waker().clone());
+            self.state.register(context.waker());
             Poll::Pending
         })
         .await;

@@ -51,6 +51,20 @@ impl Connections {
         drained
     }
 
+    /// Whether every answer that was given has been handed to the kernel.
+    pub fn is_flushed(&self) -> bool {
+        let mut flushed = true;
+        self.each(|connection| flushed &= connection.is_flushed());
+        flushed
+    }
+
+    /// Calls that have not ended, over all connections.
+    pub fn open_streams(&self) -> usize {
+        let mut streams = 0;
+        self.each(|connection| streams += connection.open_streams());
+        streams
+    }
+
     /// Ends every connection as it stands.
     pub fn abort(&self) {
         self.each(|connection| connection.abort());

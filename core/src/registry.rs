@@ -1,0 +1,98 @@
+//! What a data directory remembers of itself: its id, the number of its logs, and the id and home of every namespace that it
+//! ever held.
+//!
+//! Kept in `registry.json`, replaced as a whole before the first request of a start is served. Ids are never used again, and
+//! a namespace that is no longer configured keeps its data.
+
+use std::io;
+use std::path::Path;
+
+use prism_io::disk;
+use serde::{Deserialize, Serialize};
+
+use crate::namespaces::rendezvous;
+
+/// The file's name.
+pub(crate) const FILE: &str = "registry.json";
+/// The format that this version writes and reads.
+const FORMAT: u32 = 1;
+
+/// The contents of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Registry {
+    format: u32,
+    /// 128 random bits in hexadecimal; seeds what must differ between data directories.
+    pub(crate) data_directory: String,
+    /// How often a process has started on this directory.
+    pub(crate) starts: u32,
+    /// The number of logs.
+    pub(crate) shards: usize,
+    namespaces: Vec<Placed>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Placed {
+    id: u32,
+    name: String,
+    home: usize,
+}
+
+impl Registry {
+    /// The registry of `directory`, or a fresh one if it has none. `random` is used for a fresh one only.
+    pub(crate) fn load(directory: &Path, random: [u8; 16]) -> io::Result<Self> {
+        let Some(text) = disk::read_whole(directory, FILE)? else {
+            return Ok(Self {
+                format: FORMAT,
+                data_directory: random.iter().map(|byte| format!("{byte:02x}")).collect(),
+                starts: 0,
+                shards: 0,
+                namespaces: Vec::new(),
+            });
+        };
+        let path = directory.join(FILE);
+        let registry: Self = serde_json::from_slice(&text).map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{}: {error}; restore the file from a backup of the data directory", path.display()),
+            )
+        })?;
+        if registry.format != FORMAT {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "{}: format {} is not known to this version (it reads {FORMAT}); start the version of Prism that \
+                     wrote it",
+                    path.display(),
+                    registry.format
+                ),
+            ));
+        }
+        Ok(registry)
+    }
+
+    /// Replaces the file; when this returns, it is on stable storage.
+    pub(crate) fn store(&self, directory: &Path) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
+        disk::replace_whole(directory, FILE, &text)
+    }
+
+    /// The key under which request bodies are hashed.
+    pub(crate) fn hash_key(&self) -> (u64, u64) {
+        let number = u128::from_str_radix(&self.data_directory, 16).unwrap_or_default();
+        ((number >> 64) as u64, number as u64)
+    }
+
+    /// The id and home of a namespace; a new one gets the next id and a home among `shards`.
+    pub(crate) fn place(&mut self, name: &str, shards: usize) -> (u32, usize) {
+        if let Some(placed) = self.namespaces.iter().find(|placed| placed.name == name) {
+            return (placed.id, placed.home);
+        }
+        // Id 0 is for records of the log itself.
+        let id = self.namespaces.iter().map(|placed| placed.id).max().unwrap_or(0) + 1;
+        let home = rendezvous(name, shards);
+        self.namespaces.push(Placed { id, name: name.to_owned(), home });
+        (id, home)
+    }
+}

@@ -1,0 +1,337 @@
+//! A request's life, as one straight function: [`answer`].
+//!
+//! It runs to completion where it arrives: a read is answered in the pass over the read buffer that brought it. What has to
+//! wait (for the log, for another shard) waits in its slot. Promises: nothing is appended that would be refused afterwards,
+//! nothing is applied before it is durable (levels `wal` and `strong`), and a call that was appended takes effect whether or
+//! not its caller still waits.
+
+mod durability;
+mod permit;
+mod retry;
+pub(crate) mod stream;
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use prism_adapters::memory::{Memstore, Outcome as FirstOutcome, Ticket};
+use prism_adapters::{Admission as _, Backend, Context, Error, Kind, Reply, interfaces};
+use prism_io::clock;
+use prism_io::grpc::Metadata;
+use prism_io::h2::StreamId;
+use prism_io::server::Connection;
+use prism_proto::catalogue::{Access, Method};
+use prism_wal::{Lane, Record, RecordHead};
+
+use crate::config::Durability;
+use crate::namespaces::{Namespace, Namespaces};
+use crate::shard::Shard;
+use crate::{remote, status};
+
+pub(crate) use durability::{LsnToken, level_from_number};
+pub(crate) use permit::permit;
+use retry::Admission;
+
+/// The semantics that this version gives to the records it writes; replay refuses what it does not know.
+pub(crate) const SEMANTICS: u8 = 1;
+
+/// One call on its way.
+pub(crate) struct Call {
+    pub(crate) origin: Origin,
+    pub(crate) method: Method,
+    pub(crate) metadata: Metadata,
+    /// Monotonic time after which nobody waits any more, in ns.
+    pub(crate) deadline_ns: u64,
+    /// Monotonic time at which it was complete, in ns.
+    pub(crate) received_ns: u64,
+    /// The request message as received.
+    pub(crate) message: Bytes,
+}
+
+/// Spans below this are worth asking the clock again before a call has an effect.
+const SHORT_NS: u64 = 2_000_000;
+
+impl Call {
+    /// Whether its deadline has passed. Asks the clock only where it can matter.
+    fn is_late(&self) -> bool {
+        let from_afar = matches!(self.origin, Origin::Shard { .. });
+        (from_afar || self.deadline_ns.saturating_sub(self.received_ns) < SHORT_NS)
+            && self.deadline_ns <= clock::monotonic_ns()
+    }
+}
+
+/// Where the answer goes.
+pub(crate) enum Origin {
+    /// To a caller of this shard.
+    Caller { connection: Rc<Connection>, stream: StreamId },
+    /// To the shard that accepted the call.
+    Shard { shard: usize, ticket: u64 },
+}
+
+/// What a call is answered that was carried out, now or as the first with its idempotency key.
+#[derive(Default)]
+pub(crate) struct Answer {
+    /// The message; where `code` is not 0, the encoded `google.rpc.Status` of the first outcome.
+    pub(crate) reply: Reply,
+    /// gRPC status code.
+    pub(crate) code: u8,
+    pub(crate) facts: Facts,
+}
+
+/// What the trailers of an answer say.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Facts {
+    /// The level that was reached; reads have none.
+    pub(crate) level: Option<Durability>,
+    /// The record.
+    pub(crate) lsn: Option<LsnToken>,
+    /// It is the outcome of an earlier call with the same idempotency key.
+    pub(crate) replayed: bool,
+}
+
+/// How far a call has come, for whoever stops waiting for it.
+#[derive(Default)]
+struct Progress {
+    appended: Cell<bool>,
+}
+
+/// Serves one unary call from its arrival to its answer.
+pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
+    let progress = Progress::default();
+    let message = std::mem::take(&mut call.message);
+    let namespace = Cell::new(None);
+    let mut answer = pin!(answer(&shard, &call, message, &progress, &namespace));
+    let in_time = std::future::poll_fn(|context| match answer.as_mut().poll(context) {
+        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+        Poll::Pending if shard.deadlines.is_past(call.deadline_ns) => Poll::Ready(None),
+        Poll::Pending => {
+            shard.deadlines.watch(call.deadline_ns);
+            Poll::Pending
+        }
+    })
+    .await;
+    match in_time {
+        Some(outcome) => finish(&shard, &call, namespace.get(), outcome),
+        None => {
+            finish(&shard, &call, namespace.get(), Err(expired(progress.appended.get())));
+            if progress.appended.get() {
+                // The effect happens all the same; the order of the lane depends on it.
+                let _ = answer.await;
+            }
+        }
+    }
+}
+
+/// The journey itself. `seen` learns which namespace it is, for the count at the end.
+async fn answer(
+    shard: &Shard,
+    call: &Call,
+    message: Bytes,
+    progress: &Progress,
+    seen: &Cell<Option<usize>>,
+) -> Result<Answer, Error> {
+    let namespace = permit(shard, call.method, &message, seen)?;
+    let _held = shard.hold(namespace, call, message.len())?;
+    if namespace.home != shard.index {
+        return remote::ask(shard, call, namespace, message).await;
+    }
+    if call.is_late() {
+        return Err(expired(false));
+    }
+    match call.method.access() {
+        Access::Read => read(shard, call, namespace, message).await,
+        Access::Write => write(shard, call, namespace, message, progress).await,
+    }
+}
+
+async fn read(
+    shard: &Shard,
+    call: &Call,
+    namespace: &Namespace,
+    message: Bytes,
+) -> Result<Answer, Error> {
+    interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
+    durability::after(shard, &call.metadata).await?;
+    let context = Context {
+        namespace: namespace.id,
+        namespace_name: &namespace.name,
+        partition: 0,
+        now_us: clock::wall_us(),
+        revision: Default::default(),
+        limits: &namespace.limits,
+    };
+    let mut reply = shard.replies.take();
+    shard.store.unary(&context, call.method, &message, &mut reply).await?;
+    Ok(Answer { reply, ..Answer::default() })
+}
+
+async fn write(
+    shard: &Shard,
+    call: &Call,
+    namespace: &Namespace,
+    message: Bytes,
+    progress: &Progress,
+) -> Result<Answer, Error> {
+    interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
+    shard.store.admit(call.method, &message)?;
+    let level = durability::level(namespace, &call.metadata)?;
+    let key = retry::key(&call.metadata)?;
+    if level == Durability::Memory && key.is_empty() && !shard.log.holds(namespace.id) {
+        return write_unlogged(shard, call, namespace, &message).await;
+    }
+    let level = level.max(Durability::Wal);
+    let admission = retry::admit(shard, call, namespace, key, &message).await?;
+    let ticket = match admission {
+        Admission::Unkeyed => None,
+        Admission::First(ticket) => Some(ticket),
+        Admission::Again(outcome) => return Ok(retry::first_outcome(shard, outcome)),
+    };
+    let head = RecordHead {
+        lane: Lane { namespace: namespace.id, partition: 0 },
+        method: call.method.id(),
+        semantics: SEMANTICS,
+        flags: level as u8,
+        caller: retry::caller(&call.metadata),
+        idempotency_key: key,
+        ..RecordHead::default()
+    };
+    let appended = match shard.log.append(&head, &message) {
+        Ok(appended) => appended,
+        Err(error) => {
+            if let Some(ticket) = ticket {
+                shard.store.outcomes_mut().abandon(ticket);
+            }
+            return Err(error);
+        }
+    };
+    progress.appended.set(true);
+    shard.metrics.connections.payload_copies.increment();
+    shard.metrics.connections.payload_copied_bytes.add(message.len() as u64);
+    // From here on the log's buffer is the one copy.
+    drop(message);
+    let record = shard.log.durable(appended.lsn).await?;
+    let mut reply = shard.replies.take();
+    let outcome = apply(&shard.target(), &record.get(), ticket, &mut reply).await;
+    let facts = Facts { level: Some(level), lsn: Some(shard.token(appended.lsn)), replayed: false };
+    outcome.map(|()| Answer { reply, code: 0, facts })
+}
+
+/// A write of level `memory`: the backend's answer is all there is to wait for.
+async fn write_unlogged(
+    shard: &Shard,
+    call: &Call,
+    namespace: &Namespace,
+    message: &[u8],
+) -> Result<Answer, Error> {
+    let context = Context {
+        namespace: namespace.id,
+        namespace_name: &namespace.name,
+        partition: 0,
+        now_us: shard.log.time_us(clock::wall_us()),
+        revision: shard.unlogged_revision(),
+        limits: &namespace.limits,
+    };
+    let mut reply = shard.replies.take();
+    shard.store.unary(&context, call.method, message, &mut reply).await?;
+    let facts = Facts { level: Some(Durability::Memory), ..Facts::default() };
+    Ok(Answer { reply, code: 0, facts })
+}
+
+/// What records are applied to.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) store: &'a Memstore,
+    pub(crate) namespaces: &'a Namespaces,
+    /// For [`body_hash`].
+    pub(crate) hash_key: (u64, u64),
+}
+
+/// Gives a durable record to its backend: on the ordinary path and at replay alike, so that both give the same answers.
+async fn apply(
+    target: &Target<'_>,
+    record: &Record<'_>,
+    ticket: Option<Ticket>,
+    reply: &mut Reply,
+) -> Result<(), Error> {
+    let Some(method) = Method::by_id(record.head.method) else {
+        return Err(Error::new(Kind::Internal, "METHOD_UNKNOWN", "the log holds a method that this version lacks"));
+    };
+    let limits = prism_adapters::Limits::default();
+    let served = target.namespaces.by_id(record.head.lane.namespace);
+    let context = Context {
+        namespace: record.head.lane.namespace,
+        namespace_name: served.map_or("", |namespace| &namespace.name),
+        partition: record.head.lane.partition,
+        now_us: record.log_time_us,
+        revision: prism_adapters::Revision::logged(record.lsn),
+        limits: served.map_or(&limits, |namespace| &namespace.limits),
+    };
+    let outcome = target.store.unary(&context, method, record.body, reply).await;
+    if let Some(ticket) = ticket {
+        let (code, message) = match &outcome {
+            Ok(()) => (0, reply.to_bytes()),
+            Err(error) => (error.kind().grpc_code(), status::details(error)),
+        };
+        let first = FirstOutcome { lsn: record.lsn, code, level: record.head.flags, message };
+        target.store.outcomes_mut().settle(ticket, first, record.log_time_us);
+    }
+    outcome
+}
+
+/// Counts the call and sends its answer to wherever it came from.
+fn finish(shard: &Shard, call: &Call, namespace: Option<usize>, outcome: Result<Answer, Error>) {
+    let code = outcome.as_ref().map_or_else(|error| error.kind().grpc_code(), |answer| answer.code);
+    match &call.origin {
+        Origin::Caller { connection, stream } => {
+            let elapsed_ns = clock::monotonic_ns().saturating_sub(call.received_ns);
+            shard.metrics.request(namespace, 0, code, elapsed_ns);
+            match outcome {
+                Ok(mut answer) => {
+                    durability::respond(connection, *stream, &mut answer);
+                    shard.replies.give_back(answer.reply);
+                }
+                Err(error) => {
+                    shard.refusals.count(&shard.metrics, &error);
+                    status::with_status(&error, |status| connection.fail(*stream, status));
+                }
+            }
+        }
+        Origin::Shard { shard: to, ticket } => remote::answer(shard, *to, *ticket, outcome),
+    }
+}
+
+/// Answers a call that could not even begin.
+pub(crate) fn refuse(shard: &Shard, call: &Call, error: Error) {
+    finish(shard, call, None, Err(error));
+}
+
+/// What a caller hears whose time is up.
+fn expired(appended: bool) -> Error {
+    if appended {
+        Error::new(
+            Kind::DeadlineExceeded,
+            "OUTCOME_PENDING",
+            "the deadline passed after the write was logged: it takes effect; retry with the same prism-idempotency-key to \
+             learn its outcome",
+        )
+    } else {
+        Error::new(
+            Kind::DeadlineExceeded,
+            "NOT_APPLIED",
+            "the deadline passed before the call had any effect; retry with a longer deadline",
+        )
+    }
+}
+
+/// Applies a record again at start.
+pub(crate) fn replay(target: &Target<'_>, record: &Record<'_>, reply: &mut Reply) -> Result<(), Error> {
+    let ticket = retry::ticket_of_record(target, record)?;
+    let mut applied = pin!(apply(target, record, ticket, reply));
+    match applied.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        // What was refused the first time is refused again, and for the same reason.
+        Poll::Ready(_) => Ok(()),
+        Poll::Pending => unreachable!("memstore answers at once"),
+    }
+}

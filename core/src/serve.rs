@@ -1,0 +1,331 @@
+//! `prism serve`: the control thread, from the first lock to the exit code.
+//!
+//! It opens the data directory, binds the ports, starts one thread per shard and then only listens: to signals, and to what
+//! the shards report. It touches no request.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use prism_adapters::Backend;
+use prism_adapters::memory::Memstore;
+use prism_io::disk::{Directory, DirectoryError};
+use prism_io::rt::{self, Flag};
+use prism_io::{mesh, net};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::admin::{Admin, AdminState, Readiness};
+use crate::cli::{Exit, Serving, first_screen};
+use crate::config::Config;
+use crate::metrics::{Labels, Metrics};
+use crate::namespaces::Namespaces;
+use crate::registry::Registry;
+use crate::remote::RING_MESSAGES;
+use crate::shard::{self, Ended, Launch, OpenError, REFUSAL_REASONS, Report, directory_options};
+
+/// How long a shard may take to end once it was told that everybody has drained.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the control thread hears.
+enum News {
+    Signal(i32),
+    Shard(Report),
+}
+
+/// Serves until a signal or a failure.
+pub fn run(config: Config) -> Exit {
+    match serve(config) {
+        Ok(exit) => exit,
+        Err((exit, message)) => {
+            tracing::error!("{message}");
+            eprintln!("prism: {message}");
+            exit
+        }
+    }
+}
+
+type Failure = (Exit, String);
+
+fn serve(config: Config) -> Result<Exit, Failure> {
+    let began = Instant::now();
+    let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
+    let (registry, namespaces, shards) = place(&config)?;
+    let config = Arc::new(config);
+    let listeners = net::bind_shared(config.listen, shards).map_err(|error| cannot_listen("--listen", config.listen, &error))?;
+    let listen = listeners[0].local_addr().unwrap_or(config.listen);
+    let labels = Labels::of(&config, &[<Memstore as Backend>::NAME], REFUSAL_REASONS);
+    let (metrics, writers) = Metrics::new(labels, shards);
+    let readiness = Readiness::new(shards);
+    let admin = Admin::bind(config.admin, AdminState::new(&config, metrics, readiness.clone()))
+        .map_err(|error| cannot_listen("--admin", config.admin, &error))?;
+    let admin_address = admin.local_address().unwrap_or(config.admin);
+
+    let (tell, news) = channel();
+    watch_signals(tell.clone()).map_err(|error| (Exit::Failure, format!("signals cannot be watched: {error}")))?;
+    let (stop, finish): (Vec<_>, Vec<_>) = (0..shards).map(|_| (Arc::new(Flag::default()), Arc::new(Flag::default()))).unzip();
+    let ports = mesh::mesh(shards, RING_MESSAGES);
+    for (index, ((listener, port), metrics)) in listeners.into_iter().zip(ports).zip(writers).enumerate() {
+        let launch = Launch {
+            index,
+            shards,
+            core: config.cores[index % config.cores.len()],
+            config: config.clone(),
+            namespaces: namespaces.clone(),
+            directory: config.data_dir.join(format!("shard-{index:03}")),
+            start: registry.starts,
+            hash_key: registry.hash_key(),
+            listener,
+            port,
+            metrics,
+            tell: Box::new({
+                let tell = tell.clone();
+                move |report| drop(tell.send(News::Shard(report)))
+            }),
+            stop: stop[index].clone(),
+            finish: finish[index].clone(),
+        };
+        spawn(format!("shard-{index}"), move || shard::run(launch))?;
+    }
+    drop(tell);
+    let stop_admin = admin.stop_handle().map_err(|error| (Exit::Failure, format!("admin port: {error}")))?;
+    spawn("admin".to_owned(), move || {
+        if let Err(error) = admin.run() {
+            tracing::error!("admin port: {error}");
+        }
+    })?;
+
+    let mut control = Control { shards, stop, finish, readiness, exit: Exit::Ok };
+    let serving = |recovered, ready: &Ready| Serving {
+        listen,
+        admin: admin_address,
+        data_dir: config.data_dir.clone(),
+        io: rt::driver().name(),
+        direct: ready.direct,
+        sync: Some((ready.sync, Duration::from_micros(ready.sync_us))),
+        recovered,
+        ready_after: began.elapsed(),
+    };
+    if let Some(ready) = control.wait_ready(&news) {
+        if !ready.direct {
+            tracing::warn!(
+                "the file system of {} has no O_DIRECT: the log writes through the page cache, slower and with less \
+                 predictable latency; put the data directory on a local ext4 or xfs disk",
+                config.data_dir.display()
+            );
+        }
+        let recovered = (ready.records > 0).then_some((ready.records, ready.recovery));
+        let screen = first_screen(&config, &serving(recovered, &ready));
+        // A closed stdout is no reason to stop serving.
+        let _ = io::stdout().write_all(screen.as_bytes()).and_then(|()| io::stdout().flush());
+        tracing::info!(listen = %listen, admin = %admin_address, shards, "serving");
+        control.wait_end(&news, config.limits.drain_timeout);
+    }
+    stop_admin.stop();
+    drop(data);
+    Ok(control.exit)
+}
+
+/// What the shards said when they were ready, taken together.
+struct Ready {
+    records: u64,
+    recovery: Duration,
+    direct: bool,
+    sync: &'static str,
+    sync_us: u64,
+}
+
+/// The control thread's state.
+struct Control {
+    shards: usize,
+    stop: Vec<Arc<Flag>>,
+    finish: Vec<Arc<Flag>>,
+    readiness: Readiness,
+    exit: Exit,
+}
+
+impl Control {
+    /// Waits until every shard serves. `None` when one could not or a signal came first; all have ended then.
+    fn wait_ready(&mut self, news: &Receiver<News>) -> Option<Ready> {
+        let mut all = Ready { records: 0, recovery: Duration::ZERO, direct: true, sync: "", sync_us: 0 };
+        let mut missing = self.shards;
+        while missing > 0 {
+            match news.recv().ok()? {
+                News::Shard(Report::Ready { shard, recovery, took, direct, sync, sync_us }) => {
+                    self.readiness.serving(shard);
+                    if let Some(cut) = &recovery.cut {
+                        tracing::info!(shard, ?cut, "a torn tail that nobody was promised was cut");
+                    }
+                    all.records += recovery.records;
+                    all.recovery = all.recovery.max(took);
+                    all.direct &= direct;
+                    (all.sync, all.sync_us) = (sync, all.sync_us.max(sync_us));
+                    missing -= 1;
+                }
+                News::Shard(Report::Ended { shard, ended }) => {
+                    self.ended(shard, ended);
+                    self.stop_all(news, missing - 1, Duration::ZERO);
+                    return None;
+                }
+                News::Shard(Report::Drained) => {}
+                News::Signal(_) => {
+                    self.stop_all(news, self.shards, Duration::ZERO);
+                    return None;
+                }
+            }
+        }
+        Some(all)
+    }
+
+    /// Waits until a signal comes or a shard ends, and then for the others.
+    fn wait_end(&mut self, news: &Receiver<News>, drain_timeout: Duration) {
+        while let Ok(one) = news.recv() {
+            match one {
+                News::Signal(signal) => {
+                    tracing::info!(signal, "stopping: no new calls, those that run may finish");
+                    return self.stop_all(news, self.shards, drain_timeout);
+                }
+                News::Shard(Report::Ended { shard, ended }) => {
+                    self.ended(shard, ended);
+                    return self.stop_all(news, self.shards - 1, drain_timeout);
+                }
+                News::Shard(_) => {}
+            }
+        }
+    }
+
+    /// Tells all shards to stop and waits for those of them that have not ended.
+    fn stop_all(&mut self, news: &Receiver<News>, mut running: usize, drain_timeout: Duration) {
+        self.readiness.drain();
+        self.stop.iter().for_each(|stop| stop.set());
+        let deadline = Instant::now() + drain_timeout + END_TIMEOUT;
+        let mut draining = running;
+        while running > 0 {
+            if draining == 0 {
+                self.finish.iter().for_each(|finish| finish.set());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match news.recv_timeout(left) {
+                Ok(News::Shard(Report::Drained)) => draining = draining.saturating_sub(1),
+                Ok(News::Shard(Report::Ended { shard, ended })) => {
+                    self.ended(shard, ended);
+                    running -= 1;
+                    // One that failed never reports that it has drained.
+                    draining = draining.min(running);
+                }
+                Ok(News::Signal(_)) => {
+                    tracing::warn!("a second signal: stopping at once; what is logged is safe");
+                    self.fail(Exit::Undrained);
+                    return;
+                }
+                Ok(News::Shard(Report::Ready { .. })) => {}
+                Err(_) => {
+                    tracing::warn!(running, "shards did not end in time; what is logged is safe");
+                    self.fail(Exit::Undrained);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, shard: usize, ended: Ended) {
+        self.readiness.stopped(shard);
+        match ended {
+            Ended::Clean => {}
+            Ended::Undrained { calls } => {
+                tracing::warn!(shard, calls, "calls did not end in time; what is logged is safe");
+                self.fail(Exit::Undrained);
+            }
+            Ended::LogFailed(error) => {
+                self.tell(shard, &format!("{error}. Nothing was acknowledged after it; check the disk, then start again"));
+                self.fail(Exit::LogFailed);
+            }
+            Ended::NotOpened(error) => {
+                self.tell(shard, &error.to_string());
+                self.fail(exit_of(&error));
+            }
+            Ended::Runtime(error) => {
+                self.tell(shard, &format!("the event loop cannot run: {error}; see `prism doctor`"));
+                self.fail(Exit::Failure);
+            }
+        }
+    }
+
+    fn tell(&self, shard: usize, message: &str) {
+        tracing::error!(shard, "{message}");
+        eprintln!("prism: shard {shard}: {message}");
+    }
+
+    /// The first reason is the one to report.
+    fn fail(&mut self, exit: Exit) {
+        if self.exit == Exit::Ok {
+            self.exit = exit;
+        }
+    }
+}
+
+fn exit_of(error: &OpenError) -> Exit {
+    use prism_wal::driver::OpenError as LogError;
+    match error {
+        OpenError::Log(LogError::Config(_)) => Exit::Config,
+        OpenError::Log(LogError::Directory(_) | LogError::Start(_)) => Exit::DataDirectory,
+        OpenError::Log(LogError::Recover(_)) | OpenError::Snapshots(_) | OpenError::Replay { .. } => Exit::Damaged,
+    }
+}
+
+/// The registry and the table of namespaces of this start, and how many shards it needs: one for every core that was asked
+/// for, and for every log that the data directory holds.
+fn place(config: &Config) -> Result<(Registry, Arc<Namespaces>, usize), Failure> {
+    let unusable = |error: io::Error| (Exit::DataDirectory, error.to_string());
+    let random = prism_wal::driver::random_nonce().map_err(unusable)?;
+    let mut registry = Registry::load(&config.data_dir, random).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => (Exit::Damaged, error.to_string()),
+        _ => unusable(error),
+    })?;
+    let shards = config.shards().max(registry.shards);
+    if shards > config.shards() {
+        tracing::warn!(
+            asked = config.shards(),
+            shards,
+            "the data directory holds {} logs: each keeps its shard, and shards share cores",
+            registry.shards
+        );
+    }
+    let namespaces = Namespaces::new(config, &mut registry, shards);
+    registry.shards = shards;
+    registry.starts += 1;
+    registry.store(&config.data_dir).map_err(|error| unwritable(&config.data_dir, &error))?;
+    Ok((registry, Arc::new(namespaces), shards))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Failure {
+    (Exit::DataDirectory, format!("{} cannot be written: {error}; give this user write access or choose another --data-dir", path.display()))
+}
+
+fn unusable(error: DirectoryError) -> Failure {
+    (Exit::DataDirectory, error.to_string())
+}
+
+fn cannot_listen(flag: &str, address: std::net::SocketAddr, error: &io::Error) -> Failure {
+    (Exit::Unavailable, format!("cannot listen on {address}: {error}; stop what listens there or choose another address with {flag}"))
+}
+
+fn watch_signals(tell: Sender<News>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if tell.send(News::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let spawned = thread::Builder::new().name(name.clone()).spawn(work);
+    spawned.map(|_| ()).map_err(|error| (Exit::Failure, format!("thread {name} cannot be started: {error}; raise the limit on processes")))
+}

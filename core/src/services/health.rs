@@ -1,0 +1,117 @@
+//! `grpc.health.v1.Health`: whether this process serves, and each of its services.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use prism_adapters::{Error, Kind};
+use prism_io::grpc::Message;
+use prism_io::rt;
+use prism_io::server::StreamCall;
+use prism_proto::grpc::health::v1::health_check_response::ServingStatus;
+use prism_proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
+use prost::Message as _;
+
+use crate::status;
+
+/// Whether this shard serves.
+pub(crate) struct Health {
+    services: Vec<&'static str>,
+    serving: Cell<bool>,
+    watchers: RefCell<Vec<Waker>>,
+}
+
+impl Health {
+    /// The health of `services`, which serve until told otherwise.
+    pub(crate) fn new(services: Vec<&'static str>) -> Self {
+        Self { services, serving: Cell::new(true), watchers: RefCell::default() }
+    }
+
+    /// The names of all services that answer here.
+    pub(crate) fn services(&self) -> &[&'static str] {
+        &self.services
+    }
+
+    /// From now on nothing serves.
+    pub(crate) fn stop(&self) {
+        self.serving.set(false);
+        self.watchers.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn status(&self, service: &str) -> ServingStatus {
+        // The empty name stands for the process.
+        match service.is_empty() || self.services.contains(&service) {
+            false => ServingStatus::ServiceUnknown,
+            true if self.serving.get() => ServingStatus::Serving,
+            true => ServingStatus::NotServing,
+        }
+    }
+
+    async fn changed_from(&self, service: &str, known: ServingStatus) {
+        std::future::poll_fn(|context| {
+            if self.status(service) != known {
+                return Poll::Ready(());
+            }
+            self.watchers.borrow_mut().retain(|waker| !waker.will_wake(context.waker()));
+            self.watchers.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+fn encoded(status: ServingStatus) -> Vec<u8> {
+    HealthCheckResponse { status: status.into() }.encode_to_vec()
+}
+
+fn service_of(message: &[u8]) -> Result<String, Error> {
+    HealthCheckRequest::decode(message).map(|request| request.service).map_err(|error| {
+        Error::new(Kind::InvalidArgument, "REQUEST_MALFORMED", format!("the request is not a HealthCheckRequest: {error}"))
+    })
+}
+
+/// `Check`: the encoded answer.
+pub(crate) fn check(health: &Health, message: &[u8]) -> Result<Vec<u8>, Error> {
+    let service = service_of(message)?;
+    match health.status(&service) {
+        ServingStatus::ServiceUnknown => Err(Error::new(
+            Kind::NotFound,
+            "SERVICE_UNKNOWN",
+            "no such service is served here; ask with an empty name for the whole server",
+        )),
+        status => Ok(encoded(status)),
+    }
+}
+
+/// `Watch`: the status now and after each change, until the caller goes.
+pub(crate) fn watch(health: Rc<Health>, stream: StreamCall, message: &[u8]) {
+    let service = match service_of(message) {
+        Ok(service) => service,
+        Err(error) => return status::with_status(&error, |status| stream.fail(status)),
+    };
+    rt::spawn(async move {
+        loop {
+            let known = health.status(&service);
+            if stream.send(Message::new(&encoded(known))).await.is_err() {
+                return;
+            }
+            if !health.serving.get() {
+                // The last word of a server that drains: the watch must not hold up its end.
+                let error = Error::new(Kind::Unavailable, "SHUTTING_DOWN", "this server is shutting down");
+                return status::with_status(&error, |status| stream.fail(status));
+            }
+            let mut changed = std::pin::pin!(health.changed_from(&service, known));
+            let mut closed = std::pin::pin!(stream.closed());
+            let gone = std::future::poll_fn(|context| {
+                if closed.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(true);
+                }
+                changed.as_mut().poll(context).map(|()| false)
+            })
+            .await;
+            if gone {
+                return;
+            }
+        }
+    });
+}

@@ -1,0 +1,7 @@
+//! The services of gRPC itself: health checks and reflection. Each shard answers them for its own connections.
+
+mod health;
+mod reflection;
+
+pub(crate) use health::{Health, check, watch};
+pub(crate) use reflection::reflect;

@@ -1,0 +1,246 @@
+//! The shard's log as the request path sees it: append, and wait until the record is durable.
+//!
+//! When a write has completed, the calls behind it are polled in one pass, in the order of their records, each with its
+//! record at hand in the buffer that was written. That order is the order in which the backend sees them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use prism_adapters::{Error, Kind};
+use prism_io::calls::StartCall;
+use prism_wal::driver::Writer;
+use prism_wal::{AppendError, Appended, DurableBatch, Record, RecordHead};
+
+use super::RETRY_DELAY;
+use crate::request::Call;
+
+/// After how long a write that found the log full may be tried again.
+const FULL_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The log of one shard.
+pub(crate) struct Log {
+    writer: Rc<Writer>,
+    /// Who waits for which record, in the order of the records.
+    waiting: RefCell<VecDeque<(u64, Waker)>>,
+    /// The batch whose calls are being polled.
+    current: RefCell<Option<DurableBatch>>,
+    last: Cell<u64>,
+    applied: Cell<u64>,
+    failed: Cell<bool>,
+    time_us: Cell<u64>,
+    /// Log time of the last record that was applied.
+    applied_us: Cell<u64>,
+    /// By namespace: its last record.
+    held: RefCell<HashMap<u32, u64>>,
+    /// The records up to here are in the older snapshot.
+    snapshotted: Cell<u64>,
+}
+
+impl Log {
+    /// The log behind `writer`, whose last record is `last` and was written at log time `time_us`.
+    pub(crate) fn new(writer: Rc<Writer>, last: u64, time_us: u64, held: HashMap<u32, u64>, snapshotted: u64) -> Self {
+        Self {
+            writer,
+            waiting: RefCell::default(),
+            current: RefCell::default(),
+            last: Cell::new(last),
+            applied: Cell::new(last),
+            failed: Cell::new(false),
+            time_us: Cell::new(time_us),
+            applied_us: Cell::new(time_us),
+            held: RefCell::new(held),
+            snapshotted: Cell::new(snapshotted),
+        }
+    }
+
+    /// The state machine and its files.
+    pub(crate) fn writer(&self) -> &Rc<Writer> {
+        &self.writer
+    }
+
+    /// Copies one record into the batch that goes out next.
+    pub(crate) fn append(&self, head: &RecordHead<'_>, body: &[u8]) -> Result<Appended, Error> {
+        let appended = self.writer.append(head, body).map_err(refused)?;
+        self.last.set(appended.lsn);
+        self.time_us.set(appended.log_time_us);
+        self.held.borrow_mut().insert(head.lane.namespace, appended.lsn);
+        Ok(appended)
+    }
+
+    /// The last record that was appended; 0 before the first.
+    pub(crate) fn last_lsn(&self) -> u64 {
+        self.last.get()
+    }
+
+    /// The last record whose effects can be read.
+    pub(crate) fn applied_lsn(&self) -> u64 {
+        self.applied.get()
+    }
+
+    /// The last record of a call whose effects can be read; records of the log itself change nothing.
+    pub(crate) fn applied_data_lsn(&self) -> u64 {
+        self.held.borrow().values().copied().max().unwrap_or(0).min(self.applied.get())
+    }
+
+    /// The wall clock as log time: it never runs backwards.
+    pub(crate) fn time_us(&self, wall_us: u64) -> u64 {
+        let time_us = self.time_us.get().max(wall_us);
+        self.time_us.set(time_us);
+        time_us
+    }
+
+    /// The time before which no change can come any more.
+    pub(crate) fn horizon_us(&self, wall_us: u64) -> u64 {
+        if self.applied.get() == self.last.get() { self.time_us(wall_us) } else { self.applied_us.get() }
+    }
+
+    /// Whether a namespace has records that a restart would apply again: then its unlogged writes must be logged too, or
+    /// they would be undone.
+    pub(crate) fn holds(&self, namespace: u32) -> bool {
+        self.held.borrow().get(&namespace).is_some_and(|last| *last > self.snapshotted.get())
+    }
+
+    /// The records up to `lsn` are in the older snapshot.
+    pub(crate) fn note_snapshotted(&self, lsn: u64) {
+        self.snapshotted.set(lsn);
+    }
+
+    /// Waits until the record is on stable storage, and gives it.
+    pub(crate) async fn durable(&self, lsn: u64) -> Result<DurableRecord, Error> {
+        let mut registered = false;
+        std::future::poll_fn(|context| {
+            if let Some(batch) = &*self.current.borrow()
+                && let Some(index) = index_of(batch, lsn)
+            {
+                return Poll::Ready(Ok(DurableRecord { batch: batch.clone(), index }));
+            }
+            if self.failed.get() {
+                return Poll::Ready(Err(failed()));
+            }
+            if !std::mem::replace(&mut registered, true) {
+                self.waiting.borrow_mut().push_back((lsn, context.waker().clone()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits until the effects of the records up to `lsn` can be read.
+    pub(crate) async fn applied(&self, lsn: u64) -> Result<(), Error> {
+        let mut registered = false;
+        std::future::poll_fn(|context| {
+            if self.applied.get() >= lsn {
+                return Poll::Ready(Ok(()));
+            }
+            if self.failed.get() {
+                return Poll::Ready(Err(failed()));
+            }
+            if !std::mem::replace(&mut registered, true) {
+                // Behind those of the same record that wait to apply it.
+                let mut waiting = self.waiting.borrow_mut();
+                let place = waiting.partition_point(|(other, _)| *other <= lsn);
+                waiting.insert(place, (lsn, context.waker().clone()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Polls the calls whose records are in `batch`. Every batch comes here once, in order.
+    pub(crate) fn settle(&self, batch: DurableBatch, calls: &dyn StartCall<Call>) {
+        let last = batch.last_lsn();
+        self.applied_us.set(batch.record(batch.len() - 1).log_time_us);
+        *self.current.borrow_mut() = Some(batch);
+        // Nothing but the calls that are woken here runs until all of them have applied their records, in this order; whoever
+        // waits for the effects of one of them stands behind it.
+        self.applied.set(last);
+        self.wake_up_to(last);
+        calls.poll_woken();
+        *self.current.borrow_mut() = None;
+    }
+
+    /// Tells everybody who waits that the log has failed.
+    pub(crate) fn fail(&self, calls: &dyn StartCall<Call>) {
+        self.failed.set(true);
+        self.wake_up_to(u64::MAX);
+        calls.poll_woken();
+    }
+
+    fn wake_up_to(&self, lsn: u64) {
+        loop {
+            let next = match &mut *self.waiting.borrow_mut() {
+                waiting if waiting.front().is_some_and(|(waits_for, _)| *waits_for <= lsn) => waiting.pop_front(),
+                _ => None,
+            };
+            match next {
+                Some((_, waker)) => waker.wake(),
+                None => return,
+            }
+        }
+    }
+}
+
+fn index_of(batch: &DurableBatch, lsn: u64) -> Option<usize> {
+    (batch.first_lsn()..=batch.last_lsn()).contains(&lsn).then(|| (lsn - batch.first_lsn()) as usize)
+}
+
+/// A record in the buffer that was written.
+pub(crate) struct DurableRecord {
+    batch: DurableBatch,
+    index: usize,
+}
+
+impl DurableRecord {
+    /// The record.
+    pub(crate) fn get(&self) -> Record<'_> {
+        self.batch.record(self.index)
+    }
+}
+
+#[cold]
+fn refused(error: AppendError) -> Error {
+    match error {
+        AppendError::Full => Error::new(
+            Kind::ResourceExhausted,
+            "WAL_FULL",
+            "the write-ahead log has no room until its backend has caught up or the disk has space again; reads go on; \
+             retry later, free disk space, or raise wal.bytes_max",
+        )
+        .retry_after(FULL_RETRY_DELAY),
+        AppendError::Busy => Error::new(
+            Kind::ResourceExhausted,
+            "WAL_BUSY",
+            "more bytes wait for the log's disk than may; retry later or send fewer at once",
+        )
+        .retry_after(RETRY_DELAY),
+        AppendError::TooLarge { bytes, bytes_max } => Error::new(
+            Kind::ResourceExhausted,
+            "MESSAGE_TOO_LARGE",
+            format!("the request's {bytes} bytes do not fit into a record of the log, which takes {bytes_max}; send less"),
+        ),
+        AppendError::TooManyLanes => Error::new(
+            Kind::ResourceExhausted,
+            "WAL_LANES",
+            "this data directory's log has seen as many namespaces as it can remember; use another data directory",
+        ),
+        AppendError::Failed => failed(),
+        AppendError::NotOpen => Error::new(
+            Kind::Unavailable,
+            "SHUTTING_DOWN",
+            "this server is shutting down and takes no more writes; retry against another one",
+        ),
+    }
+}
+
+#[cold]
+fn failed() -> Error {
+    Error::new(
+        Kind::Unavailable,
+        "WAL_FAILED",
+        "a write of the log failed, so it is unknown whether this call took effect; the server restarts and recovers; \
+         retry with the same prism-idempotency-key",
+    )
+}

@@ -1,0 +1,225 @@
+//! A shard: everything that one core owns, and what its request path asks of it.
+//!
+//! Nothing here is shared with another thread but the namespace table (never changed), the numbers that it counts (it is
+//! their only writer) and its end of the mesh.
+
+mod deadlines;
+mod log;
+mod open;
+mod run;
+mod service;
+mod snapshots;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use prism_adapters::memory::Memstore;
+use prism_adapters::{Error, Kind, Reply, Revision};
+use prism_io::calls::StartCall;
+
+pub(crate) use deadlines::Deadlines;
+pub(crate) use log::Log;
+pub(crate) use open::{OpenError, directory_options};
+pub(crate) use run::{Ended, Launch, Report, run};
+
+use crate::metrics::ShardMetrics;
+use crate::namespaces::{Namespace, Namespaces};
+use crate::remote::Peers;
+use crate::request::stream::STREAMS_MAX;
+use crate::request::{Call, LsnToken, Origin, Target};
+use crate::services::Health;
+
+/// Reply buffers that a shard keeps.
+const REPLIES_MAX: usize = 1024;
+/// Reply buffers above this size are given back to the system.
+const REPLY_BYTES_KEPT_MAX: usize = 16 * 1024;
+/// After how long a call that was refused for want of room may be tried again.
+pub(crate) const RETRY_DELAY: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The reasons that `prism_refused_total` counts by; any other counts as the last.
+pub(crate) const REFUSAL_REASONS: &[&str] = &[
+    "NAMESPACE_BUSY",
+    "CONNECTION_BUSY",
+    "SHARD_BUSY",
+    "WAL_FULL",
+    "WAL_FAILED",
+    "MEMORY_FULL",
+    "MESSAGE_TOO_LARGE",
+    "IDEMPOTENCY_TABLE_FULL",
+    "IDEMPOTENCY_KEY_REUSED",
+    "NAMESPACE_UNKNOWN",
+    "INTERFACE_NOT_OFFERED",
+    "OTHER",
+];
+
+/// One shard.
+pub(crate) struct Shard {
+    pub(crate) index: usize,
+    pub(crate) namespaces: Arc<Namespaces>,
+    pub(crate) store: Rc<Memstore>,
+    pub(crate) log: Log,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) replies: Replies,
+    pub(crate) refusals: Refusals,
+    pub(crate) metrics: ShardMetrics,
+    pub(crate) peers: Peers,
+    pub(crate) health: Rc<Health>,
+    /// By place in the configuration: bytes of requests in flight.
+    in_flight: Box<[Cell<u64>]>,
+    connection_bytes_max: u64,
+    default_deadline_ns: u64,
+    calls: OnceCell<Rc<dyn StartCall<Call>>>,
+    streams: Cell<usize>,
+    /// Number of this start of the process on this data directory, from 1.
+    start: u32,
+    unlogged: Cell<u64>,
+    hash_key: (u64, u64),
+}
+
+impl Shard {
+    /// Starts a unary call. Answers it at once when every slot is taken.
+    pub(crate) fn start(&self, call: Call) {
+        let Some(calls) = self.calls.get() else { unreachable!("a shard serves after it was wired") };
+        if let Err(call) = calls.start(call) {
+            let error = Error::new(
+                Kind::ResourceExhausted,
+                "SHARD_BUSY",
+                "this shard has as many calls in flight as it may have; retry later",
+            )
+            .retry_after(RETRY_DELAY);
+            crate::request::refuse(self, &call, error);
+        }
+    }
+
+    /// Reserves room for a request's bytes until the call has ended.
+    pub(crate) fn hold<'a>(
+        &'a self,
+        namespace: &Namespace,
+        call: &'a Call,
+        bytes: usize,
+    ) -> Result<Held<'a>, Error> {
+        let bytes = bytes as u64;
+        let of_namespace = &self.in_flight[namespace.index];
+        if of_namespace.get() + bytes > namespace.bytes_in_flight_max {
+            return Err(busy("NAMESPACE_BUSY", "namespace", namespace.bytes_in_flight_max)
+                .with("namespace", namespace.name.to_string()));
+        }
+        let of_connection = match &call.origin {
+            Origin::Caller { connection, .. } => Some(connection.bytes_in_flight()),
+            Origin::Shard { .. } => None,
+        };
+        if let Some(held) = of_connection {
+            if held.get() + bytes > self.connection_bytes_max {
+                return Err(busy("CONNECTION_BUSY", "connection", self.connection_bytes_max));
+            }
+            held.set(held.get() + bytes);
+        }
+        of_namespace.set(of_namespace.get() + bytes);
+        Ok(Held { of_namespace, of_connection, bytes })
+    }
+
+    /// What an unlogged write stamps on its entries.
+    pub(crate) fn unlogged_revision(&self) -> Revision {
+        let count = self.unlogged.get() + 1;
+        self.unlogged.set(count);
+        Revision::unlogged(self.log.last_lsn(), self.start, count)
+    }
+
+    /// A record of this shard's log for callers.
+    pub(crate) fn token(&self, lsn: u64) -> LsnToken {
+        LsnToken { shard: self.index as u16, lsn }
+    }
+
+    /// What records are applied to.
+    pub(crate) fn target(&self) -> Target<'_> {
+        Target { store: &self.store, namespaces: &self.namespaces, hash_key: self.hash_key }
+    }
+
+    /// A place for a streaming call, if there is one left.
+    pub(crate) fn take_stream(self: &Rc<Self>) -> Option<StreamPlace> {
+        if self.streams.get() >= STREAMS_MAX {
+            return None;
+        }
+        self.streams.set(self.streams.get() + 1);
+        Some(StreamPlace(self.clone()))
+    }
+
+    /// The deadline of a call that brings none, in ns.
+    pub(crate) fn default_deadline_ns(&self) -> u64 {
+        self.default_deadline_ns
+    }
+
+    /// Bytes of requests in flight, over all namespaces.
+    pub(crate) fn bytes_in_flight(&self) -> u64 {
+        self.in_flight.iter().map(Cell::get).sum()
+    }
+}
+
+#[cold]
+fn busy(reason: &'static str, what: &str, bytes_max: u64) -> Error {
+    Error::new(
+        Kind::ResourceExhausted,
+        reason,
+        format!("this {what} has its {bytes_max} bytes of requests in flight; retry later or send fewer at once"),
+    )
+    .retry_after(RETRY_DELAY)
+}
+
+/// Room that a call holds; given back when it is dropped.
+pub(crate) struct Held<'a> {
+    of_namespace: &'a Cell<u64>,
+    of_connection: Option<&'a Cell<u64>>,
+    bytes: u64,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.of_namespace.set(self.of_namespace.get() - self.bytes);
+        if let Some(held) = self.of_connection {
+            held.set(held.get() - self.bytes);
+        }
+    }
+}
+
+/// A streaming call's place; given back when it is dropped.
+pub(crate) struct StreamPlace(Rc<Shard>);
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
+/// Reply buffers, used again and again.
+#[derive(Default)]
+pub(crate) struct Replies(RefCell<Vec<Reply>>);
+
+impl Replies {
+    /// An empty buffer.
+    pub(crate) fn take(&self) -> Reply {
+        self.0.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer for a later call.
+    pub(crate) fn give_back(&self, mut reply: Reply) {
+        let mut kept = self.0.borrow_mut();
+        if kept.len() < REPLIES_MAX && reply.head.capacity() <= REPLY_BYTES_KEPT_MAX {
+            reply.clear();
+            kept.push(reply);
+        }
+    }
+}
+
+/// Counts refusals by their reason.
+#[derive(Default)]
+pub(crate) struct Refusals;
+
+impl Refusals {
+    /// Counts one.
+    pub(crate) fn count(&self, metrics: &ShardMetrics, error: &Error) {
+        let other = REFUSAL_REASONS.len() - 1;
+        let reason = REFUSAL_REASONS.iter().position(|reason| *reason == error.reason()).unwrap_or(other);
+        metrics.refused(reason);
+    }
+}

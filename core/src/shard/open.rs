@@ -1,0 +1,141 @@
+//! Opening a shard's data: the newest good snapshot, then every record of the log after it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::rc::Rc;
+
+use prism_adapters::memory::{Memstore, MemstoreLimits};
+use prism_adapters::{Error, Reply};
+use prism_io::disk::{self, DirectoryOptions, SyncMethod};
+use prism_wal::driver::Writer;
+use prism_wal::{LogConfig, Record, RecordKind, RecoveryReport};
+
+use super::Log;
+use super::run::Launch;
+use super::snapshots::{self, Found, SnapshotsError};
+use crate::config::{self, Config};
+use crate::request::{self, SEMANTICS, Target};
+
+/// The folder of a shard's log.
+pub(crate) const LOG_FOLDER: &str = "wal";
+
+/// Why a shard's data could not be opened.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// The log was refused or could not be read.
+    Log(prism_wal::driver::OpenError),
+    /// No snapshot is good, or none reaches back to the beginning of the log.
+    Snapshots(SnapshotsError),
+    /// A record could not be applied again.
+    Replay { lsn: u64, error: Error },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Log(error) => error.fmt(formatter),
+            Self::Snapshots(error) => error.fmt(formatter),
+            Self::Replay { lsn, error } => write!(
+                formatter,
+                "record {lsn} of the log cannot be applied: {error}; start the version of Prism that wrote it"
+            ),
+        }
+    }
+}
+
+/// What a shard starts with.
+pub(super) struct Opened {
+    pub(super) store: Rc<Memstore>,
+    pub(super) log: Log,
+    pub(super) snapshots: Found,
+    pub(super) report: RecoveryReport,
+    pub(super) direct: bool,
+    pub(super) sync: &'static str,
+    pub(super) sync_us: u64,
+}
+
+/// Opens the data of the shard that is being launched.
+pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
+    let config = &launch.config;
+    let limits = MemstoreLimits {
+        bytes_max: (config.memory.bytes_max / launch.shards as u64) as usize,
+        ..MemstoreLimits::default()
+    };
+    let (store, found) = snapshots::restore(launch, limits).map_err(OpenError::Snapshots)?;
+    let store = Rc::new(store);
+    let target = Target { store: &store, namespaces: &launch.namespaces, hash_key: launch.hash_key };
+    let mut reply = Reply::default();
+    let mut held = HashMap::new();
+    let failed: RefCell<Option<OpenError>> = RefCell::new(None);
+    let mut time_us = found.time_us;
+    let mut first = None;
+    let mut replay = |record: &Record<'_>| {
+        first.get_or_insert(record.lsn);
+        if record.kind != RecordKind::Data || failed.borrow().is_some() {
+            return;
+        }
+        time_us = time_us.max(record.log_time_us);
+        if record.lsn > found.older_lsn {
+            held.insert(record.head.lane.namespace, record.lsn);
+        }
+        if record.lsn > found.lsn {
+            reply.clear();
+            if let Err(error) = request::replay(&target, record, &mut reply) {
+                *failed.borrow_mut() = Some(OpenError::Replay { lsn: record.lsn, error });
+            }
+        }
+    };
+    let path = launch.directory.join(LOG_FOLDER);
+    let (writer, report) = Writer::open(&path, directory_options(config), log_config(launch), &mut replay)
+        .map_err(OpenError::Log)?;
+    if let Some(error) = failed.into_inner() {
+        return Err(error);
+    }
+    if let Some(first) = first.filter(|first| *first > found.lsn + 1) {
+        return Err(OpenError::Snapshots(SnapshotsError::Gap { snapshot_lsn: found.lsn, first_lsn: first }));
+    }
+    let last = writer.status().next_lsn - 1;
+    let (direct, probe) = (writer.directory().is_direct(), writer.directory().probe());
+    Ok(Opened {
+        store,
+        log: Log::new(writer, last, time_us, held, found.older_lsn),
+        snapshots: found,
+        report,
+        direct,
+        sync: probe.method.name(),
+        sync_us: probe.latency_us(),
+    })
+}
+
+/// How the data directory is to be opened.
+pub(crate) fn directory_options(config: &Config) -> DirectoryOptions {
+    DirectoryOptions {
+        direct: match config.wal.direct {
+            config::Direct::Preferred => disk::Direct::Preferred,
+            config::Direct::Required => disk::Direct::Required,
+            config::Direct::Off => disk::Direct::Off,
+        },
+        sync: match config.wal.sync {
+            config::Sync::Auto => None,
+            config::Sync::Dsync => Some(SyncMethod::DsyncWrite),
+            config::Sync::Fdatasync => Some(SyncMethod::WriteThenDatasync),
+        },
+    }
+}
+
+fn log_config(launch: &Launch) -> LogConfig {
+    let config = &launch.config.wal;
+    let defaults = LogConfig::default();
+    let per_shard = |bytes: u64| u32::try_from(bytes / launch.shards as u64 / config.segment_bytes).unwrap_or(u32::MAX);
+    LogConfig {
+        shard: launch.index as u16,
+        segment_bytes: config.segment_bytes,
+        segments_max: per_shard(config.bytes_max).max(defaults.segments_ready + 2),
+        segments_internal: per_shard(config.low_water).max(1).min(defaults.segments_ready - 1),
+        batch_bytes: config.batch_bytes_max as usize,
+        writes_in_flight_max: config.in_flight as usize,
+        semantics_max: SEMANTICS,
+        ..defaults
+    }
+}

@@ -1,0 +1,323 @@
+//! A shard's thread, from opening its log to the last answer.
+
+use std::cell::{Cell, OnceCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prism_io::calls::{CallPool, StartCall, pump};
+use prism_io::mesh::Port;
+use prism_io::rt::{Flag, Signal};
+use prism_io::server::{Connections, Options, accept};
+use prism_io::{clock, net, rt};
+use prism_wal::RecoveryReport;
+
+use super::service::{Front, OWN_SERVICES, route};
+use super::snapshots::Snapshots;
+use super::{Deadlines, OpenError, Refusals, Replies, Shard, open};
+use crate::config::Config;
+use crate::metrics::ShardMetrics;
+use crate::namespaces::{Namespaces, model};
+use crate::remote::{self, Message, Peers};
+use crate::request::{self, Call};
+use crate::services::Health;
+
+/// Calls that one shard may have waiting.
+const CALLS_MAX: usize = 64 * 1024;
+/// How often the numbers for operators are brought up to date, and expired entries are reaped.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
+/// Expired entries that are reaped before the loop is given back.
+const REAP_BUDGET: usize = 512;
+/// How often a drain looks whether it is done.
+const DRAIN_TICK: Duration = Duration::from_millis(2);
+/// How long the last answers of a shard whose log has failed may take to leave.
+const FAILED_FLUSH: Duration = Duration::from_millis(250);
+
+/// How a shard tells the control thread.
+pub(crate) type Tell = dyn Fn(Report) + Send;
+
+/// What a shard's thread is started with.
+pub(crate) struct Launch {
+    pub(crate) index: usize,
+    pub(crate) shards: usize,
+    pub(crate) core: usize,
+    pub(crate) config: Arc<Config>,
+    pub(crate) namespaces: Arc<Namespaces>,
+    /// The shard's own directory.
+    pub(crate) directory: PathBuf,
+    /// Number of this start on the data directory, from 1.
+    pub(crate) start: u32,
+    pub(crate) hash_key: (u64, u64),
+    pub(crate) listener: std::net::TcpListener,
+    pub(crate) port: Port<Message>,
+    pub(crate) metrics: ShardMetrics,
+    /// Tells the control thread.
+    pub(crate) tell: Box<Tell>,
+    /// Set when the shard is to end.
+    pub(crate) stop: Arc<Flag>,
+    /// Set when the other shards have ended their calls too.
+    pub(crate) finish: Arc<Flag>,
+}
+
+/// What a shard tells the control thread.
+pub(crate) enum Report {
+    /// It serves.
+    Ready { shard: usize, recovery: Box<RecoveryReport>, took: Duration, direct: bool, sync: &'static str, sync_us: u64 },
+    /// Its calls have ended; its log is still open for those of others.
+    Drained,
+    /// It has ended.
+    Ended { shard: usize, ended: Ended },
+}
+
+/// How a shard ended.
+pub(crate) enum Ended {
+    /// With everything answered and the log closed.
+    Clean,
+    /// With calls that did not end in time.
+    Undrained { calls: usize },
+    /// Its data could not be opened.
+    NotOpened(OpenError),
+    /// A write of its log failed.
+    LogFailed(String),
+    /// The runtime could not be made.
+    Runtime(std::io::Error),
+}
+
+/// Runs a shard on the calling thread until it is told to stop.
+pub(crate) fn run(mut launch: Launch) {
+    let shard = launch.index;
+    let tell: Rc<Tell> = Rc::from(std::mem::replace(&mut launch.tell, Box::new(|_| ())));
+    if let Err(error) = rt::pin(launch.core) {
+        tracing::warn!(shard, "{error}; it runs on any core");
+    }
+    let ended = rt::run(serve(launch, tell.clone())).unwrap_or_else(Ended::Runtime);
+    tell(Report::Ended { shard, ended });
+}
+
+async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
+    let began = Instant::now();
+    let (config, namespaces) = (launch.config.clone(), launch.namespaces.clone());
+    let (stop, finish) = (launch.stop.clone(), launch.finish.clone());
+    let opened = match open::open(&launch).await {
+        Ok(opened) => opened,
+        Err(error) => return Ended::NotOpened(error),
+    };
+    let mut snapshots = Snapshots::new(&launch, opened.snapshots);
+    let services = {
+        let mut services: Vec<&'static str> = OWN_SERVICES.to_vec();
+        for method in prism_proto::catalogue::Method::all() {
+            let served = namespaces.iter().any(|namespace| {
+                method.offered_by(namespace.offers)
+                    && method.interface().is_none_or(|interface| interface.model() == model(namespace.api))
+            });
+            if served && method.interface().is_some() && !services.contains(&method.service()) {
+                services.push(method.service());
+            }
+        }
+        services
+    };
+    let listener = match net::Listener::new(launch.listener) {
+        Ok(listener) => listener,
+        Err(error) => return Ended::Runtime(error),
+    };
+    let report = Report::Ready {
+        shard: launch.index,
+        recovery: Box::new(opened.report),
+        took: began.elapsed(),
+        direct: opened.direct,
+        sync: opened.sync,
+        sync_us: opened.sync_us,
+    };
+    let options = Options {
+        limits: grpc_limits(&config),
+        route,
+        connections_max: (config.limits.connections_max as usize).div_ceil(launch.shards),
+    };
+    let (index, drain_timeout) = (launch.index, config.limits.drain_timeout);
+    let shard = Rc::new(Shard {
+        index,
+        in_flight: namespaces.iter().map(|_| Cell::new(0)).collect(),
+        namespaces,
+        store: opened.store,
+        log: opened.log,
+        deadlines: Deadlines::default(),
+        replies: Replies::default(),
+        refusals: Refusals,
+        peers: Peers::new(launch.port, launch.shards),
+        health: Rc::new(Health::new(services)),
+        connection_bytes_max: config.limits.connection_bytes_in_flight_max,
+        default_deadline_ns: config.limits.default_deadline.as_nanos() as u64,
+        calls: OnceCell::new(),
+        streams: Cell::new(0),
+        start: launch.start,
+        unlogged: Cell::new(0),
+        hash_key: launch.hash_key,
+        metrics: launch.metrics,
+    });
+    let calls = wire(&shard);
+    let connections = Rc::new(Connections::default());
+    let failure = Rc::new(LogFailure::default());
+
+    rt::spawn(write_log(shard.clone(), calls.clone(), failure.clone()));
+    rt::spawn(keep_house(shard.clone(), connections.clone()));
+    let snapshotting = shard.clone();
+    rt::spawn(async move { snapshots.run(&snapshotting).await });
+    rt::spawn(connections.clone().watch());
+    rt::spawn(accept(listener, Rc::new(Front(shard.clone())), options, connections.clone()));
+    tell(report);
+
+    if wait_for_end(&stop, &failure).await {
+        tracing::info!(shard = index, "draining");
+        shard.health.stop();
+        connections.drain();
+        let drained = drain(&shard, &calls, &connections, drain_timeout).await;
+        tell(Report::Drained);
+        // The calls of other shards end here too.
+        rt::timeout(drain_timeout, finish.wait()).await;
+        if failure.get().is_none() {
+            shard.log.writer().close().await;
+            connections.abort();
+            return match drained {
+                true => Ended::Clean,
+                false => Ended::Undrained { calls: calls.in_flight() + shard.streams.get() },
+            };
+        }
+    }
+    shard.health.stop();
+    shard.log.fail(&*calls);
+    let began = Instant::now();
+    while !connections.is_flushed() && began.elapsed() < FAILED_FLUSH {
+        rt::sleep(DRAIN_TICK).await;
+    }
+    Ended::LogFailed(failure.get().unwrap_or_default())
+}
+
+/// Connects the shard's parts that know each other, and starts what moves calls along.
+fn wire(shard: &Rc<Shard>) -> Rc<dyn StartCall<Call>> {
+    // The shard holds the pool and the pool's calls hold the shard: it lives as long as the thread.
+    let of_calls = shard.clone();
+    let calls: Rc<dyn StartCall<Call>> =
+        Rc::new(CallPool::new(CALLS_MAX, move |call| request::serve(of_calls.clone(), call)));
+    if shard.calls.set(calls.clone()).is_err() {
+        unreachable!("a shard is wired once");
+    }
+    rt::spawn(pump(calls.clone(), || ()));
+    let (of_ticks, ticked) = (shard.clone(), calls.clone());
+    rt::spawn(async move { of_ticks.deadlines.run(ticked).await });
+    let (of_mesh, of_turns, woken) = (shard.clone(), shard.clone(), calls.clone());
+    rt::spawn(shard.peers.port().receive(
+        move |from, message| remote::deliver(&of_mesh, from, message),
+        move || {
+            woken.poll_woken();
+            of_turns.peers.flush();
+        },
+    ));
+    calls
+}
+
+/// What became of the log, once it has failed.
+#[derive(Default)]
+struct LogFailure {
+    text: OnceCell<String>,
+    happened: Signal,
+}
+
+impl LogFailure {
+    fn get(&self) -> Option<String> {
+        self.text.get().cloned()
+    }
+}
+
+async fn write_log(shard: Rc<Shard>, calls: Rc<dyn StartCall<Call>>, failure: Rc<LogFailure>) {
+    let writer = shard.log.writer().clone();
+    let settle = {
+        let shard = shard.clone();
+        move |batch: prism_wal::DurableBatch| {
+            let wal = &shard.metrics.wal;
+            wal.batches.increment();
+            wal.records.add(batch.len() as u64);
+            wal.append_bytes.add(batch.bytes() as u64);
+            wal.sync.record(Duration::from_micros(batch.write_us()));
+            shard.log.settle(batch, &*calls);
+        }
+    };
+    if let Err(error) = writer.run(settle).await {
+        tracing::error!(shard = shard.index, "{error}");
+        let _ = failure.text.set(error.to_string());
+        failure.happened.set();
+    }
+}
+
+/// Waits until the shard is told to stop (`true`) or its log has failed (`false`).
+async fn wait_for_end(stop: &Flag, failure: &LogFailure) -> bool {
+    let (mut stopped, mut failed) = (std::pin::pin!(stop.wait()), std::pin::pin!(failure.happened.wait()));
+    std::future::poll_fn(|context| {
+        if failed.as_mut().poll(context).is_ready() {
+            return std::task::Poll::Ready(false);
+        }
+        stopped.as_mut().poll(context).map(|()| true)
+    })
+    .await
+}
+
+/// Waits until every call has ended and its answer has left, at most `limit`.
+async fn drain(
+    shard: &Shard,
+    calls: &Rc<dyn StartCall<Call>>,
+    connections: &Connections,
+    limit: Duration,
+) -> bool {
+    let began = Instant::now();
+    loop {
+        let idle = calls.in_flight() == 0 && shard.streams.get() == 0 && shard.peers.waiting() == 0;
+        if idle && connections.is_drained() {
+            return true;
+        }
+        if began.elapsed() >= limit {
+            return false;
+        }
+        rt::sleep(DRAIN_TICK).await;
+    }
+}
+
+/// Reaps what has expired, and brings the numbers for operators up to date.
+async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
+    loop {
+        rt::sleep(HOUSEKEEPING).await;
+        let horizon_us = shard.log.horizon_us(clock::wall_us());
+        loop {
+            let reaped = shard.store.expire(horizon_us, REAP_BUDGET);
+            shard.metrics.store.expired.add(reaped as u64);
+            if reaped < REAP_BUDGET {
+                break;
+            }
+            rt::yield_now().await;
+        }
+        shard.peers.flush();
+        let numbers = &shard.metrics;
+        numbers.connections.open.set(connections.open() as u64);
+        numbers.connections.bytes_in_flight.set(shard.bytes_in_flight());
+        numbers.connections.streams.set(connections.open_streams() as u64);
+        numbers.connections.accepted.add(connections.accepted() - numbers.connections.accepted.get());
+        numbers.store.bytes.set(shard.store.used_bytes() as u64);
+        numbers.store.keys.set(shard.store.entries() as u64);
+        numbers.store.idempotency_keys.set(shard.store.outcomes().len() as u64);
+        let status = shard.log.writer().status();
+        let wal = &numbers.wal;
+        wal.segments.set((status.segments_used + status.segments_spare) as u64);
+        wal.segments_pinned.set(status.segments_used as u64);
+        wal.segments_reserve.set(status.segments_spare as u64);
+        wal.pinned_bytes.set(status.pinned_bytes as u64);
+        wal.refused_full.add(status.counters.refused_full - wal.refused_full.get());
+        wal.backlog_records.set(shard.log.last_lsn() - shard.log.applied_lsn());
+    }
+}
+
+fn grpc_limits(config: &Config) -> prism_io::grpc::Limits {
+    prism_io::grpc::Limits {
+        message_bytes_max: config.limits.message_bytes_max as u32,
+        streams_max: config.limits.streams,
+        ..prism_io::grpc::Limits::default()
+    }
+}

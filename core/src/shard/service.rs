@@ -1,0 +1,133 @@
+//! How calls come in: paths to methods, and each call into its slot.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use prism_adapters::{Error, Kind};
+use prism_io::grpc::{Message, RequestHead, Route};
+use prism_io::h2::StreamId;
+use prism_io::server::{Connection, Service, StreamCall};
+use prism_proto::catalogue::Method;
+
+use super::Shard;
+use crate::request::{Call, Origin, stream};
+use crate::{services, status};
+
+/// Route numbers from here on are the services of gRPC itself; below are the stable numbers of methods.
+const OWN: u32 = 1 << 16;
+const HEALTH_CHECK: u32 = OWN;
+const HEALTH_WATCH: u32 = OWN + 1;
+const REFLECTION: u32 = OWN + 2;
+
+/// The services of gRPC that every shard answers.
+pub(super) const OWN_SERVICES: [&str; 3] =
+    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+
+/// The method behind a path.
+pub(super) fn route(path: &[u8]) -> Option<Route> {
+    if let Some(method) = Method::by_path(path) {
+        return Some(Route {
+            id: u32::from(method.id()),
+            client_streaming: method.client_streaming(),
+            server_streaming: method.server_streaming(),
+        });
+    }
+    let (id, client_streaming, server_streaming) = match path {
+        b"/grpc.health.v1.Health/Check" => (HEALTH_CHECK, false, false),
+        b"/grpc.health.v1.Health/Watch" => (HEALTH_WATCH, false, true),
+        b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        | b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => (REFLECTION, true, true),
+        _ => return None,
+    };
+    Some(Route { id, client_streaming, server_streaming })
+}
+
+fn method(route: u32) -> Option<Method> {
+    u16::try_from(route).ok().and_then(Method::by_id)
+}
+
+/// A shard as what its connections hand their calls to.
+pub(super) struct Front(pub(super) Rc<Shard>);
+
+impl Service for Front {
+    fn request(
+        &self,
+        connection: &Rc<Connection>,
+        stream: StreamId,
+        route: u32,
+        head: RequestHead,
+        message: Bytes,
+    ) {
+        let Some(method) = method(route) else {
+            return self.own_request(connection, stream, route, &message);
+        };
+        let received_ns = connection.received_ns();
+        let span_ns = head.timeout.map_or(self.0.default_deadline_ns, |timeout| {
+            u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX)
+        });
+        let call = Call {
+            origin: Origin::Caller { connection: connection.clone(), stream },
+            method,
+            metadata: head.metadata,
+            deadline_ns: received_ns.saturating_add(span_ns),
+            received_ns,
+            message,
+        };
+        if method.server_streaming() {
+            stream::start(&self.0, connection.stream(stream), call);
+        } else {
+            self.0.start(call);
+        }
+    }
+
+    fn open(&self, call: StreamCall, route: u32, _head: RequestHead) {
+        match method(route) {
+            Some(method) => stream::refuse_client_streaming(&self.0, call, method),
+            None => {
+                let services = self.0.health.services().to_vec();
+                services::reflect(call, services);
+            }
+        }
+    }
+
+    fn turn_ended(&self) {
+        // Calls that others of the same pass have woken.
+        if let Some(calls) = self.0.calls.get() {
+            calls.poll_woken();
+        }
+    }
+}
+
+impl Front {
+    fn own_request(&self, connection: &Rc<Connection>, stream: StreamId, route: u32, message: &[u8]) {
+        let health = &self.0.health;
+        match route {
+            HEALTH_CHECK => match services::check(health, message) {
+                Ok(answer) => connection.respond(stream, Message::new(&answer), &[]),
+                Err(error) => status::with_status(&error, |status| connection.fail(stream, status)),
+            },
+            HEALTH_WATCH => services::watch(health.clone(), connection.stream(stream), message),
+            _ => {
+                let error = Error::new(Kind::Internal, "ROUTE_UNKNOWN", "a path was routed to no method");
+                status::with_status(&error, |status| connection.fail(stream, status));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_is_routed_to_itself() {
+        for expected in Method::all() {
+            let route = route(expected.path().as_bytes()).unwrap();
+            assert_eq!(method(route.id), Some(expected));
+        }
+        assert!(route(b"/prism.keyvalue.v1.KeyValueService/Gets").is_none());
+        for service in OWN_SERVICES {
+            assert!(!service.starts_with("prism."));
+        }
+    }
+}

@@ -4,6 +4,7 @@ use super::head::is_grpc;
 use super::metadata::Metadata;
 use super::timeout;
 use crate::h2::StreamId;
+use crate::h2::block::HEADS_REMEMBERED;
 use crate::h2::connection::Sink;
 use crate::h2::hpack::{Field, FieldKind};
 use bytes::Bytes;
@@ -92,6 +93,8 @@ pub(super) struct HeadSink {
     /// The path, when it leads nowhere.
     pub(super) unknown_path: Vec<u8>,
     pub(super) head: RequestHead,
+    /// Route, `post`, `grpc`, `timeout_ok`, `encoded` of heads that repeat.
+    saved: [(Option<Route>, bool, bool, bool, bool); HEADS_REMEMBERED],
 }
 
 impl HeadSink {
@@ -106,6 +109,7 @@ impl HeadSink {
             route: None,
             unknown_path: Vec::new(),
             head: RequestHead::default(),
+            saved: [(None, false, false, false, false); HEADS_REMEMBERED],
         }
     }
 }
@@ -154,5 +158,18 @@ impl Sink for HeadSink {
             | FieldKind::GrpcAcceptEncoding => {}
             _ => self.head.metadata.push(field.name, field.value),
         }
+    }
+
+    fn save(&mut self, number: usize) -> bool {
+        if self.route.is_none() || self.head.timeout.is_some() || !self.head.metadata.is_empty() {
+            return false;
+        }
+        self.saved[number] = (self.route, self.post, self.grpc, self.timeout_ok, self.encoded);
+        true
+    }
+
+    #[inline]
+    fn restore(&mut self, number: usize) {
+        (self.route, self.post, self.grpc, self.timeout_ok, self.encoded) = self.saved[number];
     }
 }

@@ -43,6 +43,105 @@ const AUTHORITY: u32 = FieldKind::Authority.bit();
 const STATUS: u32 = FieldKind::Status.bit();
 const PSEUDO: u32 = METHOD | SCHEME | PATH | AUTHORITY | STATUS;
 
+/// What is known of a head so far.
+#[derive(Debug, Default, Clone, Copy)]
+struct Check {
+    head: Head,
+    /// Kinds of fields that were there.
+    seen: u32,
+    list_bytes: usize,
+    connect: bool,
+}
+
+impl Check {
+    #[inline]
+    fn field<S: Sink>(
+        &mut self,
+        field: &Field<'_>,
+        wanted: u32,
+        list_bytes_max: usize,
+        sink: &mut S,
+    ) {
+        let head = &mut self.head;
+        self.list_bytes += field.name.len() + field.value.len() + ENTRY_OVERHEAD_BYTES;
+        if self.list_bytes > list_bytes_max || !field.valid {
+            head.too_large |= self.list_bytes > list_bytes_max;
+            head.malformed |= !field.valid;
+            return;
+        }
+        let bit = field.kind.bit();
+        if bit & PSEUDO != 0 && (bit & wanted == 0 || self.seen & (bit | !PSEUDO) != 0) {
+            // Not of this kind of message, twice, or after a regular field.
+            head.malformed = true;
+            return;
+        }
+        self.seen |= bit;
+        match field.kind {
+            FieldKind::Method => self.connect = field.value == b"CONNECT",
+            FieldKind::Status => match status(field.value) {
+                Some(status) => head.status = status,
+                None => head.malformed = true,
+            },
+            FieldKind::ContentLength => match decimal(field.value) {
+                Some(length) if head.content_length.is_none_or(|known| known == length) => {
+                    head.content_length = Some(length);
+                }
+                _ => head.malformed = true,
+            },
+            _ => {}
+        }
+        sink.field(field);
+    }
+}
+
+/// Beginnings of request heads that are remembered per connection.
+pub(crate) const HEADS_REMEMBERED: usize = 8;
+/// Longest beginning that is remembered, bytes.
+const REMEMBERED_BYTES_MAX: usize = 24;
+
+/// The beginning of a head that consists of one-byte indices: as long as the table is the same, so is what they stand for.
+#[derive(Debug, Default, Clone, Copy)]
+struct Remembered {
+    bytes: [u8; REMEMBERED_BYTES_MAX],
+    len: usize,
+    epoch: u64,
+    check: Check,
+}
+
+/// Heads repeat: a client sends the same few bytes with every call of a method. Allocated with the first one.
+#[derive(Debug, Default)]
+pub(crate) struct RememberedHeads(Vec<Remembered>);
+
+impl RememberedHeads {
+    /// How many bytes at the front of a block are one-byte indices.
+    #[inline]
+    fn run(block: &[u8]) -> usize {
+        block.iter().position(|&byte| byte < 0x80 || byte == 0xff).unwrap_or(block.len())
+    }
+
+    #[inline]
+    fn number(run: &[u8]) -> usize {
+        let mix = run.iter().fold(0u32, |mix, &byte| mix.wrapping_mul(5) + u32::from(byte));
+        mix as usize % HEADS_REMEMBERED
+    }
+
+    #[inline]
+    fn find(&self, run: &[u8], number: usize, epoch: u64) -> Option<Check> {
+        let known = self.0.get(number)?;
+        (known.epoch == epoch && known.bytes[..known.len] == *run).then_some(known.check)
+    }
+
+    #[cold]
+    fn keep(&mut self, run: &[u8], number: usize, epoch: u64, check: Check) {
+        self.0.resize(HEADS_REMEMBERED, Remembered::default());
+        let entry = &mut self.0[number];
+        entry.bytes[..run.len()].copy_from_slice(run);
+        entry.len = run.len();
+        entry.epoch = epoch;
+        entry.check = check;
+    }
+}
+
 impl<T: Recycle> Connection<T> {
     /// Decodes a whole block and shows its fields to the sink.
     #[inline]
@@ -56,10 +155,6 @@ impl<T: Recycle> Connection<T> {
             self.decoder.decode(block, |_| {}).map_err(compression_error)?;
             return Ok(Head::default());
         }
-        let mut head = Head::default();
-        let mut seen = 0u32;
-        let mut connect = false;
-        let mut list_bytes = 0usize;
         let list_bytes_max = self.limits.header_list_bytes_max as usize;
         let wanted = match kind {
             HeadKind::Request => METHOD | SCHEME | PATH | AUTHORITY,
@@ -67,36 +162,15 @@ impl<T: Recycle> Connection<T> {
             HeadKind::Trailers | HeadKind::Ignored => 0,
         };
         sink.begin(kind == HeadKind::Trailers);
-        let decoded = self.decoder.decode(block, |field: &Field<'_>| {
-            list_bytes += field.name.len() + field.value.len() + ENTRY_OVERHEAD_BYTES;
-            if list_bytes > list_bytes_max || !field.valid {
-                head.too_large |= list_bytes > list_bytes_max;
-                head.malformed |= !field.valid;
-                return;
-            }
-            let bit = field.kind.bit();
-            if bit & PSEUDO != 0 && (bit & wanted == 0 || seen & (bit | !PSEUDO) != 0) {
-                // Not of this kind of message, twice, or after a regular field.
-                head.malformed = true;
-                return;
-            }
-            seen |= bit;
-            match field.kind {
-                FieldKind::Method => connect = field.value == b"CONNECT",
-                FieldKind::Status => match status(field.value) {
-                    Some(status) => head.status = status,
-                    None => head.malformed = true,
-                },
-                FieldKind::ContentLength => match decimal(field.value) {
-                    Some(length) if head.content_length.is_none_or(|known| known == length) => {
-                        head.content_length = Some(length);
-                    }
-                    _ => head.malformed = true,
-                },
-                _ => {}
-            }
-            sink.field(field);
-        });
+        let mut check = Check::default();
+        let mut rest = block;
+        if kind == HeadKind::Request {
+            rest = self.remembered_head(block, &mut check, wanted, list_bytes_max, sink)?;
+        }
+        let decoded = self
+            .decoder
+            .decode(rest, |field: &Field<'_>| check.field(field, wanted, list_bytes_max, sink));
+        let Check { mut head, seen, connect, .. } = check;
         decoded.map_err(compression_error)?;
         let required = match kind {
             HeadKind::Request if connect => METHOD | AUTHORITY,
@@ -112,6 +186,37 @@ impl<T: Recycle> Connection<T> {
             head.malformed = true;
         }
         Ok(head)
+    }
+
+    /// Takes the one-byte indices at the front of a request's block, from memory if they were there before. Returns the rest.
+    #[inline]
+    fn remembered_head<'a, S: Sink>(
+        &mut self,
+        block: &'a [u8],
+        check: &mut Check,
+        wanted: u32,
+        list_bytes_max: usize,
+        sink: &mut S,
+    ) -> Result<&'a [u8], Fault> {
+        let (run, rest) = block.split_at(RememberedHeads::run(block));
+        let number = RememberedHeads::number(run);
+        let epoch = self.decoder.epoch();
+        // A size update is allowed at the start of a block alone; a table that changes with each head is not worth it.
+        let next = rest.first().map_or(0, |byte| byte & 0xe0);
+        if !(2..=REMEMBERED_BYTES_MAX).contains(&run.len()) || next != 0 || epoch == u64::MAX {
+            return Ok(block);
+        }
+        if let Some(known) = self.heads.find(run, number, epoch) {
+            *check = known;
+            sink.restore(number);
+            return Ok(rest);
+        }
+        let look = |field: &Field<'_>| check.field(field, wanted, list_bytes_max, sink);
+        self.decoder.decode(run, look).map_err(compression_error)?;
+        if !check.head.malformed && !check.head.too_large && sink.save(number) {
+            self.heads.keep(run, number, epoch, *check);
+        }
+        Ok(rest)
     }
 
     /// Which kind of head a stream's next block is.

@@ -2,7 +2,7 @@
 //!
 //! `receive` (frames in) and `send` (frames out) hold the rest of the implementation.
 
-use super::block::Block;
+use super::block::{Block, RememberedHeads};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{self, ErrorCode, PREFACE, setting};
 use super::hpack::{Decoder, Encoder};
@@ -70,6 +70,11 @@ pub(crate) trait Sink {
     fn begin(&mut self, trailers: bool);
     /// One field; `:status` of informational responses is not shown.
     fn field(&mut self, field: &super::hpack::Field<'_>);
+    /// Remembers what the fields of this head have come to so far, under one of `HEADS_REMEMBERED` numbers. False when that is
+    /// not a matter of a few words.
+    fn save(&mut self, number: usize) -> bool;
+    /// Goes back to what was saved.
+    fn restore(&mut self, number: usize);
 }
 
 /// What the peer has set (RFC 9113, section 6.5.2).
@@ -129,6 +134,7 @@ pub(crate) struct Connection<T> {
     pub(crate) encoder: Encoder,
     /// A header block whose CONTINUATION frames have not all come.
     pub(crate) block: Option<Block>,
+    pub(crate) heads: RememberedHeads,
     pub(crate) streams: StreamTable<T>,
     pub(crate) peer: PeerSettings,
     pub(crate) send_window: SendWindow,
@@ -179,6 +185,7 @@ impl<T: Recycle> Connection<T> {
             decoder: Decoder::new(),
             encoder: Encoder::new(limits.header_table_bytes as usize),
             block: None,
+            heads: RememberedHeads::default(),
             streams: StreamTable::new(),
             peer: PeerSettings {
                 initial_window: frame::WINDOW_DEFAULT,

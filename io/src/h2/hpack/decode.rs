@@ -64,6 +64,12 @@ impl Decoder {
         &self.table
     }
 
+    /// Changes whenever an index of an earlier block stops being what it was, and while a size update is due.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        if self.update_due { u64::MAX } else { self.table.epoch() }
+    }
+
     /// Decodes one whole block and calls `each` with every field.
     #[inline]
     pub fn decode(

@@ -119,12 +119,13 @@ pub struct DynamicTable {
     base: u64,
     size: usize,
     capacity: usize,
+    epoch: u64,
 }
 
 impl DynamicTable {
     /// An empty table of at most `capacity` bytes by the RFC's count. Nothing is allocated yet.
     pub fn new(capacity: usize) -> Self {
-        Self { entries: VecDeque::new(), bytes: Vec::new(), base: 0, size: 0, capacity }
+        Self { entries: VecDeque::new(), bytes: Vec::new(), base: 0, size: 0, capacity, epoch: 0 }
     }
 
     /// Bytes in use by the RFC's count.
@@ -147,8 +148,15 @@ impl DynamicTable {
         self.capacity
     }
 
+    /// Changes with every insertion and eviction.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Changes the maximum and evicts what no longer fits.
     pub fn resize(&mut self, capacity: usize) {
+        self.epoch += 1;
         self.capacity = capacity;
         self.evict(capacity);
     }
@@ -170,6 +178,7 @@ impl DynamicTable {
 
     /// Inserts a field, evicting old ones. One that is larger than the table empties it (section 4.4).
     pub fn insert(&mut self, name: &[u8], value: &[u8], kind: FieldKind, valid: bool) {
+        self.epoch += 1;
         let size = name.len() + value.len() + ENTRY_OVERHEAD_BYTES;
         if size > self.capacity {
             self.evict(0);
@@ -193,6 +202,7 @@ impl DynamicTable {
     /// Inserts a field with the name of the entry at `index`, which may itself be evicted by this (section 4.4).
     pub fn insert_with_name_of(&mut self, index: usize, value: &[u8], valid: bool) {
         let Some(&named) = self.entries.get(index) else { return };
+        self.epoch += 1;
         let size = named.name_bytes as usize + value.len() + ENTRY_OVERHEAD_BYTES;
         if size > self.capacity {
             self.evict(0);

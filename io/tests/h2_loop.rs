@@ -102,6 +102,32 @@ fn a_unary_call_with_metadata_and_trailers() {
     }
 }
 
+/// Heads that repeat are remembered by the server: that must not show, whatever else comes with them.
+#[test]
+fn heads_that_repeat_mean_the_same() {
+    let mut wire = Wire::new(&Limits::default());
+    let value: [(&str, &[u8]); 1] = [("k", b"v")];
+    for round in 0..6u64 {
+        for (path, route_wanted) in [(&b"/test.Echo/Unary"[..], 1), (b"/test.Echo/Server", 2)] {
+            for (metadata, seconds) in [(&[][..], None), (&value[..], Some(round)), (&[], Some(9))]
+            {
+                let timeout = seconds.map(Duration::from_secs);
+                wire.client.call(path, Message::new(b"m"), metadata, timeout).unwrap();
+                let Some(Event::Request { stream, route, head, .. }) = wire.serve().pop() else {
+                    panic!("no request")
+                };
+                assert_eq!((route, head.timeout), (route_wanted, timeout));
+                assert_eq!(head.metadata.iter().count(), metadata.len());
+                wire.server.respond(stream, Message::default(), &[]);
+                wire.answer();
+            }
+        }
+        assert!(wire.client.call(b"/test.Echo/None", Message::default(), &[], None).is_ok());
+        assert!(wire.serve().is_empty());
+        assert_eq!(finished(wire.answer().last()).1.code, Code::Unimplemented);
+    }
+}
+
 #[test]
 fn a_failed_call_carries_message_and_details() {
     let mut wire = Wire::new(&Limits::default());

@@ -154,6 +154,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_defaults_do_not_contradict_each_other() {
+        let limits = Limits::default();
+        assert_eq!(limits.clamped(), limits);
+        assert!(limits.header_list_bytes_max <= limits.header_block_bytes_max);
+        assert!(limits.stream_window_bytes <= limits.connection_window_bytes);
+        assert!(limits.message_bytes_max <= limits.gather_bytes_max);
+        assert!(limits.message_bytes_max <= limits.queue_bytes_max);
+        assert!(limits.output_bytes_high <= limits.output_bytes_max);
+    }
+
+    #[test]
     fn a_budget_allows_its_burst_and_then_its_rate() {
         let mut budget = Budget::new(Rate { burst: 3, per_second: 2 }, 0);
         let take = |budget: &mut Budget, now_ns, wanted: u32| {

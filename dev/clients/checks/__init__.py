@@ -1,0 +1,1 @@
+"""What stock gRPC clients see of `prism serve`: one check, one promise."""

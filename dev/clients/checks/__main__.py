@@ -1,0 +1,53 @@
+"""Runs every check of every client that is there, and ends with what came of it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import grpc_js, grpcurl, keyvalue, lifecycle, transport  # noqa: F401: importing registers the checks
+from .client import Client
+from .run import CHECKS, Tally
+from .serving import Folder, Serving
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--prism", required=True, help="the binary")
+    arguments.add_argument("--node-modules", help="where @grpc/grpc-js is installed")
+    arguments.add_argument("--grpcurl", help="the grpcurl binary")
+    arguments.add_argument("--only", default="", help="run the checks that have this in their name")
+    arguments = arguments.parse_args()
+
+    tally = Tally()
+    beside = Path(arguments.prism).resolve().parent
+    with Folder(beside) as folder:
+        server = Serving(arguments.prism, folder)
+        print(f"prism serve on {server.endpoint}: {sum(1 for _ in CHECKS)} checks with grpcio", flush=True)
+        with Client(server.endpoint) as client:
+            given = {
+                "client": client,
+                "server": server,
+                "prism": arguments.prism,
+                "beside": beside,
+                "example": ROOT / "examples" / "prism.yaml",
+            }
+            for function in CHECKS:
+                if arguments.only in function.__name__:
+                    tally.run("grpcio", function.__name__, function, given)
+            if not arguments.only:
+                grpcurl.run(tally, server, arguments.grpcurl)
+                grpc_js.run(tally, server, arguments.node_modules, ROOT)
+        code = server.stop()
+        if code != 0:
+            tally.failed += 1
+            print(f"FAILED  prism serve ended with {code}")
+        log = (server.folder / "stderr.log").read_text()
+        if log:
+            print(f"prism serve logged:\n{log}")
+    print(tally)
+    sys.exit(1 if tally.failed else 0)
+
+
+main()

@@ -35,7 +35,13 @@ pub(crate) struct Place {
 }
 
 impl Gather {
-    pub(crate) fn new(mut buffer: AlignedBuffer, place: Place, limit: usize, first_lsn: u64, now_us: u64) -> Gather {
+    pub(crate) fn new(
+        mut buffer: AlignedBuffer,
+        place: Place,
+        limit: usize,
+        first_lsn: u64,
+        now_us: u64,
+    ) -> Gather {
         let Place { file, offset, segment_seq } = place;
         let limit = limit.min(buffer.capacity());
         buffer.extend(BATCH_HEADER_BYTES);
@@ -130,7 +136,8 @@ impl DurableBatch {
     #[inline]
     pub fn record(&self, index: usize) -> Record<'_> {
         let start = self.buffer.marks()[index] as usize;
-        let (record, _) = Record::decode(&self.buffer.as_slice()[start..]).expect("the log wrote this record itself");
+        let (record, _) = Record::decode(&self.buffer.as_slice()[start..])
+            .expect("the log wrote this record itself");
         record
     }
 

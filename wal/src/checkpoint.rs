@@ -5,8 +5,8 @@
 use prism_io::disk::{AlignedBuffer, page_ceiling};
 
 use crate::format::{
-    CHECKPOINT_FLAG_CLEAN, CHECKPOINT_HEADER_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, Nonce, array, get_u16, get_u32,
-    get_u64, put_u16, put_u32, put_u64,
+    CHECKPOINT_FLAG_CLEAN, CHECKPOINT_HEADER_BYTES, CHECKPOINT_MAGIC, FORMAT_VERSION, Nonce, array,
+    get_u16, get_u32, get_u64, put_u16, put_u32, put_u64,
 };
 
 /// What one slot says.

@@ -87,16 +87,25 @@ impl LogConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |text: String| Err(ConfigError(text));
         if self.segment_bytes == 0 || !self.segment_bytes.is_multiple_of(PAGE_BYTES as u64) {
-            return refuse(format!("segment size {} is not a multiple of {PAGE_BYTES}", self.segment_bytes));
+            return refuse(format!(
+                "segment size {} is not a multiple of {PAGE_BYTES}",
+                self.segment_bytes
+            ));
         }
         if self.segment_bytes > u64::from(u32::MAX) {
             return refuse(format!("segment size {} is not below 4 GiB", self.segment_bytes));
         }
         if !(1..=WRITES_IN_FLIGHT_MAX).contains(&self.writes_in_flight_max) {
-            return refuse(format!("{} writes in flight; 1 or 2 are possible", self.writes_in_flight_max));
+            return refuse(format!(
+                "{} writes in flight; 1 or 2 are possible",
+                self.writes_in_flight_max
+            ));
         }
         if self.segments_internal < 1 || self.segments_ready <= self.segments_internal {
-            return refuse("at least one segment is for internal records, and more than those are kept ready".into());
+            return refuse(
+                "at least one segment is for internal records, and more than those are kept ready"
+                    .into(),
+            );
         }
         if self.segments_max < self.segments_ready + 2 {
             return refuse(format!(
@@ -106,11 +115,15 @@ impl LogConfig {
                 self.segments_ready + 2
             ));
         }
-        let needed = page_ceiling(self.first_batch_bytes(self.largest_record_bytes())) + self.vital_bytes();
+        let needed =
+            page_ceiling(self.first_batch_bytes(self.largest_record_bytes())) + self.vital_bytes();
         if needed as u64 > self.segment_bytes / 2 {
             return refuse(format!(
                 "a record of {} bytes, {} lanes and {} bytes of checkpoint do not fit half a segment of {} bytes",
-                self.record_bytes_max, self.lanes_max, self.checkpoint_bytes_max, self.segment_bytes
+                self.record_bytes_max,
+                self.lanes_max,
+                self.checkpoint_bytes_max,
+                self.segment_bytes
             ));
         }
         if self.gather_bytes_max < self.record_bytes_max + self.batch_bytes {
@@ -120,7 +133,10 @@ impl LogConfig {
     }
 
     fn largest_record_bytes(&self) -> usize {
-        record_bytes(IDEMPOTENCY_KEY_BYTES_MAX, self.record_bytes_max.max(self.checkpoint_bytes_max + 8))
+        record_bytes(
+            IDEMPOTENCY_KEY_BYTES_MAX,
+            self.record_bytes_max.max(self.checkpoint_bytes_max + 8),
+        )
     }
 
     /// Bytes of a segment's first batch that holds the lane table and `record` bytes.
@@ -132,7 +148,8 @@ impl LogConfig {
     /// could never be trimmed.
     pub(crate) fn vital_bytes(&self) -> usize {
         const VITAL_BATCHES: usize = 4;
-        VITAL_BATCHES * page_ceiling(BATCH_HEADER_BYTES + record_bytes(0, self.checkpoint_bytes_max + 8))
+        VITAL_BATCHES
+            * page_ceiling(BATCH_HEADER_BYTES + record_bytes(0, self.checkpoint_bytes_max + 8))
     }
 
     /// Bytes of one of the two checkpoint slots.

@@ -45,7 +45,9 @@ impl fmt::Display for OpenError {
             OpenError::Config(error) => error.fmt(formatter),
             OpenError::Directory(error) => error.fmt(formatter),
             OpenError::Recover(error) => error.fmt(formatter),
-            OpenError::Start(error) => write!(formatter, "the write-ahead log could not be started: {error}"),
+            OpenError::Start(error) => {
+                write!(formatter, "the write-ahead log could not be started: {error}")
+            }
         }
     }
 }
@@ -90,7 +92,8 @@ pub fn start(
     }
     let mut log = Log::open(recovered, config, nonce, now_us);
     while !log.is_open() {
-        let operation = log.poll_operation(now_us).expect("a log that is not open has something to write");
+        let operation =
+            log.poll_operation(now_us).expect("a log that is not open has something to write");
         let (token, result) = execute(storage, &operation);
         log.handle_completion(token, result, now_us);
         if let Some(text) = log.failure() {
@@ -108,7 +111,9 @@ pub fn execute(storage: &mut dyn Storage, operation: &Operation) -> (u64, io::Re
         Operation::Write { token, file, offset, buffer } => {
             (*token, storage.write_durable(&file.name(), *offset, buffer.as_slice()))
         }
-        Operation::Create { token, file, bytes } => (*token, storage.create_zeroed(&file.name(), *bytes)),
+        Operation::Create { token, file, bytes } => {
+            (*token, storage.create_zeroed(&file.name(), *bytes))
+        }
     }
 }
 
@@ -142,7 +147,8 @@ impl Writer {
         let recovered = recover(&mut directory, &config, replay).map_err(OpenError::Recover)?;
         let report = recovered.report.clone();
         let nonce = random_nonce().map_err(OpenError::Start)?;
-        let log = start(&mut directory, recovered, config, nonce, wall_us()).map_err(OpenError::Start)?;
+        let log =
+            start(&mut directory, recovered, config, nonce, wall_us()).map_err(OpenError::Start)?;
         let writer = Writer {
             log: RefCell::new(log),
             directory,
@@ -199,7 +205,10 @@ impl Writer {
     }
 
     /// Does the writing until the log is closed (`Ok`) or fails. `on_durable` gets every batch in LSN order and may append.
-    pub async fn run(self: Rc<Self>, on_durable: impl FnMut(DurableBatch)) -> Result<(), WalFailure> {
+    pub async fn run(
+        self: Rc<Self>,
+        on_durable: impl FnMut(DurableBatch),
+    ) -> Result<(), WalFailure> {
         let result = Running::new(&self, on_durable).run().await;
         self.has_ended.set(true);
         self.ended.set();
@@ -301,7 +310,11 @@ impl<'a, D: FnMut(DurableBatch)> Running<'a, D> {
                 let mut ready = wake.poll(context).is_some() | alarm.poll(context).is_some();
                 for slot in &mut writes {
                     if let Some(result) = slot.poll(context) {
-                        self.writer.log.borrow_mut().handle_completion(slot.token, result, wall_us());
+                        self.writer.log.borrow_mut().handle_completion(
+                            slot.token,
+                            result,
+                            wall_us(),
+                        );
                         ready = true;
                     }
                 }

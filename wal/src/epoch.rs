@@ -67,8 +67,14 @@ mod tests {
 
     #[test]
     fn an_open_record_survives() {
-        let previous =
-            EpochEnd { nonce: [3; 16], epoch: 4, segment_seq: 5, offset: 4096, next_lsn: 77, chain_crc: 0xabcd };
+        let previous = EpochEnd {
+            nonce: [3; 16],
+            epoch: 4,
+            segment_seq: 5,
+            offset: 4096,
+            next_lsn: 77,
+            chain_crc: 0xabcd,
+        };
         let open = OpenRecord { directory_id: [9; 16], previous, skipped: 12 };
         assert_eq!(OpenRecord::decode(&open.encode()), Some(open));
         assert_eq!(OpenRecord::decode(&[0; 7]), None);

@@ -105,7 +105,8 @@ pub const CHECKPOINT_FLAG_CLEAN: u16 = 1;
 /// Name of the checkpoint file.
 pub const CHECKPOINT_NAME: &str = "checkpoint.wal";
 
-const _: () = assert!(BATCH_HEADER_BYTES.is_multiple_of(RECORD_ALIGN) && BATCH_HEADER_BYTES < PAGE_BYTES);
+const _: () =
+    assert!(BATCH_HEADER_BYTES.is_multiple_of(RECORD_ALIGN) && BATCH_HEADER_BYTES < PAGE_BYTES);
 const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
 
 /// Stands for no segment file.
@@ -180,7 +181,9 @@ impl fmt::Display for HeaderFault {
             HeaderFault::Zero => write!(formatter, "zero"),
             HeaderFault::NotABatch => write!(formatter, "not a batch header"),
             HeaderFault::Damaged => write!(formatter, "damaged batch header"),
-            HeaderFault::UnknownVersion(version) => write!(formatter, "unknown format version {version}"),
+            HeaderFault::UnknownVersion(version) => {
+                write!(formatter, "unknown format version {version}")
+            }
         }
     }
 }

@@ -54,7 +54,9 @@ pub enum Item<'a> {
 impl fmt::Display for Item<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Item::Slot { index, slot: None } => write!(formatter, "checkpoint slot {index}: empty or damaged"),
+            Item::Slot { index, slot: None } => {
+                write!(formatter, "checkpoint slot {index}: empty or damaged")
+            }
             Item::Slot { index, slot: Some(slot) } => write!(
                 formatter,
                 "checkpoint slot {index}: sequence {}, epoch {}, durable up to {}, trimmed up to {}, {} bytes of data{}",
@@ -136,7 +138,8 @@ fn inspect_segment(
 ) -> io::Result<()> {
     let mut reader = SegmentReader::open(storage, name)?;
     let (nonce, epoch, segment_seq) = (first.nonce, first.epoch, first.segment_seq);
-    let mut expected = Expected { nonce, epoch, segment_seq, first_lsn: first.first_lsn, chain_crc: None };
+    let mut expected =
+        Expected { nonce, epoch, segment_seq, first_lsn: first.first_lsn, chain_crc: None };
     let mut offset = 0;
     loop {
         let (header, crc, body) = match read_batch(&mut reader, offset, &expected)? {
@@ -186,7 +189,8 @@ mod tests {
             ..LogConfig::default()
         };
         let recovered = recover(&mut disk, &config, &mut |_| {}).unwrap();
-        let mut log = crate::driver::start(&mut disk, recovered, config.clone(), [7; 16], 1_000).unwrap();
+        let mut log =
+            crate::driver::start(&mut disk, recovered, config.clone(), [7; 16], 1_000).unwrap();
         let head = RecordHead { idempotency_key: b"order-1", method: 3, ..RecordHead::default() };
         log.append(1_000, &head, b"hello").unwrap();
         log.close(1_000);
@@ -210,6 +214,10 @@ segment-00000000.wal: 65536 bytes, shard 0, epoch 1, activation 1, from LSN 1
 ";
         assert_eq!(text, expected);
         assert!(verify(&mut disk, &config).unwrap().report.clean);
-        assert!(is_log_file(CHECKPOINT_NAME) && is_log_file("segment-00000000.wal") && !is_log_file("LOCK"));
+        assert!(
+            is_log_file(CHECKPOINT_NAME)
+                && is_log_file("segment-00000000.wal")
+                && !is_log_file("LOCK")
+        );
     }
 }

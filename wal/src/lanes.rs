@@ -138,12 +138,19 @@ mod tests {
     fn lanes_count_on_their_own_and_survive() {
         let (a, b) = (Lane { namespace: 1, partition: 0 }, Lane { namespace: 1, partition: 1 });
         let mut lanes = Lanes::default();
-        assert_eq!([lanes.advance(a, 2), lanes.advance(a, 2), lanes.advance(b, 2)], [Some(1), Some(2), Some(1)]);
+        assert_eq!(
+            [lanes.advance(a, 2), lanes.advance(a, 2), lanes.advance(b, 2)],
+            [Some(1), Some(2), Some(1)]
+        );
         assert_eq!(lanes.advance(Lane { namespace: 2, partition: 0 }, 2), None, "one too many");
         assert_eq!(Lanes::decode(&lanes.encode()), Some(lanes.clone()));
         lanes.skip(10);
         assert_eq!((lanes.last(a), lanes.last(b)), (12, 11));
         assert_eq!(Lanes::decode(&lanes.encode()), Some(lanes.clone()));
-        assert_eq!(lanes.last(Lane { namespace: 9, partition: 9 }), 10, "a lane that was lost altogether");
+        assert_eq!(
+            lanes.last(Lane { namespace: 9, partition: 9 }),
+            10,
+            "a lane that was lost altogether"
+        );
     }
 }

@@ -185,8 +185,14 @@ mod tests {
             deadline_us: 55,
             trace_id: *b"fedcba9876543210",
         };
-        let record =
-            Record { lsn: 42, lane_seq: 6, log_time_us: 77, kind: RecordKind::Settlement, head, body: b"hello" };
+        let record = Record {
+            lsn: 42,
+            lane_seq: 6,
+            log_time_us: 77,
+            kind: RecordKind::Settlement,
+            head,
+            body: b"hello",
+        };
         let mut bytes = vec![0xff; record_bytes(5, 5)];
         record.encode(&mut bytes);
         assert_eq!(Record::decode(&bytes), Some((record, 96)));

@@ -22,7 +22,7 @@ use prism_io::disk::Storage;
 use crate::config::LogConfig;
 use crate::epoch::EpochEnd;
 use crate::error::{Damage, LsnRange, RecoverError};
-use crate::format::{CHECKPOINT_NAME, Nonce};
+use crate::format::{CHECKPOINT_NAME, Nonce, segment_name};
 use crate::lanes::Lanes;
 use crate::record::Record;
 use crate::replay::{Piece, Replay, Stop, read_open_record};
@@ -126,7 +126,10 @@ pub fn recover(
 }
 
 /// As [`recover`], but where that refuses for damage, takes the good prefix and says what is lost.
-pub(crate) fn salvage(storage: &mut dyn Storage, config: &LogConfig) -> Result<(Recovered, Losses), RecoverError> {
+pub(crate) fn salvage(
+    storage: &mut dyn Storage,
+    config: &LogConfig,
+) -> Result<(Recovered, Losses), RecoverError> {
     let mut losses = Losses::default();
     let recovered = Recovery::new(storage, config)?.run(&mut |_| {}, Some(&mut losses))?;
     Ok((recovered, losses))
@@ -163,7 +166,10 @@ struct Evidence {
 }
 
 impl<'a> Recovery<'a> {
-    fn new(storage: &'a mut dyn Storage, config: &'a LogConfig) -> Result<Recovery<'a>, RecoverError> {
+    fn new(
+        storage: &'a mut dyn Storage,
+        config: &'a LogConfig,
+    ) -> Result<Recovery<'a>, RecoverError> {
         let survey = survey(storage, config)?;
         Ok(Recovery { storage, config, survey, torn_nonces: Vec::new() })
     }
@@ -197,7 +203,11 @@ impl<'a> Recovery<'a> {
     /// The newest epoch whose open batch is whole, or was trimmed away; `None` for a log that never began.
     fn choose_epoch(&mut self) -> Result<Option<Nonce>, RecoverError> {
         loop {
-            let readable = self.survey.files.iter().filter_map(|file| file.header().map(|header| (file, header)));
+            let readable = self
+                .survey
+                .files
+                .iter()
+                .filter_map(|file| file.header().map(|header| (file, header)));
             let newest = readable
                 .filter(|(_, header)| !self.torn_nonces.contains(&header.nonce))
                 .max_by_key(|(_, header)| (header.epoch, header.segment_seq));
@@ -243,7 +253,8 @@ impl<'a> Recovery<'a> {
             } else {
                 (header.nonce, header.segment_seq - 1, None)
             };
-            let before = self.survey.of_epoch(&nonce).find(|(_, header)| header.segment_seq == segment_seq);
+            let before =
+                self.survey.of_epoch(&nonce).find(|(_, header)| header.segment_seq == segment_seq);
             let Some((file, header)) = before else { break };
             pieces.push(Piece { file: file.clone(), header, end });
         }
@@ -279,8 +290,10 @@ impl<'a> Recovery<'a> {
         for Piece { file, header, .. } in plan.pieces.iter().skip(stop.piece + 1) {
             let fault = |error| RecoverError::Read { file: file.name.clone(), error };
             let mut reader = SegmentReader::open(self.storage, &file.name).map_err(fault)?;
-            headers_behind(&mut reader, 0, &header.nonce, &mut |_, header| trim_upto = trim_upto.max(header.trim_upto))
-                .map_err(fault)?;
+            headers_behind(&mut reader, 0, &header.nonce, &mut |_, header| {
+                trim_upto = trim_upto.max(header.trim_upto)
+            })
+            .map_err(fault)?;
         }
         Ok(trim_upto)
     }
@@ -298,12 +311,16 @@ impl<'a> Recovery<'a> {
         let evidence = self.evidence(plan, replay, &stop)?;
         self.survey.segment_seq_max = self.survey.segment_seq_max.max(evidence.segment_seq_max);
         let recorded = piece.and_then(|piece| piece.end).map(|end| end.next_lsn.max(1) - 1);
-        let truncated = if evidence.clean { None } else { self.truncated(plan, &stop) };
+        let truncated = if evidence.clean { None } else { self.truncated(plan, replay, &stop) };
         let (upto, proof) = match (recorded, truncated) {
+            (Some(upto), _) => {
+                (upto.max(next_lsn), "a later start recorded where the log ended".to_string())
+            }
             _ if evidence.upto >= next_lsn => (evidence.upto, evidence.proof),
-            (Some(upto), _) => (upto.max(next_lsn), "a later start recorded where the log ended".to_string()),
-            (_, Some(name)) => (next_lsn, format!("{name} is shorter than it was made")),
-            _ if stop.malformed => (next_lsn, "the checksum is right but the records make no sense".to_string()),
+            (_, Some(text)) => (next_lsn, text),
+            _ if stop.malformed => {
+                (next_lsn, "the checksum is right but the records make no sense".to_string())
+            }
             _ => (evidence.upto, evidence.proof),
         };
         if upto >= next_lsn {
@@ -322,25 +339,34 @@ impl<'a> Recovery<'a> {
             losses.quarantine.extend(evidence.void_files);
             losses.quarantine.sort();
             losses.quarantine.dedup();
-            replay.skipped = upto - next_lsn + 1 + REPAIR_SKIP;
+            replay.skipped = upto.max(evidence.upto) - next_lsn + 1 + REPAIR_SKIP;
         } else if let Some(piece) = piece
             && (stop.torn || evidence.void_batches > 0)
         {
             let file = piece.file.name.clone();
             let void_batches = evidence.void_batches;
-            replay.report.cut = Some(Cut { file, offset: stop.offset, first_lsn: next_lsn, void_batches });
+            replay.report.cut =
+                Some(Cut { file, offset: stop.offset, first_lsn: next_lsn, void_batches });
         }
         Ok(replay.end(&plan.pieces))
     }
 
     /// The highest LSN that anything proves to have been durable: slots, and intact headers of known epochs.
-    fn evidence(&mut self, plan: &Plan, replay: &Replay<'_>, stop: &Stop) -> Result<Evidence, RecoverError> {
+    fn evidence(
+        &mut self,
+        plan: &Plan,
+        replay: &Replay<'_>,
+        stop: &Stop,
+    ) -> Result<Evidence, RecoverError> {
         let mut evidence = Evidence { next_lsn: replay.next_lsn.max(1), ..Evidence::default() };
-        if let Some(slot) = self.survey.slots.iter().flatten().max_by_key(|slot| slot.durable_upto) {
+        if let Some(slot) = self.survey.slots.iter().flatten().max_by_key(|slot| slot.durable_upto)
+        {
             evidence.upto = slot.durable_upto;
             evidence.proof = format!("slot {} of {CHECKPOINT_NAME}", slot.sequence % 2);
         }
-        let Some(piece) = plan.pieces.get(stop.piece) else { return self.search_torn_epochs(evidence) };
+        let Some(piece) = plan.pieces.get(stop.piece) else {
+            return self.search_torn_epochs(evidence);
+        };
         if replay.closed_cleanly(self.survey.newest_slot()) {
             evidence.clean = true;
             return Ok(evidence);
@@ -349,10 +375,13 @@ impl<'a> Recovery<'a> {
         let rest = piece.file.clone();
         self.search(&rest, stop.offset, &nonce, &mut evidence)?;
         let planned: Vec<&str> = plan.pieces.iter().map(|piece| piece.file.name.as_str()).collect();
-        let later: Vec<SegmentFile> = plan.pieces.iter().skip(stop.piece + 1).map(|piece| piece.file.clone()).collect();
-        let unplanned = self.survey.files.iter().filter(|file| !planned.contains(&file.name.as_str()));
-        let suspicious =
-            unplanned.filter(|file| file.header().is_none() || Some(file.number) == replay.next_file).cloned();
+        let later: Vec<SegmentFile> =
+            plan.pieces.iter().skip(stop.piece + 1).map(|piece| piece.file.clone()).collect();
+        let unplanned =
+            self.survey.files.iter().filter(|file| !planned.contains(&file.name.as_str()));
+        let suspicious = unplanned
+            .filter(|file| file.header().is_none() || Some(file.number) == replay.next_file)
+            .cloned();
         for file in later.into_iter().chain(suspicious.collect::<Vec<_>>()) {
             self.search(&file, 0, &nonce, &mut evidence)?;
         }
@@ -396,17 +425,27 @@ impl<'a> Recovery<'a> {
         .map_err(fault)
     }
 
-    /// A file that was cut short: never the work of a crash, for files get their name when they are complete.
-    fn truncated(&self, plan: &Plan, stop: &Stop) -> Option<String> {
+    /// A file that was cut short or taken away: never the work of a crash, for files get their name when they are complete.
+    fn truncated(&self, plan: &Plan, replay: &Replay<'_>, stop: &Stop) -> Option<String> {
+        let missing = replay
+            .next_file
+            .filter(|number| self.survey.files.iter().all(|file| file.number != *number));
+        if let Some(number) = missing {
+            return Some(format!("{} was to come next and is missing", segment_name(number)));
+        }
         let short = |file: &&SegmentFile| file.bytes < self.config.segment_bytes;
-        let read = plan.pieces.get(stop.piece).filter(|_| stop.end_of_file).map(|piece| &piece.file);
+        let read =
+            plan.pieces.get(stop.piece).filter(|_| stop.end_of_file).map(|piece| &piece.file);
         let unreadable = self.survey.files.iter().filter(|file| file.header().is_none());
-        read.into_iter().chain(unreadable).find(short).map(|file| file.name.clone())
+        let short = read.into_iter().chain(unreadable).find(short);
+        short.map(|file| format!("{} is shorter than it was made", file.name))
     }
 
     fn first_suspect(&self) -> String {
         let suspect = self.survey.files.iter().find(|file| file.header().is_none());
-        suspect.or(self.survey.files.first()).map_or_else(|| crate::format::segment_name(0), |file| file.name.clone())
+        suspect
+            .or(self.survey.files.first())
+            .map_or_else(|| segment_name(0), |file| file.name.clone())
     }
 
     /// Nothing may be missing between what was trimmed and the first record that is there.
@@ -428,13 +467,20 @@ impl<'a> Recovery<'a> {
         };
         let Some(losses) = losses else { return Err(gap) };
         losses.refusals.push(gap);
-        let unreadable = self.survey.files.iter().filter(|file| file.header().is_none() && !file.zero_page);
+        let unreadable =
+            self.survey.files.iter().filter(|file| file.header().is_none() && !file.zero_page);
         losses.quarantine.extend(unreadable.map(|file| file.name.clone()));
         replay.trim_upto = head.header.first_lsn - 1;
         Ok(())
     }
 
-    fn finish(self, plan: &Plan, replay: Replay<'_>, end: EpochEnd, losses: Option<&mut Losses>) -> Recovered {
+    fn finish(
+        self,
+        plan: &Plan,
+        replay: Replay<'_>,
+        end: EpochEnd,
+        losses: Option<&mut Losses>,
+    ) -> Recovered {
         let slot = self.survey.newest_slot();
         let clean = replay.closed_cleanly(slot);
         let report = RecoveryReport { clean, last_lsn: end.next_lsn.max(1) - 1, ..replay.report };
@@ -442,7 +488,11 @@ impl<'a> Recovery<'a> {
         let given_up = losses.map(|losses| losses.quarantine.clone()).unwrap_or_default();
         let spare = self.spares(plan, &used, &given_up);
         let is_used = |file: &&SegmentFile| used.iter().any(|segment| segment.file == file.number);
-        let odd = self.survey.files.iter().filter(|file| file.bytes != self.config.segment_bytes && !is_used(file));
+        let odd = self
+            .survey
+            .files
+            .iter()
+            .filter(|file| file.bytes != self.config.segment_bytes && !is_used(file));
         let useless = self.survey.leftovers.iter().chain(odd.map(|file| &file.name));
         let useless = useless.filter(|name| !given_up.contains(name)).cloned().collect();
         Recovered {
@@ -457,7 +507,14 @@ impl<'a> Recovery<'a> {
             spare,
             next_segment_seq: self.survey.segment_seq_max + 1,
             checkpoint_file: self.survey.checkpoint_file,
-            checkpoint_sequence: self.survey.slots.iter().flatten().map(|slot| slot.sequence).max().unwrap_or(0),
+            checkpoint_sequence: self
+                .survey
+                .slots
+                .iter()
+                .flatten()
+                .map(|slot| slot.sequence)
+                .max()
+                .unwrap_or(0),
             checkpoint_data: replay.checkpoint_data,
             checkpoint_lsn: replay.checkpoint_lsn,
             useless,
@@ -472,11 +529,16 @@ impl<'a> Recovery<'a> {
             .files
             .iter()
             .filter(|file| file.bytes == self.config.segment_bytes)
-            .filter(|file| used.iter().all(|segment| segment.file != file.number) && !given_up.contains(&file.name))
+            .filter(|file| {
+                used.iter().all(|segment| segment.file != file.number)
+                    && !given_up.contains(&file.name)
+            })
             .collect();
-        let planned = |file: &SegmentFile| plan.pieces.iter().any(|piece| piece.file.number == file.number);
-        spare.sort_by_key(|file| (planned(file), file.header().map_or(0, |header| header.segment_seq + 1), file.number));
+        let planned =
+            |file: &SegmentFile| plan.pieces.iter().any(|piece| piece.file.number == file.number);
+        spare.sort_by_key(|file| {
+            (planned(file), file.header().map_or(0, |header| header.segment_seq + 1), file.number)
+        });
         spare.into_iter().map(|file| file.number).collect()
     }
 }
-

@@ -38,7 +38,11 @@ pub struct RepairReport {
 impl fmt::Display for RepairReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.refusals.is_empty() {
-            return write!(formatter, "nothing to repair: the log is accepted up to LSN {}", self.kept_upto);
+            return write!(
+                formatter,
+                "nothing to repair: the log is accepted up to LSN {}",
+                self.kept_upto
+            );
         }
         for refusal in &self.refusals {
             writeln!(formatter, "found: {refusal}")?;
@@ -66,7 +70,9 @@ impl fmt::Display for RepairError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RepairError::Refused(error) => write!(formatter, "a repair cannot help: {error}"),
-            RepairError::Io(error) => write!(formatter, "the repair was not finished and may be run again: {error}"),
+            RepairError::Io(error) => {
+                write!(formatter, "the repair was not finished and may be run again: {error}")
+            }
         }
     }
 }
@@ -93,12 +99,15 @@ pub fn repair(
     for refusal in &losses.refusals {
         report.refusals.push(refusal.to_string());
         match refusal {
-            RecoverError::Damaged(Damage { lost, .. }) | RecoverError::Gap { lost, .. } => report.lost.push(*lost),
+            RecoverError::Damaged(Damage { lost, .. }) | RecoverError::Gap { lost, .. } => {
+                report.lost.push(*lost)
+            }
             _ => {}
         }
     }
     // Copies first: once the new epoch is open, the originals are void and may be used again.
-    let mut touched: Vec<String> = losses.damaged.iter().chain(&losses.quarantine).cloned().collect();
+    let mut touched: Vec<String> =
+        losses.damaged.iter().chain(&losses.quarantine).cloned().collect();
     touched.sort();
     touched.dedup();
     for name in touched {
@@ -106,7 +115,8 @@ pub fn repair(
         copy_file(storage, &name, &copy).map_err(RepairError::Io)?;
         report.quarantined.push(copy);
     }
-    let mut log = start(storage, recovered, config.clone(), nonce, now_us).map_err(RepairError::Io)?;
+    let mut log =
+        start(storage, recovered, config.clone(), nonce, now_us).map_err(RepairError::Io)?;
     log.close(now_us);
     while let Some(operation) = log.poll_operation(now_us) {
         let (token, result) = execute(storage, &operation);
@@ -114,7 +124,9 @@ pub fn repair(
     }
     match (log.state(), log.failure()) {
         (State::Closed, _) => Ok(report),
-        (_, failure) => Err(RepairError::Io(io::Error::other(failure.unwrap_or("it did not close").to_string()))),
+        (_, failure) => Err(RepairError::Io(io::Error::other(
+            failure.unwrap_or("it did not close").to_string(),
+        ))),
     }
 }
 

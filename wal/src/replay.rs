@@ -69,7 +69,11 @@ enum TakeError {
 }
 
 impl<'a> Replay<'a> {
-    pub(crate) fn new(config: &'a LogConfig, trim_known: u64, slot: Option<&Checkpoint>) -> Replay<'a> {
+    pub(crate) fn new(
+        config: &'a LogConfig,
+        trim_known: u64,
+        slot: Option<&Checkpoint>,
+    ) -> Replay<'a> {
         Replay {
             config,
             trim_known,
@@ -102,12 +106,18 @@ impl<'a> Replay<'a> {
         let mut reader = SegmentReader::open(storage, &piece.file.name).map_err(fault)?;
         let mut stop = Stop { piece: index, ..Stop::default() };
         // An epoch may begin behind numbers that a repair left out; the open record says how many.
-        let mut expected_lsn = if index == 0 || piece.header.is_open() { piece.header.first_lsn } else { self.next_lsn };
+        let mut expected_lsn = if index == 0 || piece.header.is_open() {
+            piece.header.first_lsn
+        } else {
+            self.next_lsn
+        };
         if index == 0 {
             self.next_lsn = piece.header.first_lsn;
         }
         loop {
-            if piece.end.is_some_and(|end| stop.offset >= end.offset) || stop.offset >= piece.file.bytes {
+            if piece.end.is_some_and(|end| stop.offset >= end.offset)
+                || stop.offset >= piece.file.bytes
+            {
                 stop.end_of_file = piece.end.is_none();
                 return Ok(stop);
             }
@@ -118,15 +128,20 @@ impl<'a> Replay<'a> {
                 first_lsn: expected_lsn,
                 chain_crc: self.chain_crc,
             };
-            let (header, crc, body) = match read_batch(&mut reader, stop.offset, &expected).map_err(fault)? {
-                Ok(batch) => batch,
-                Err(fault) => {
-                    stop.torn = matches!(fault, BatchFault::Body | BatchFault::Header(HeaderFault::Damaged));
-                    stop.end_of_file = fault == BatchFault::EndOfFile
-                        || (fault == BatchFault::Body && piece.file.bytes < self.config.segment_bytes);
-                    return Ok(stop);
-                }
-            };
+            let (header, crc, body) =
+                match read_batch(&mut reader, stop.offset, &expected).map_err(fault)? {
+                    Ok(batch) => batch,
+                    Err(fault) => {
+                        stop.torn = matches!(
+                            fault,
+                            BatchFault::Body | BatchFault::Header(HeaderFault::Damaged)
+                        );
+                        stop.end_of_file = fault == BatchFault::EndOfFile
+                            || (fault == BatchFault::Body
+                                && piece.file.bytes < self.config.segment_bytes);
+                        return Ok(stop);
+                    }
+                };
             let after = stop.offset + header.padded_bytes() as u64;
             match self.take_batch(piece, &header, body, sink) {
                 Ok(()) => {}
@@ -167,7 +182,9 @@ impl<'a> Replay<'a> {
         self.report.records += u64::from(header.count);
         self.report.bytes += header.padded_bytes() as u64;
         match self.used.last_mut() {
-            Some(used) if used.segment_seq == header.segment_seq => used.last_lsn = header.last_lsn(),
+            Some(used) if used.segment_seq == header.segment_seq => {
+                used.last_lsn = header.last_lsn()
+            }
             _ => self.used.push(UsedSegment {
                 file: piece.file.number,
                 segment_seq: header.segment_seq,
@@ -199,7 +216,9 @@ impl<'a> Replay<'a> {
                 }
                 self.directory_id = open.directory_id;
             }
-            RecordKind::Lanes => self.lanes = Some(Lanes::decode(record.body).ok_or(TakeError::Malformed)?),
+            RecordKind::Lanes => {
+                self.lanes = Some(Lanes::decode(record.body).ok_or(TakeError::Malformed)?)
+            }
             RecordKind::Checkpoint => {
                 let data = record.body.get(8..).ok_or(TakeError::Malformed)?;
                 self.trim_upto = self.trim_upto.max(get_u64(record.body, 0).min(lsn - 1));
@@ -212,7 +231,11 @@ impl<'a> Replay<'a> {
                 let semantics = record.head.semantics;
                 if semantics > self.config.semantics_max {
                     let file = piece.file.name.clone();
-                    return Err(TakeError::Refused(RecoverError::UnknownSemantics { file, lsn, semantics }));
+                    return Err(TakeError::Refused(RecoverError::UnknownSemantics {
+                        file,
+                        lsn,
+                        semantics,
+                    }));
                 }
                 let lanes = self.lanes.as_mut().ok_or(TakeError::Malformed)?;
                 if lanes.advance(record.head.lane, usize::MAX) != Some(record.lane_seq) {
@@ -285,7 +308,11 @@ pub(crate) fn read_open_record(
         first_lsn: header.first_lsn,
         chain_crc: None,
     };
-    let Ok((header, _, body)) = read_batch(&mut reader, 0, &expected).map_err(fault)? else { return Ok(None) };
+    let Ok((header, _, body)) = read_batch(&mut reader, 0, &expected).map_err(fault)? else {
+        return Ok(None);
+    };
     let first = Records::new(&header, body).next().flatten();
-    Ok(first.filter(|record| record.kind == RecordKind::Open).and_then(|record| OpenRecord::decode(record.body)))
+    Ok(first
+        .filter(|record| record.kind == RecordKind::Open)
+        .and_then(|record| OpenRecord::decode(record.body)))
 }

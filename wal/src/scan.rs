@@ -5,7 +5,9 @@ use std::io;
 
 use prism_io::disk::{ChunkStream, PAGE_BYTES, Storage};
 
-use crate::format::{BATCH_HEADER_BYTES, BATCH_MAGIC, BatchHeader, HeaderFault, Nonce, body_crc, seed};
+use crate::format::{
+    BATCH_HEADER_BYTES, BATCH_MAGIC, BatchHeader, HeaderFault, Nonce, body_crc, seed,
+};
 use crate::record::Record;
 
 /// A window that moves forward over one file.
@@ -19,7 +21,12 @@ pub(crate) struct SegmentReader {
 
 impl SegmentReader {
     pub(crate) fn open(storage: &mut dyn Storage, name: &str) -> io::Result<SegmentReader> {
-        Ok(SegmentReader { stream: storage.stream(name, 0)?, window: Vec::new(), start: 0, ended: false })
+        Ok(SegmentReader {
+            stream: storage.stream(name, 0)?,
+            window: Vec::new(),
+            start: 0,
+            ended: false,
+        })
     }
 
     /// The bytes at `offset`, fewer than `length` only at the end of the file. Offsets never go back.
@@ -38,7 +45,8 @@ impl SegmentReader {
                 self.window.extend_from_slice(chunk);
             }
         }
-        let from = usize::try_from(offset - self.start).expect("in the window").min(self.window.len());
+        let from =
+            usize::try_from(offset - self.start).expect("in the window").min(self.window.len());
         let to = (from + length).min(self.window.len());
         Ok(&self.window[from..to])
     }
@@ -73,18 +81,23 @@ impl fmt::Display for BatchFault {
         match self {
             BatchFault::EndOfFile => write!(formatter, "end of the file"),
             BatchFault::Header(fault) => fault.fmt(formatter),
-            BatchFault::Stale => write!(formatter, "a batch of another use of the file, or of another place"),
+            BatchFault::Stale => {
+                write!(formatter, "a batch of another use of the file, or of another place")
+            }
             BatchFault::Body => write!(formatter, "a batch whose records are torn or damaged"),
         }
     }
 }
 
-/// Reads the batch at `offset`: its header, the header's checksum, and the bytes of its records.
+/// A valid batch: its header, the header's checksum, and the bytes of its records.
+pub(crate) type Batch<'a> = (BatchHeader, u32, &'a [u8]);
+
+/// Reads the batch at `offset`, if it is the one that comes next.
 pub(crate) fn read_batch<'a>(
     reader: &'a mut SegmentReader,
     offset: u64,
     expected: &Expected,
-) -> io::Result<Result<(BatchHeader, u32, &'a [u8]), BatchFault>> {
+) -> io::Result<Result<Batch<'a>, BatchFault>> {
     let bytes = reader.get(offset, BATCH_HEADER_BYTES)?;
     if bytes.len() < BATCH_HEADER_BYTES {
         return Ok(Err(BatchFault::EndOfFile));
@@ -107,7 +120,9 @@ pub(crate) fn read_batch<'a>(
     }
     let (content, padding) = batch.split_at(header.bytes as usize);
     let body = &content[BATCH_HEADER_BYTES..];
-    if body_crc(seed(&header.nonce), body) != header.body_crc || padding.iter().any(|&byte| byte != 0) {
+    if body_crc(seed(&header.nonce), body) != header.body_crc
+        || padding.iter().any(|&byte| byte != 0)
+    {
         return Ok(Err(BatchFault::Body));
     }
     Ok(Ok((header, crc, body)))

@@ -72,7 +72,8 @@ impl Segments {
         if let Some(last) = self.used.last_mut() {
             last.last_lsn = first_lsn - 1;
         }
-        let segment = UsedSegment { file, segment_seq: self.next_seq, first_lsn, last_lsn: first_lsn };
+        let segment =
+            UsedSegment { file, segment_seq: self.next_seq, first_lsn, last_lsn: first_lsn };
         self.next_seq += 1;
         self.used.push(segment);
         segment
@@ -81,7 +82,10 @@ impl Segments {
     /// Makes every segment spare that holds nothing above `trim_upto`, but never the active one.
     pub(crate) fn recycle(&mut self, trim_upto: u64) -> usize {
         let inactive = self.used.len().saturating_sub(1);
-        let freed = self.used[..inactive].iter().take_while(|segment| segment.last_lsn <= trim_upto).count();
+        let freed = self.used[..inactive]
+            .iter()
+            .take_while(|segment| segment.last_lsn <= trim_upto)
+            .count();
         self.spare.extend(self.used.drain(..freed).map(|segment| segment.file));
         freed
     }

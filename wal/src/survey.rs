@@ -41,14 +41,21 @@ pub(crate) struct Survey {
 
 impl Survey {
     /// The files that begin with a batch of this epoch, and that batch.
-    pub(crate) fn of_epoch(&self, nonce: &Nonce) -> impl Iterator<Item = (&SegmentFile, BatchHeader)> {
-        let with_header = self.files.iter().filter_map(|file| file.header.map(|header| (file, header)));
+    pub(crate) fn of_epoch(
+        &self,
+        nonce: &Nonce,
+    ) -> impl Iterator<Item = (&SegmentFile, BatchHeader)> {
+        let with_header =
+            self.files.iter().filter_map(|file| file.header.map(|header| (file, header)));
         with_header.filter(|(_, header)| header.nonce == *nonce)
     }
 
     /// Counts the beginning of the file as damaged.
     pub(crate) fn forget_header(&mut self, number: u32) {
-        self.files.iter_mut().filter(|file| file.number == number).for_each(|file| file.header = None);
+        self.files
+            .iter_mut()
+            .filter(|file| file.number == number)
+            .for_each(|file| file.header = None);
     }
 
     /// The slot that was written last.
@@ -59,7 +66,10 @@ impl Survey {
 
 /// Reads the checkpoint slots and the first page of every segment file. Refuses what another version or another shard
 /// wrote.
-pub(crate) fn survey(storage: &mut dyn Storage, config: &LogConfig) -> Result<Survey, RecoverError> {
+pub(crate) fn survey(
+    storage: &mut dyn Storage,
+    config: &LogConfig,
+) -> Result<Survey, RecoverError> {
     let read_fault = |file: &str| {
         let file = file.to_string();
         move |error: io::Error| RecoverError::Read { file, error }
@@ -74,7 +84,8 @@ pub(crate) fn survey(storage: &mut dyn Storage, config: &LogConfig) -> Result<Su
             }
         } else if let Some(number) = segment_number(&entry.name) {
             let mut page = vec![0; PAGE_BYTES];
-            let length = storage.read(&entry.name, 0, &mut page).map_err(read_fault(&entry.name))?;
+            let length =
+                storage.read(&entry.name, 0, &mut page).map_err(read_fault(&entry.name))?;
             page[length..].fill(0);
             let zero_page = page.iter().all(|&byte| byte == 0);
             let header = match BatchHeader::decode(&page) {
@@ -89,7 +100,13 @@ pub(crate) fn survey(storage: &mut dyn Storage, config: &LogConfig) -> Result<Su
                 survey.epoch_max = survey.epoch_max.max(header.epoch);
                 survey.segment_seq_max = survey.segment_seq_max.max(header.segment_seq);
             }
-            survey.files.push(SegmentFile { number, name: entry.name, bytes: entry.bytes, zero_page, header });
+            survey.files.push(SegmentFile {
+                number,
+                name: entry.name,
+                bytes: entry.bytes,
+                zero_page,
+                header,
+            });
         } else if entry.name.ends_with(".wal.new") {
             survey.leftovers.push(entry.name);
         }
@@ -126,5 +143,9 @@ fn read_slots(
 
 fn check_shard(file: &str, found: u16, config: &LogConfig) -> Result<(), RecoverError> {
     let expected = config.shard;
-    if found == expected { Ok(()) } else { Err(RecoverError::OtherShard { file: file.into(), found, expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(RecoverError::OtherShard { file: file.into(), found, expected })
+    }
 }

@@ -30,7 +30,10 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-fn open(path: &std::path::Path) -> (Rc<Writer>, Vec<(u64, Vec<u8>)>, bool) {
+/// LSN and body of each record that came back.
+type Seen = Vec<(u64, Vec<u8>)>;
+
+fn open(path: &std::path::Path) -> (Rc<Writer>, Seen, bool) {
     let mut seen = Vec::new();
     let (writer, report) =
         Writer::open(path, DirectoryOptions::default(), config(), &mut |record| {
@@ -117,7 +120,10 @@ fn a_log_without_a_close_comes_back_too_and_segments_are_used_again() {
         // The writer task still holds it; another process would be refused as well.
         let second = Writer::open(&path, DirectoryOptions::default(), config(), &mut |_| {});
         let Err(OpenError::Directory(error)) = second else { panic!("the directory is locked") };
-        assert!(error.to_string().contains(&format!("in use by process {}", std::process::id())), "{error}");
+        assert!(
+            error.to_string().contains(&format!("in use by process {}", std::process::id())),
+            "{error}"
+        );
         writer.close().await;
         drop(writer);
         rt::yield_now().await;
@@ -136,10 +142,13 @@ fn a_file_system_without_direct_writes_is_refused_where_they_are_required() {
     let Ok(directory) = tempfile::tempdir_in("/dev/shm") else { return };
     let options = DirectoryOptions { direct: Direct::Required, sync: None };
     match Writer::open(directory.path(), options, config(), &mut |_| {}) {
-        Err(OpenError::Directory(error)) => assert!(error.to_string().contains("O_DIRECT"), "{error}"),
+        Err(OpenError::Directory(error)) => {
+            assert!(error.to_string().contains("O_DIRECT"), "{error}")
+        }
         Ok((writer, _)) => assert!(writer.directory().is_direct()),
         Err(error) => panic!("{error}"),
     }
-    let (writer, _) = Writer::open(directory.path(), DirectoryOptions::default(), config(), &mut |_| {}).unwrap();
+    let (writer, _) =
+        Writer::open(directory.path(), DirectoryOptions::default(), config(), &mut |_| {}).unwrap();
     assert!(writer.directory().probe().latency_us() < 1_000_000);
 }

@@ -253,3 +253,21 @@ fn many_unfinished_large_messages() {
     // The cancelled ones make room.
     assert!(server.say("RST 1 8\nHEADERS 21 h @silent\nDATA 21 - 0000400000 #10").is_empty());
 }
+
+/// What a burst has left behind can be given back, and calls go on after it.
+#[test]
+fn an_idle_connection_gives_its_memory_back() {
+    let mut server = Server::new(&Limits::default());
+    for round in 0..200u32 {
+        server.say(&format!("HEADERS {} h @silent", round * 2 + 1));
+    }
+    server.grpc.shrink();
+    assert_eq!(server.grpc.open_streams(), 200);
+    for round in 0..200u32 {
+        server.say(&format!("RST {} 8", round * 2 + 1));
+    }
+    server.grpc.shrink();
+    let lines = server.say("HEADERS 1001 h @req\nDATA 1001 e msg:a\nRST 1 8\nWU 3 5");
+    assert_eq!(lines[0], "Request 1001 1");
+    assert!(!server.grpc.is_closed());
+}

@@ -5,9 +5,8 @@
 //! of a repeated call is a few bytes, and a unary call allocates nothing in the steady state.
 
 use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, custom_fields, is_grpc};
-use super::message::{Deframer, FramingError, Message};
+use super::message::{Deframer, FramingError, Message, SendError};
 use super::metadata::{Metadata, decode_base64};
-use super::server::SendError;
 use super::status::{Code, percent_decode};
 use super::timeout;
 use crate::h2::connection::{Connection, Incoming, Role, Sink};

@@ -42,6 +42,15 @@ impl<'a> Message<'a> {
     }
 }
 
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// The stream has ended.
+    Closed,
+    /// `Limits::queue_bytes_max` is reached on this connection.
+    QueueFull,
+}
+
 /// Why the framing of a stream cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FramingError {

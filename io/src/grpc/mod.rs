@@ -15,8 +15,8 @@ pub mod timeout;
 
 pub use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
 pub use client::{Busy, ClientConnection, ClientEvent, Finished};
-pub use message::Message;
+pub use message::{Message, SendError};
 pub use metadata::Metadata;
 pub use request::{Event, RequestHead, Route, RouteFn};
-pub use server::{SendError, ServerConnection};
+pub use server::ServerConnection;
 pub use status::{Code, Status};

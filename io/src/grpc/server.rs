@@ -6,7 +6,7 @@
 //! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
 
 use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, GRPC_STATUS, custom_fields};
-use super::message::{Deframer, FramingError, Message};
+use super::message::{Deframer, FramingError, Message, SendError};
 use super::metadata::encode_base64;
 use super::request::{Event, HeadSink, RequestHead, RouteFn};
 use super::status::{Code, Status, percent_encode};
@@ -16,15 +16,6 @@ use crate::h2::stream::Recycle;
 use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
-
-/// Why a message was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SendError {
-    /// The stream has ended.
-    Closed,
-    /// `Limits::queue_bytes_max` is reached on this connection.
-    QueueFull,
-}
 
 /// What is kept per stream.
 #[derive(Debug, Default)]
@@ -552,6 +543,14 @@ impl ServerConnection {
     #[inline]
     pub fn swap_output(&mut self, output: &mut Output) {
         self.core.swap_output(output);
+    }
+
+    /// Gives back what a burst of calls has left behind; does nothing while calls are open. For connections that are idle.
+    pub fn shrink(&mut self) {
+        self.core.shrink();
+        if self.events.is_empty() {
+            self.events = VecDeque::new();
+        }
     }
 
     /// Begins to drain: no new streams after a round trip, then the end once the open ones are done.

@@ -400,6 +400,17 @@ impl<T: Recycle> Connection<T> {
         }
     }
 
+    /// Gives back what a burst has left behind, if nothing is going on.
+    pub(crate) fn shrink(&mut self) {
+        if self.streams.len() > 0 || !self.inbox.is_empty() || !self.output.is_empty() {
+            return;
+        }
+        self.streams.shrink();
+        self.ready = VecDeque::new();
+        self.writable = VecDeque::new();
+        self.output = Output::default();
+    }
+
     /// When `handle_timeout` is to be called, in the clock of `now_ns`.
     pub(crate) fn poll_timeout(&self) -> Option<u64> {
         match self.phase {

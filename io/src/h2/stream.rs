@@ -244,6 +244,15 @@ impl<T: Recycle> StreamTable<T> {
         queued
     }
 
+    /// Gives back the memory of an empty table. Old handles still find nothing.
+    pub(crate) fn shrink(&mut self) {
+        if self.len == 0 {
+            self.slots = Vec::new();
+            self.free = Vec::new();
+            self.index = Vec::new();
+        }
+    }
+
     /// Slots of the live streams.
     pub(crate) fn live(&self) -> impl Iterator<Item = usize> {
         self.slots.iter().enumerate().filter(|(_, stream)| stream.number != 0).map(|(slot, _)| slot)
@@ -347,5 +356,11 @@ mod tests {
         assert!(table.get(id).is_none());
         assert_eq!(insert(&mut table, 3), slot);
         assert!(table.get(id).is_none() && table.get(table.id(slot)).is_some());
+        table.shrink();
+        assert_eq!(table.find(3), Some(slot));
+        table.remove(slot);
+        table.shrink();
+        assert!(table.get(id).is_none() && table.find(3).is_none() && table.slots.is_empty());
+        assert_eq!(insert(&mut table, 5), 0);
     }
 }

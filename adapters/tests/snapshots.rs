@@ -229,6 +229,18 @@ fn replay_equality(random: &mut Random, keys: u64) {
     for _ in 0..6_000 {
         at = write(&memstore, random);
     }
+    // Outcomes of later calls come to stand where the cursor has yet to pass.
+    let abandoned: Vec<_> = (0..100_u32)
+        .map(|number| {
+            let key = &number.to_le_bytes();
+            let key = OutcomeKey { namespace: 1, partition: 0, caller: 6, key };
+            let window = Duration::from_secs(3_600);
+            memstore.outcomes_mut().begin(key, 7, at.1, window, false).unwrap()
+        })
+        .collect();
+    for ticket in abandoned {
+        memstore.outcomes_mut().abandon(ticket);
+    }
     let cut = facts(at.0, at.1);
     let state = dump(&memstore, cut.log_time_us);
     let mut snapshot = memstore.snapshot(&cut).unwrap();

@@ -4,7 +4,9 @@
 //! in the inner ones. This crate opens no socket and no file of its own accord; `io` does.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod logging;
 pub mod metrics;
 mod namespaces;
@@ -15,5 +17,3 @@ pub mod serve;
 mod services;
 mod shard;
 mod status;
-pub mod cli;
-pub mod doctor;

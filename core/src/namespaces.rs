@@ -78,8 +78,11 @@ impl Namespaces {
                 }
             })
             .collect();
-        let by_name =
-            list.iter().enumerate().map(|(index, namespace)| (namespace.name.clone(), index)).collect();
+        let by_name = list
+            .iter()
+            .enumerate()
+            .map(|(index, namespace)| (namespace.name.clone(), index))
+            .collect();
         Self { list, by_name }
     }
 
@@ -88,7 +91,6 @@ impl Namespaces {
     pub(crate) fn get(&self, name: &str) -> Option<&Namespace> {
         self.by_name.get(name).map(|&index| &self.list[index])
     }
-
 
     /// The namespace with that id, if it is served.
     pub(crate) fn by_id(&self, id: u32) -> Option<&Namespace> {

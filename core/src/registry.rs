@@ -55,7 +55,10 @@ impl Registry {
         let registry: Self = serde_json::from_slice(&text).map_err(|error| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("{}: {error}; restore the file from a backup of the data directory", path.display()),
+                format!(
+                    "{}: {error}; restore the file from a backup of the data directory",
+                    path.display()
+                ),
             )
         })?;
         if registry.format != FORMAT {

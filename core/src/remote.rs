@@ -339,7 +339,11 @@ pub(crate) fn deliver(shard: &Rc<Shard>, from: usize, message: Message) {
                 received_ns: ask.received_ns,
                 message: ask.message,
             };
-            if ask.streamed { crate::request::stream::start_remote(shard, call) } else { shard.start(call) }
+            if ask.streamed {
+                crate::request::stream::start_remote(shard, call)
+            } else {
+                shard.start(call)
+            }
         }
         Message::Answer { ticket, outcome } => {
             let credits = &peers.credits[from];

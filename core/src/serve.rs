@@ -55,7 +55,8 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
     let (registry, namespaces, shards) = place(&config)?;
     let config = Arc::new(config);
-    let listeners = net::bind_shared(config.listen, shards).map_err(|error| cannot_listen("--listen", config.listen, &error))?;
+    let listeners = net::bind_shared(config.listen, shards)
+        .map_err(|error| cannot_listen("--listen", config.listen, &error))?;
     let listen = listeners[0].local_addr().unwrap_or(config.listen);
     let labels = Labels::of(&config, &[<Memstore as Backend>::NAME], REFUSAL_REASONS);
     let (metrics, writers) = Metrics::new(labels, shards);
@@ -65,10 +66,14 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let admin_address = admin.local_address().unwrap_or(config.admin);
 
     let (tell, news) = channel();
-    watch_signals(tell.clone()).map_err(|error| (Exit::Failure, format!("signals cannot be watched: {error}")))?;
-    let (stop, finish): (Vec<_>, Vec<_>) = (0..shards).map(|_| (Arc::new(Flag::default()), Arc::new(Flag::default()))).unzip();
+    watch_signals(tell.clone())
+        .map_err(|error| (Exit::Failure, format!("signals cannot be watched: {error}")))?;
+    let (stop, finish): (Vec<_>, Vec<_>) =
+        (0..shards).map(|_| (Arc::new(Flag::default()), Arc::new(Flag::default()))).unzip();
     let ports = mesh::mesh(shards, RING_MESSAGES);
-    for (index, ((listener, port), metrics)) in listeners.into_iter().zip(ports).zip(writers).enumerate() {
+    for (index, ((listener, port), metrics)) in
+        listeners.into_iter().zip(ports).zip(writers).enumerate()
+    {
         let launch = Launch {
             index,
             shards,
@@ -91,7 +96,8 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         spawn(format!("shard-{index}"), move || shard::run(launch))?;
     }
     drop(tell);
-    let stop_admin = admin.stop_handle().map_err(|error| (Exit::Failure, format!("admin port: {error}")))?;
+    let stop_admin =
+        admin.stop_handle().map_err(|error| (Exit::Failure, format!("admin port: {error}")))?;
     spawn("admin".to_owned(), move || {
         if let Err(error) = admin.run() {
             tracing::error!("admin port: {error}");
@@ -150,7 +156,8 @@ struct Control {
 impl Control {
     /// Waits until every shard serves. `None` when one could not or a signal came first; all have ended then.
     fn wait_ready(&mut self, news: &Receiver<News>) -> Option<Ready> {
-        let mut all = Ready { records: 0, recovery: Duration::ZERO, direct: true, sync: "", sync_us: 0 };
+        let mut all =
+            Ready { records: 0, recovery: Duration::ZERO, direct: true, sync: "", sync_us: 0 };
         let mut missing = self.shards;
         while missing > 0 {
             match news.recv().ok()? {
@@ -247,8 +254,15 @@ impl Control {
                 self.tell(shard, &error.to_string());
                 self.fail(exit_of(&error));
             }
+            Ended::Panicked => {
+                self.tell(shard, "a defect of Prism ended this shard (see the panic above); what was acknowledged is in the log");
+                self.fail(Exit::Failure);
+            }
             Ended::Runtime(error) => {
-                self.tell(shard, &format!("the event loop cannot run: {error}; see `prism doctor`"));
+                self.tell(
+                    shard,
+                    &format!("the event loop cannot run: {error}; see `prism doctor`"),
+                );
                 self.fail(Exit::Failure);
             }
         }
@@ -272,7 +286,9 @@ fn exit_of(error: &OpenError) -> Exit {
     match error {
         OpenError::Log(LogError::Config(_)) => Exit::Config,
         OpenError::Log(LogError::Directory(_) | LogError::Start(_)) => Exit::DataDirectory,
-        OpenError::Log(LogError::Recover(_)) | OpenError::Snapshots(_) | OpenError::Replay { .. } => Exit::Damaged,
+        OpenError::Log(LogError::Recover(_))
+        | OpenError::Snapshots(_)
+        | OpenError::Replay { .. } => Exit::Damaged,
     }
 }
 
@@ -281,10 +297,11 @@ fn exit_of(error: &OpenError) -> Exit {
 fn place(config: &Config) -> Result<(Registry, Arc<Namespaces>, usize), Failure> {
     let unusable = |error: io::Error| (Exit::DataDirectory, error.to_string());
     let random = prism_wal::driver::random_nonce().map_err(unusable)?;
-    let mut registry = Registry::load(&config.data_dir, random).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => (Exit::Damaged, error.to_string()),
-        _ => unusable(error),
-    })?;
+    let mut registry =
+        Registry::load(&config.data_dir, random).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => (Exit::Damaged, error.to_string()),
+            _ => unusable(error),
+        })?;
     let shards = config.shards().max(registry.shards);
     if shards > config.shards() {
         tracing::warn!(
@@ -302,7 +319,13 @@ fn place(config: &Config) -> Result<(Registry, Arc<Namespaces>, usize), Failure>
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Failure {
-    (Exit::DataDirectory, format!("{} cannot be written: {error}; give this user write access or choose another --data-dir", path.display()))
+    (
+        Exit::DataDirectory,
+        format!(
+            "{} cannot be written: {error}; give this user write access or choose another --data-dir",
+            path.display()
+        ),
+    )
 }
 
 fn unusable(error: DirectoryError) -> Failure {
@@ -310,7 +333,12 @@ fn unusable(error: DirectoryError) -> Failure {
 }
 
 fn cannot_listen(flag: &str, address: std::net::SocketAddr, error: &io::Error) -> Failure {
-    (Exit::Unavailable, format!("cannot listen on {address}: {error}; stop what listens there or choose another address with {flag}"))
+    (
+        Exit::Unavailable,
+        format!(
+            "cannot listen on {address}: {error}; stop what listens there or choose another address with {flag}"
+        ),
+    )
 }
 
 fn watch_signals(tell: Sender<News>) -> io::Result<()> {
@@ -327,5 +355,10 @@ fn watch_signals(tell: Sender<News>) -> io::Result<()> {
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     let spawned = thread::Builder::new().name(name.clone()).spawn(work);
-    spawned.map(|_| ()).map_err(|error| (Exit::Failure, format!("thread {name} cannot be started: {error}; raise the limit on processes")))
+    spawned.map(|_| ()).map_err(|error| {
+        (
+            Exit::Failure,
+            format!("thread {name} cannot be started: {error}; raise the limit on processes"),
+        )
+    })
 }

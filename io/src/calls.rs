@@ -132,11 +132,7 @@ impl<A, F: Future<Output = ()>, M: Fn(A) -> F> CallPool<A, F, M> {
             queued: AtomicBool::new(false),
             shared: self.shared.clone(),
         });
-        slots.push(Slot {
-            future: Some(Box::pin(None)),
-            waker: Waker::from(state.clone()),
-            state,
-        });
+        slots.push(Slot { future: Some(Box::pin(None)), waker: Waker::from(state.clone()), state });
         Some(slot)
     }
 
@@ -184,7 +180,8 @@ impl<A, F: Future<Output = ()>, M: Fn(A) -> F> StartCall<A> for CallPool<A, F, M
 
     fn poll_woken(&self) {
         loop {
-            let next = self.woken.slots.borrow_mut().pop_front().or_else(|| self.shared.foreign.pop());
+            let next =
+                self.woken.slots.borrow_mut().pop_front().or_else(|| self.shared.foreign.pop());
             match next {
                 Some(slot) => self.poll_slot(slot, None),
                 None => return,

@@ -16,7 +16,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::clock::monotonic_ns;
 use crate::grpc::client::Busy;
-use crate::grpc::{ClientConnection, ClientEvent, Code, Finished, Limits, Message, Metadata, Output};
+use crate::grpc::{
+    ClientConnection, ClientEvent, Code, Finished, Limits, Message, Metadata, Output,
+};
 use crate::h2::StreamId;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
@@ -293,10 +295,7 @@ impl StreamReply {
 }
 
 impl Link {
-    fn wait(
-        &self,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<StreamId, Failure>> {
+    fn wait(&self, context: &mut Context<'_>) -> Poll<Result<StreamId, Failure>> {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.len() >= WAITING_MAX {
             let text = "too many calls wait for the server to take more";

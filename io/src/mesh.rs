@@ -62,7 +62,11 @@ impl<M: Send> Port<M> {
     }
 
     /// Hands every message that arrives to `deliver`, for ever; `turn` is called after each pass that delivered some.
-    pub async fn receive(self: Rc<Self>, mut deliver: impl FnMut(usize, M), mut turn: impl FnMut()) {
+    pub async fn receive(
+        self: Rc<Self>,
+        mut deliver: impl FnMut(usize, M),
+        mut turn: impl FnMut(),
+    ) {
         let inbox = &self.inboxes[self.shard];
         loop {
             let mut delivered = 0;

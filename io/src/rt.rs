@@ -45,8 +45,9 @@ pub fn driver() -> Driver {
 
 /// Pins the calling thread to `core` (numbered as in `/proc/cpuinfo`).
 pub fn pin(core: usize) -> io::Result<()> {
-    monoio::utils::bind_to_cpu_set([core])
-        .map_err(|error| io::Error::other(format!("could not pin the thread to core {core}: {error}")))
+    monoio::utils::bind_to_cpu_set([core]).map_err(|error| {
+        io::Error::other(format!("could not pin the thread to core {core}: {error}"))
+    })
 }
 
 /// Runs `main` to its end on the calling thread, in a fresh runtime. Tasks still spawned are dropped after that.

@@ -42,7 +42,10 @@ impl LsnToken {
 
     fn parse(text: &[u8]) -> Option<Self> {
         let (shard, lsn) = std::str::from_utf8(text).ok()?.split_once('-')?;
-        Some(Self { shard: u16::from_str_radix(shard, 16).ok()?, lsn: u64::from_str_radix(lsn, 16).ok()? })
+        Some(Self {
+            shard: u16::from_str_radix(shard, 16).ok()?,
+            lsn: u64::from_str_radix(lsn, 16).ok()?,
+        })
     }
 }
 
@@ -77,7 +80,11 @@ pub(crate) fn level_from_number(number: u8) -> Durability {
 pub(crate) async fn after(shard: &Shard, metadata: &Metadata) -> Result<(), Error> {
     let Some(token) = metadata.get(AFTER) else { return Ok(()) };
     let token = LsnToken::parse(token).ok_or_else(|| {
-        Error::field("AFTER_INVALID", AFTER, "send the prism-lsn of an earlier reply as it was received")
+        Error::field(
+            "AFTER_INVALID",
+            AFTER,
+            "send the prism-lsn of an earlier reply as it was received",
+        )
     })?;
     if usize::from(token.shard) != shard.index || token.lsn > shard.log.last_lsn() {
         return Err(Error::new(

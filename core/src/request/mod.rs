@@ -256,7 +256,11 @@ async fn apply(
     reply: &mut Reply,
 ) -> Result<(), Error> {
     let Some(method) = Method::by_id(record.head.method) else {
-        return Err(Error::new(Kind::Internal, "METHOD_UNKNOWN", "the log holds a method that this version lacks"));
+        return Err(Error::new(
+            Kind::Internal,
+            "METHOD_UNKNOWN",
+            "the log holds a method that this version lacks",
+        ));
     };
     let limits = prism_adapters::Limits::default();
     let served = target.namespaces.by_id(record.head.lane.namespace);
@@ -326,7 +330,11 @@ fn expired(appended: bool) -> Error {
 }
 
 /// Applies a record again at start.
-pub(crate) fn replay(target: &Target<'_>, record: &Record<'_>, reply: &mut Reply) -> Result<(), Error> {
+pub(crate) fn replay(
+    target: &Target<'_>,
+    record: &Record<'_>,
+    reply: &mut Reply,
+) -> Result<(), Error> {
     let ticket = retry::ticket_of_record(target, record)?;
     let mut applied = pin!(apply(target, record, ticket, reply));
     match applied.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {

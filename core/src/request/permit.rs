@@ -46,16 +46,23 @@ pub(crate) fn malformed(error: wire::DecodeError) -> Error {
     Error::new(
         Kind::InvalidArgument,
         "REQUEST_MALFORMED",
-        format!("the request is not a valid message: {error}; regenerate the client from Prism's .proto files"),
+        format!(
+            "the request is not a valid message: {error}; regenerate the client from Prism's .proto files"
+        ),
     )
 }
 
 #[cold]
 fn unknown(shard: &Shard, name: &str) -> Error {
     if name.is_empty() {
-        return Error::field("NAMESPACE_MISSING", "namespace", "set field 1, namespace, in every request");
+        return Error::field(
+            "NAMESPACE_MISSING",
+            "namespace",
+            "set field 1, namespace, in every request",
+        );
     }
-    let served: Vec<&str> = shard.namespaces.iter().take(5).map(|namespace| &*namespace.name).collect();
+    let served: Vec<&str> =
+        shard.namespaces.iter().take(5).map(|namespace| &*namespace.name).collect();
     // The name is the caller's: it is shown, cut, but never becomes a label.
     let shown: String = name.chars().filter(|character| !character.is_control()).take(63).collect();
     Error::new(

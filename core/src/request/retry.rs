@@ -34,7 +34,10 @@ pub(super) enum Admission {
 /// The key that a call carries; empty where it carries none.
 pub(super) fn key(metadata: &Metadata) -> Result<&[u8], Error> {
     let Some(key) = metadata.get(KEY) else { return Ok(&[]) };
-    if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.iter().all(|byte| (0x20..0x7f).contains(byte)) {
+    if key.is_empty()
+        || key.len() > KEY_BYTES_MAX
+        || !key.iter().all(|byte| (0x20..0x7f).contains(byte))
+    {
         return Err(Error::field(
             "IDEMPOTENCY_KEY_INVALID",
             KEY,
@@ -63,7 +66,8 @@ pub(super) async fn admit(
     if key.is_empty() {
         return Ok(Admission::Unkeyed);
     }
-    let scope = OutcomeKey { namespace: namespace.id, partition: 0, caller: caller(&call.metadata), key };
+    let scope =
+        OutcomeKey { namespace: namespace.id, partition: 0, caller: caller(&call.metadata), key };
     let body_hash = body_hash(shard.target().hash_key, call.method.id(), message);
     let window = Duration::from_micros(namespace.idempotency_window_us);
     for _ in 0..2 {
@@ -71,7 +75,9 @@ pub(super) async fn admit(
         let mut outcomes = shard.store.outcomes_mut();
         match outcomes.lookup(scope, body_hash, now_us) {
             Lookup::Unknown => {
-                return outcomes.begin(scope, body_hash, now_us, window, false).map(Admission::First);
+                return outcomes
+                    .begin(scope, body_hash, now_us, window, false)
+                    .map(Admission::First);
             }
             Lookup::Settled(outcome) => return Ok(Admission::Again(outcome.clone())),
             Lookup::OtherBody => return Err(reused(namespace)),
@@ -104,9 +110,10 @@ pub(super) fn ticket_of_record(
         key: record.head.idempotency_key,
     };
     let body_hash = body_hash(target.hash_key, record.head.method, record.body);
-    let window = target.namespaces.by_id(lane.namespace).map_or(WINDOW_DEFAULT, |namespace| {
-        Duration::from_micros(namespace.idempotency_window_us)
-    });
+    let window = target
+        .namespaces
+        .by_id(lane.namespace)
+        .map_or(WINDOW_DEFAULT, |namespace| Duration::from_micros(namespace.idempotency_window_us));
     // There was room when the record was written.
     target.store.outcomes_mut().begin(scope, body_hash, record.log_time_us, window, true).map(Some)
 }

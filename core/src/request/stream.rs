@@ -90,12 +90,15 @@ pub(crate) fn refuse_client_streaming(shard: &Rc<Shard>, stream: StreamCall, met
     };
     let shard = shard.clone();
     rt::spawn(async move {
-        let first = rt::timeout(Duration::from_nanos(shard.default_deadline_ns()), stream.next()).await;
+        let first =
+            rt::timeout(Duration::from_nanos(shard.default_deadline_ns()), stream.next()).await;
         let error = match first {
             Some(Ok(Some(message))) => permit(&shard, method, &message, &Default::default())
                 .err()
                 .unwrap_or_else(|| prism_adapters::backend::not_offered("", method)),
-            Some(Ok(None)) => Error::field("NAMESPACE_MISSING", "namespace", "send a first message that names it"),
+            Some(Ok(None)) => {
+                Error::field("NAMESPACE_MISSING", "namespace", "send a first message that names it")
+            }
             Some(Err(_)) => caller_gone(),
             None => expired(false),
         };

@@ -66,7 +66,11 @@ fn encoded(status: ServingStatus) -> Vec<u8> {
 
 fn service_of(message: &[u8]) -> Result<String, Error> {
     HealthCheckRequest::decode(message).map(|request| request.service).map_err(|error| {
-        Error::new(Kind::InvalidArgument, "REQUEST_MALFORMED", format!("the request is not a HealthCheckRequest: {error}"))
+        Error::new(
+            Kind::InvalidArgument,
+            "REQUEST_MALFORMED",
+            format!("the request is not a HealthCheckRequest: {error}"),
+        )
     })
 }
 
@@ -97,7 +101,8 @@ pub(crate) fn watch(health: Rc<Health>, stream: StreamCall, message: &[u8]) {
             }
             if !health.serving.get() {
                 // The last word of a server that drains: the watch must not hold up its end.
-                let error = Error::new(Kind::Unavailable, "SHUTTING_DOWN", "this server is shutting down");
+                let error =
+                    Error::new(Kind::Unavailable, "SHUTTING_DOWN", "this server is shutting down");
                 return status::with_status(&error, |status| stream.fail(status));
             }
             let mut changed = std::pin::pin!(health.changed_from(&service, known));

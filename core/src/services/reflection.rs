@@ -11,12 +11,14 @@ use prism_io::server::StreamCall;
 use prism_proto::grpc::reflection::v1::server_reflection_request::MessageRequest;
 use prism_proto::grpc::reflection::v1::server_reflection_response::MessageResponse;
 use prism_proto::grpc::reflection::v1::{
-    ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse, ServerReflectionRequest,
-    ServerReflectionResponse, ServiceResponse,
+    ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse,
+    ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
 };
 use prism_proto::wire::Reader;
 use prost::Message as _;
-use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto};
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+};
 
 use prism_adapters::{Error, Kind};
 
@@ -61,8 +63,11 @@ impl Index {
             decoded.push(file);
         }
         for (number, file) in decoded.iter().enumerate() {
-            index.files[number].imports =
-                file.dependency.iter().filter_map(|name| index.by_name.get(name).copied()).collect();
+            index.files[number].imports = file
+                .dependency
+                .iter()
+                .filter_map(|name| index.by_name.get(name).copied())
+                .collect();
         }
         index
     }
@@ -128,7 +133,8 @@ impl Index {
             }
             next += 1;
         }
-        let file_descriptor_proto = wanted.into_iter().map(|file| self.files[file].bytes.clone().into()).collect();
+        let file_descriptor_proto =
+            wanted.into_iter().map(|file| self.files[file].bytes.clone().into()).collect();
         FileDescriptorResponse { file_descriptor_proto }
     }
 
@@ -138,7 +144,9 @@ impl Index {
             None => error(NOT_FOUND, format!("{what} is not known here")),
         };
         match question {
-            Some(MessageRequest::FileByFilename(name)) => file(self.by_name.get(&name), format!("file {name}")),
+            Some(MessageRequest::FileByFilename(name)) => {
+                file(self.by_name.get(&name), format!("file {name}"))
+            }
             Some(MessageRequest::FileContainingSymbol(symbol)) => {
                 file(self.by_symbol.get(symbol.trim_start_matches('.')), format!("symbol {symbol}"))
             }
@@ -147,21 +155,35 @@ impl Index {
                 file(self.by_extension.get(&key), format!("extension {} of {}", key.1, key.0))
             }
             Some(MessageRequest::AllExtensionNumbersOfType(name)) => {
-                if !self.by_symbol.contains_key(&name) && !self.by_extension.keys().any(|(of, _)| *of == name) {
+                if !self.by_symbol.contains_key(&name)
+                    && !self.by_extension.keys().any(|(of, _)| *of == name)
+                {
                     return error(NOT_FOUND, format!("type {name} is not known here"));
                 }
-                let mut extension_number: Vec<i32> =
-                    self.by_extension.keys().filter(|(of, _)| *of == name).map(|(_, number)| *number).collect();
+                let mut extension_number: Vec<i32> = self
+                    .by_extension
+                    .keys()
+                    .filter(|(of, _)| *of == name)
+                    .map(|(_, number)| *number)
+                    .collect();
                 extension_number.sort_unstable();
                 MessageResponse::AllExtensionNumbersResponse(ExtensionNumberResponse {
                     base_type_name: name,
                     extension_number,
                 })
             }
-            Some(MessageRequest::ListServices(_)) => MessageResponse::ListServicesResponse(ListServiceResponse {
-                service: services.iter().map(|name| ServiceResponse { name: (*name).to_owned() }).collect(),
-            }),
-            None => error(INVALID_ARGUMENT, "the request asks for nothing that this version knows".to_owned()),
+            Some(MessageRequest::ListServices(_)) => {
+                MessageResponse::ListServicesResponse(ListServiceResponse {
+                    service: services
+                        .iter()
+                        .map(|name| ServiceResponse { name: (*name).to_owned() })
+                        .collect(),
+                })
+            }
+            None => error(
+                INVALID_ARGUMENT,
+                "the request asks for nothing that this version knows".to_owned(),
+            ),
         }
     }
 }
@@ -227,7 +249,8 @@ mod tests {
         let index = index();
         for method in prism_proto::catalogue::Method::all() {
             let question = MessageRequest::FileContainingSymbol(method.service().to_owned());
-            let MessageResponse::FileDescriptorResponse(files) = index.answer(Some(question), &[]) else {
+            let MessageResponse::FileDescriptorResponse(files) = index.answer(Some(question), &[])
+            else {
                 panic!("{} is not found", method.service());
             };
             let names: Vec<String> = files

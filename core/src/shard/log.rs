@@ -41,7 +41,13 @@ pub(crate) struct Log {
 
 impl Log {
     /// The log behind `writer`, whose last record is `last` and was written at log time `time_us`.
-    pub(crate) fn new(writer: Rc<Writer>, last: u64, time_us: u64, held: HashMap<u32, u64>, snapshotted: u64) -> Self {
+    pub(crate) fn new(
+        writer: Rc<Writer>,
+        last: u64,
+        time_us: u64,
+        held: HashMap<u32, u64>,
+        snapshotted: u64,
+    ) -> Self {
         Self {
             writer,
             waiting: RefCell::default(),
@@ -94,7 +100,11 @@ impl Log {
 
     /// The time before which no change can come any more.
     pub(crate) fn horizon_us(&self, wall_us: u64) -> u64 {
-        if self.applied.get() == self.last.get() { self.time_us(wall_us) } else { self.applied_us.get() }
+        if self.applied.get() >= self.last.get() {
+            self.time_us(wall_us)
+        } else {
+            self.applied_us.get()
+        }
     }
 
     /// Whether a namespace has records that a restart would apply again: then its unlogged writes must be logged too, or
@@ -172,7 +182,9 @@ impl Log {
     fn wake_up_to(&self, lsn: u64) {
         loop {
             let next = match &mut *self.waiting.borrow_mut() {
-                waiting if waiting.front().is_some_and(|(waits_for, _)| *waits_for <= lsn) => waiting.pop_front(),
+                waiting if waiting.front().is_some_and(|(waits_for, _)| *waits_for <= lsn) => {
+                    waiting.pop_front()
+                }
                 _ => None,
             };
             match next {
@@ -184,7 +196,9 @@ impl Log {
 }
 
 fn index_of(batch: &DurableBatch, lsn: u64) -> Option<usize> {
-    (batch.first_lsn()..=batch.last_lsn()).contains(&lsn).then(|| (lsn - batch.first_lsn()) as usize)
+    (batch.first_lsn()..=batch.last_lsn())
+        .contains(&lsn)
+        .then(|| (lsn - batch.first_lsn()) as usize)
 }
 
 /// A record in the buffer that was written.

@@ -80,7 +80,9 @@ pub(crate) struct Shard {
 impl Shard {
     /// Starts a unary call. Answers it at once when every slot is taken.
     pub(crate) fn start(&self, call: Call) {
-        let Some(calls) = self.calls.get() else { unreachable!("a shard serves after it was wired") };
+        let Some(calls) = self.calls.get() else {
+            unreachable!("a shard serves after it was wired")
+        };
         if let Err(call) = calls.start(call) {
             let error = Error::new(
                 Kind::ResourceExhausted,
@@ -219,7 +221,8 @@ impl Refusals {
     /// Counts one.
     pub(crate) fn count(&self, metrics: &ShardMetrics, error: &Error) {
         let other = REFUSAL_REASONS.len() - 1;
-        let reason = REFUSAL_REASONS.iter().position(|reason| *reason == error.reason()).unwrap_or(other);
+        let reason =
+            REFUSAL_REASONS.iter().position(|reason| *reason == error.reason()).unwrap_or(other);
         metrics.refused(reason);
     }
 }

@@ -64,14 +64,13 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
     };
     let (store, found) = snapshots::restore(launch, limits).map_err(OpenError::Snapshots)?;
     let store = Rc::new(store);
-    let target = Target { store: &store, namespaces: &launch.namespaces, hash_key: launch.hash_key };
+    let target =
+        Target { store: &store, namespaces: &launch.namespaces, hash_key: launch.hash_key };
     let mut reply = Reply::default();
     let mut held = HashMap::new();
     let failed: RefCell<Option<OpenError>> = RefCell::new(None);
     let mut time_us = found.time_us;
-    let mut first = None;
     let mut replay = |record: &Record<'_>| {
-        first.get_or_insert(record.lsn);
         if record.kind != RecordKind::Data || failed.borrow().is_some() {
             return;
         }
@@ -87,13 +86,15 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         }
     };
     let path = launch.directory.join(LOG_FOLDER);
-    let (writer, report) = Writer::open(&path, directory_options(config), log_config(launch), &mut replay)
-        .map_err(OpenError::Log)?;
+    let (writer, report) =
+        Writer::open(&path, directory_options(config), log_config(launch), &mut replay)
+            .map_err(OpenError::Log)?;
     if let Some(error) = failed.into_inner() {
         return Err(error);
     }
-    if let Some(first) = first.filter(|first| *first > found.lsn + 1) {
-        return Err(OpenError::Snapshots(SnapshotsError::Gap { snapshot_lsn: found.lsn, first_lsn: first }));
+    if report.first_lsn > found.lsn + 1 {
+        let gap = SnapshotsError::Gap { snapshot_lsn: found.lsn, first_lsn: report.first_lsn };
+        return Err(OpenError::Snapshots(gap));
     }
     let last = writer.status().next_lsn - 1;
     let (direct, probe) = (writer.directory().is_direct(), writer.directory().probe());
@@ -127,7 +128,9 @@ pub(crate) fn directory_options(config: &Config) -> DirectoryOptions {
 fn log_config(launch: &Launch) -> LogConfig {
     let config = &launch.config.wal;
     let defaults = LogConfig::default();
-    let per_shard = |bytes: u64| u32::try_from(bytes / launch.shards as u64 / config.segment_bytes).unwrap_or(u32::MAX);
+    let per_shard = |bytes: u64| {
+        u32::try_from(bytes / launch.shards as u64 / config.segment_bytes).unwrap_or(u32::MAX)
+    };
     LogConfig {
         shard: launch.index as u16,
         segment_bytes: config.segment_bytes,

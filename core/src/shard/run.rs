@@ -63,7 +63,14 @@ pub(crate) struct Launch {
 /// What a shard tells the control thread.
 pub(crate) enum Report {
     /// It serves.
-    Ready { shard: usize, recovery: Box<RecoveryReport>, took: Duration, direct: bool, sync: &'static str, sync_us: u64 },
+    Ready {
+        shard: usize,
+        recovery: Box<RecoveryReport>,
+        took: Duration,
+        direct: bool,
+        sync: &'static str,
+        sync_us: u64,
+    },
     /// Its calls have ended; its log is still open for those of others.
     Drained,
     /// It has ended.
@@ -80,6 +87,8 @@ pub(crate) enum Ended {
     NotOpened(OpenError),
     /// A write of its log failed.
     LogFailed(String),
+    /// A defect: its thread panicked.
+    Panicked,
     /// The runtime could not be made.
     Runtime(std::io::Error),
 }
@@ -91,8 +100,23 @@ pub(crate) fn run(mut launch: Launch) {
     if let Err(error) = rt::pin(launch.core) {
         tracing::warn!(shard, "{error}; it runs on any core");
     }
-    let ended = rt::run(serve(launch, tell.clone())).unwrap_or_else(Ended::Runtime);
-    tell(Report::Ended { shard, ended });
+    let mut last_word = LastWord { tell: tell.clone(), shard, ended: Some(Ended::Panicked) };
+    last_word.ended = Some(rt::run(serve(launch, tell)).unwrap_or_else(Ended::Runtime));
+}
+
+/// Tells the control thread how the shard ended, also when it panicked: a process that lost a shard must not go on.
+struct LastWord {
+    tell: Rc<Tell>,
+    shard: usize,
+    ended: Option<Ended>,
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            (self.tell)(Report::Ended { shard: self.shard, ended });
+        }
+    }
 }
 
 async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
@@ -109,7 +133,9 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         for method in prism_proto::catalogue::Method::all() {
             let served = namespaces.iter().any(|namespace| {
                 method.offered_by(namespace.offers)
-                    && method.interface().is_none_or(|interface| interface.model() == model(namespace.api))
+                    && method
+                        .interface()
+                        .is_none_or(|interface| interface.model() == model(namespace.api))
             });
             if served && method.interface().is_some() && !services.contains(&method.service()) {
                 services.push(method.service());
@@ -251,7 +277,8 @@ async fn write_log(shard: Rc<Shard>, calls: Rc<dyn StartCall<Call>>, failure: Rc
 
 /// Waits until the shard is told to stop (`true`) or its log has failed (`false`).
 async fn wait_for_end(stop: &Flag, failure: &LogFailure) -> bool {
-    let (mut stopped, mut failed) = (std::pin::pin!(stop.wait()), std::pin::pin!(failure.happened.wait()));
+    let (mut stopped, mut failed) =
+        (std::pin::pin!(stop.wait()), std::pin::pin!(failure.happened.wait()));
     std::future::poll_fn(|context| {
         if failed.as_mut().poll(context).is_ready() {
             return std::task::Poll::Ready(false);
@@ -299,7 +326,10 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         numbers.connections.open.set(connections.open() as u64);
         numbers.connections.bytes_in_flight.set(shard.bytes_in_flight());
         numbers.connections.streams.set(connections.open_streams() as u64);
-        numbers.connections.accepted.add(connections.accepted() - numbers.connections.accepted.get());
+        numbers
+            .connections
+            .accepted
+            .add(connections.accepted() - numbers.connections.accepted.get());
         numbers.store.bytes.set(shard.store.used_bytes() as u64);
         numbers.store.keys.set(shard.store.entries() as u64);
         numbers.store.idempotency_keys.set(shard.store.outcomes().len() as u64);
@@ -310,7 +340,7 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         wal.segments_reserve.set(status.segments_spare as u64);
         wal.pinned_bytes.set(status.pinned_bytes as u64);
         wal.refused_full.add(status.counters.refused_full - wal.refused_full.get());
-        wal.backlog_records.set(shard.log.last_lsn() - shard.log.applied_lsn());
+        wal.backlog_records.set(shard.log.last_lsn().saturating_sub(shard.log.applied_lsn()));
     }
 }
 

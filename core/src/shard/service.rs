@@ -20,8 +20,11 @@ const HEALTH_WATCH: u32 = OWN + 1;
 const REFLECTION: u32 = OWN + 2;
 
 /// The services of gRPC that every shard answers.
-pub(super) const OWN_SERVICES: [&str; 3] =
-    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+pub(super) const OWN_SERVICES: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
 
 /// The method behind a path.
 pub(super) fn route(path: &[u8]) -> Option<Route> {
@@ -36,7 +39,9 @@ pub(super) fn route(path: &[u8]) -> Option<Route> {
         b"/grpc.health.v1.Health/Check" => (HEALTH_CHECK, false, false),
         b"/grpc.health.v1.Health/Watch" => (HEALTH_WATCH, false, true),
         b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-        | b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => (REFLECTION, true, true),
+        | b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
+            (REFLECTION, true, true)
+        }
         _ => return None,
     };
     Some(Route { id, client_streaming, server_streaming })
@@ -99,7 +104,13 @@ impl Service for Front {
 }
 
 impl Front {
-    fn own_request(&self, connection: &Rc<Connection>, stream: StreamId, route: u32, message: &[u8]) {
+    fn own_request(
+        &self,
+        connection: &Rc<Connection>,
+        stream: StreamId,
+        route: u32,
+        message: &[u8],
+    ) {
         let health = &self.0.health;
         match route {
             HEALTH_CHECK => match services::check(health, message) {
@@ -108,7 +119,8 @@ impl Front {
             },
             HEALTH_WATCH => services::watch(health.clone(), connection.stream(stream), message),
             _ => {
-                let error = Error::new(Kind::Internal, "ROUTE_UNKNOWN", "a path was routed to no method");
+                let error =
+                    Error::new(Kind::Internal, "ROUTE_UNKNOWN", "a path was routed to no method");
                 status::with_status(&error, |status| connection.fail(stream, status));
             }
         }

@@ -56,14 +56,22 @@ impl fmt::Display for SnapshotsError {
 }
 
 /// The store of the newest good snapshot of the shard that is being launched, or an empty one.
-pub(super) fn restore(launch: &Launch, limits: MemstoreLimits) -> Result<(Memstore, Found), SnapshotsError> {
+pub(super) fn restore(
+    launch: &Launch,
+    limits: MemstoreLimits,
+) -> Result<(Memstore, Found), SnapshotsError> {
     let folder = launch.directory.join(SNAPSHOTS_FOLDER);
-    let files = SnapshotFiles::open(&folder, launch.index as u32).map_err(SnapshotsError::Restore)?;
+    let files =
+        SnapshotFiles::open(&folder, launch.index as u32).map_err(SnapshotsError::Restore)?;
     let Some(restored) = files.restore(limits).map_err(SnapshotsError::Restore)? else {
         return Ok((Memstore::new(limits), Found { files, lsn: 0, older_lsn: 0, time_us: 0 }));
     };
     for (path, error) in &restored.damaged {
-        tracing::error!(shard = launch.index, "snapshot {} is damaged and was set aside: {error}", path.display());
+        tracing::error!(
+            shard = launch.index,
+            "snapshot {} is damaged and was set aside: {error}",
+            path.display()
+        );
     }
     let found = Found {
         files,
@@ -98,7 +106,8 @@ impl Snapshots {
 
     /// Takes snapshots for ever.
     pub(super) async fn run(&mut self, shard: &Shard) {
-        let (mut last_ns, mut last_bytes) = (clock::monotonic_ns(), shard.metrics.wal.append_bytes.get());
+        let (mut last_ns, mut last_bytes) =
+            (clock::monotonic_ns(), shard.metrics.wal.append_bytes.get());
         loop {
             rt::sleep(TICK).await;
             let (now_ns, bytes) = (clock::monotonic_ns(), shard.metrics.wal.append_bytes.get());
@@ -125,7 +134,12 @@ impl Snapshots {
 
     async fn take(&mut self, shard: &Shard) -> Result<(), SnapshotError> {
         let lsn = shard.log.applied_lsn();
-        let facts = SnapshotFacts { shard: self.shard, lsn, log_time_us: shard.log.time_us(clock::wall_us()), ..Default::default() };
+        let facts = SnapshotFacts {
+            shard: self.shard,
+            lsn,
+            log_time_us: shard.log.time_us(clock::wall_us()),
+            ..Default::default()
+        };
         let snapshot = shard.store.snapshot(&facts)?;
         let needed_from = self.files.write(snapshot, shard.log.writer().directory()).await?;
         self.lsn = lsn;

@@ -419,3 +419,105 @@ fn remove_if_present(path: &Path) -> io::Result<()> {
 fn sync_directory(path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Directory {
+        Directory::open(path, DirectoryOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn a_second_user_is_refused_by_name_and_may_come_when_the_first_has_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        let first = open(&path);
+        let error = Directory::open(&path, DirectoryOptions::default()).unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("in use by process {}", std::process::id())),
+            "{error}"
+        );
+        drop(first);
+        open(&path);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_refused_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let error = Directory::open(&file.join("data"), DirectoryOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("file/data"), "{error}");
+    }
+
+    #[test]
+    fn files_are_created_written_listed_renamed_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut directory = open(folder.path());
+        directory.create_zeroed("a", 3 << 20).unwrap();
+        assert_eq!(
+            directory.create_zeroed("a", 4096).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        directory.write_durable("a", 8192, &[7; 4096]).unwrap();
+        directory.sync("a").unwrap();
+        assert_eq!(directory.list().unwrap(), [FileEntry { name: "a".into(), bytes: 3 << 20 }]);
+        let mut bytes = [1; 5000];
+        assert_eq!(directory.read("a", 8192, &mut bytes).unwrap(), 5000);
+        assert!(
+            bytes[..4096].iter().all(|&byte| byte == 7)
+                && bytes[4096..].iter().all(|&byte| byte == 0)
+        );
+        directory.rename("a", "quarantine/a").unwrap();
+        assert_eq!(directory.list().unwrap(), []);
+        directory.create_zeroed("b", 4096).unwrap();
+        directory.remove("b").unwrap();
+        assert_eq!(directory.list().unwrap(), []);
+    }
+
+    #[test]
+    fn a_stream_gives_every_byte_once_from_any_page_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut directory = open(folder.path());
+        let bytes: Vec<u8> = (0..(5 << 20) + 100).map(|index| (index / 4096) as u8).collect();
+        fs::write(folder.path().join("a"), &bytes).unwrap();
+        for offset in [0, 4096, 1 << 20, 5 << 20] {
+            let mut stream = directory.stream("a", offset).unwrap();
+            let mut seen = Vec::new();
+            loop {
+                let chunk = stream.next_chunk().unwrap();
+                if chunk.is_empty() {
+                    break;
+                }
+                seen.extend_from_slice(chunk);
+            }
+            assert!(seen == bytes[offset as usize..], "from {offset}");
+        }
+        // A reader that gives up early does not leave a thread waiting.
+        drop(directory.stream("a", 0).unwrap());
+    }
+
+    #[test]
+    fn a_file_is_zero_filled_and_written_on_the_ring() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut directory = open(folder.path());
+        let bytes = 2 * ZERO_PIECE_BYTES as u64 + 4096;
+        let directory = crate::rt::run(async move {
+            directory.create_zeroed_in_pieces("a", bytes).await.unwrap();
+            let file = directory.open_file("a").unwrap();
+            let pool = BufferPool::new(8192, 1);
+            let mut buffer = pool.take(8192);
+            buffer.extend(8192).fill(9);
+            file.write_durable(buffer.freeze(), 4096).await.unwrap();
+            file.sync_all().await.unwrap();
+            assert_eq!(directory.list().unwrap(), [FileEntry { name: "a".into(), bytes }]);
+            directory
+        })
+        .unwrap();
+        let seen = fs::read(folder.path().join("a")).unwrap();
+        assert!(seen[4096..12288].iter().all(|&byte| byte == 9));
+        assert_eq!(seen.iter().filter(|&&byte| byte != 0).count(), 8192);
+        assert!(directory.probe().latency_us() > 0);
+    }
+}

@@ -14,7 +14,9 @@ mod storage;
 mod stream;
 mod whole;
 
-pub use buffer::{AlignedBuffer, AlignedMemory, BufferPool, PAGE_BYTES, SharedBuffer, page_ceiling};
+pub use buffer::{
+    AlignedBuffer, AlignedMemory, BufferPool, PAGE_BYTES, SharedBuffer, page_ceiling,
+};
 pub use directory::{Direct, Directory, DirectoryError, DirectoryOptions};
 pub use file::File;
 pub use probe::{SyncMethod, SyncProbe};

@@ -214,8 +214,13 @@ impl Connection {
             self.deliver(&*service);
             service.turn_ended();
             self.work.set();
-            size = if full { (size * 2).min(READ_BYTES_MAX) } else { (size - size / 8).max(READ_BYTES_MIN) };
-            if count < READ_BYTES_MIN / 4 && buffer.is_empty() && buffer.capacity() > KEPT_BYTES_MAX {
+            size = if full {
+                (size * 2).min(READ_BYTES_MAX)
+            } else {
+                (size - size / 8).max(READ_BYTES_MIN)
+            };
+            if count < READ_BYTES_MIN / 4 && buffer.is_empty() && buffer.capacity() > KEPT_BYTES_MAX
+            {
                 size = READ_BYTES_MIN;
                 buffer = BytesMut::with_capacity(size);
             }

@@ -47,7 +47,9 @@ impl Connections {
     /// Whether every call has ended and every answer has been handed to the kernel.
     pub fn is_drained(&self) -> bool {
         let mut drained = true;
-        self.each(|connection| drained &= connection.open_streams() == 0 && connection.is_flushed());
+        self.each(|connection| {
+            drained &= connection.open_streams() == 0 && connection.is_flushed()
+        });
         drained
     }
 

@@ -27,7 +27,10 @@ impl Vectored {
                 continue;
             }
             let rest = &segment[std::mem::take(&mut skip)..];
-            parts.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() });
+            parts.push(libc::iovec {
+                iov_base: rest.as_ptr().cast_mut().cast(),
+                iov_len: rest.len(),
+            });
             if parts.len() == PARTS_MAX {
                 break;
             }
@@ -49,7 +52,10 @@ unsafe impl IoVecBuf for Vectored {
 }
 
 /// Writes all of `output` and gives its buffers back.
-pub(super) async fn write_output(write: &mut WriteHalf, mut output: Output) -> (io::Result<()>, Output) {
+pub(super) async fn write_output(
+    write: &mut WriteHalf,
+    mut output: Output,
+) -> (io::Result<()>, Output) {
     if output.is_contiguous() {
         let (result, inline) = write.write_all(std::mem::take(&mut output.inline)).await;
         output.inline = inline;

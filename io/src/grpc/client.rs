@@ -5,7 +5,7 @@
 //! of a repeated call is a few bytes, and a unary call allocates nothing in the steady state.
 
 use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, custom_fields, is_grpc};
-use super::message::{Deframer, FramingError, Message, SendError};
+use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError};
 use super::metadata::{Metadata, decode_base64};
 use super::status::{Code, percent_decode};
 use super::timeout;
@@ -223,7 +223,7 @@ impl ClientConnection {
         metadata: &[(&str, &[u8])],
         timeout: Option<Duration>,
     ) -> Result<StreamId, Busy> {
-        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+        if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
             return Err(Busy::Queue);
         }
         let stream = self.start(path, metadata, timeout)?;
@@ -309,7 +309,7 @@ impl ClientConnection {
         if !self.sendable(stream) {
             return Err(SendError::Closed);
         }
-        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+        if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
             self.core.streams.at(stream.slot()).wants_room = true;
             return Err(SendError::QueueFull);
         }

@@ -6,7 +6,7 @@
 //! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
 
 use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, GRPC_STATUS, custom_fields};
-use super::message::{Deframer, FramingError, Message, SendError};
+use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError};
 use super::metadata::encode_base64;
 use super::request::{Event, HeadSink, RequestHead, RouteFn};
 use super::status::{Code, Status, percent_encode};
@@ -368,7 +368,7 @@ impl ServerConnection {
         if !self.answerable(stream) {
             return false;
         }
-        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+        if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
             self.violation(stream, Code::ResourceExhausted, "the client reads too slowly");
             return true;
         }
@@ -477,7 +477,7 @@ impl ServerConnection {
         if !self.answerable(stream) {
             return Err(SendError::Closed);
         }
-        if self.core.queue_bytes + message.len() > self.core.limits.queue_bytes_max as usize {
+        if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
             self.core.streams.at(stream.slot()).wants_room = true;
             return Err(SendError::QueueFull);
         }

@@ -116,7 +116,7 @@ impl<T: Recycle> Connection<T> {
             }
             return true;
         }
-        if self.queue_bytes + total > self.limits.queue_bytes_max as usize {
+        if !self.queue_has_room(total) {
             return false;
         }
         let mut start = Vec::with_capacity(prefix.len() + head.len());
@@ -130,6 +130,12 @@ impl<T: Recycle> Connection<T> {
         self.make_ready(slot);
         self.pump();
         true
+    }
+
+    /// Whether that many bytes may still be queued on this connection.
+    #[inline]
+    pub(crate) fn queue_has_room(&self, bytes: usize) -> bool {
+        self.queue_bytes + bytes <= self.limits.queue_bytes_max as usize
     }
 
     fn enqueue(&mut self, slot: usize, bytes: Bytes) {

@@ -26,6 +26,18 @@ pub trait Backend: Admission {
         reply: &mut Reply,
     ) -> Result<(), Error>;
 
+    /// Checks and answers a unary call in one go, for calls that get no record: what
+    /// [`validate`](crate::interfaces::validate) and [`Backend::unary`] do one after the other, with
+    /// the request decoded only once. `offered` is what the namespace's plan offers.
+    async fn unary_checked(
+        &self,
+        context: &Context<'_>,
+        method: Method,
+        request: &[u8],
+        offered: Interfaces,
+        reply: &mut Reply,
+    ) -> Result<(), Error>;
+
     /// Answers a server-streaming call with one message after the other.
     async fn stream<S: PageSink>(
         &self,
@@ -149,8 +161,26 @@ macro_rules! backend {
             ) -> Result<(), $crate::Error> {
                 match method.interface() {
                     $(Some($crate::interfaces::$interface::INTERFACE) => {
-                        $crate::interfaces::$interface::unary(self, context, method, request, reply)
-                            .await
+                        use $crate::interfaces::$interface::unary;
+                        unary(self, context, method, request, false, reply).await
+                    })+
+                    _ => Err($crate::backend::not_offered($name, method)),
+                }
+            }
+
+            async fn unary_checked(
+                &self,
+                context: &$crate::Context<'_>,
+                method: $crate::catalogue::Method,
+                request: &[u8],
+                offered: $crate::catalogue::Interfaces,
+                reply: &mut $crate::Reply,
+            ) -> Result<(), $crate::Error> {
+                $crate::interfaces::check_offered(method, request, offered)?;
+                match method.interface() {
+                    $(Some($crate::interfaces::$interface::INTERFACE) => {
+                        use $crate::interfaces::$interface::unary;
+                        unary(self, context, method, request, true, reply).await
                     })+
                     _ => Err($crate::backend::not_offered($name, method)),
                 }

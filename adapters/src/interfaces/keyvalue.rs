@@ -10,10 +10,11 @@ use prism_proto::view::keyvalue::{
     GetTtlRequest, PersistRequest, ScanKeysRequest, ScanRequest, SetRequest, TransactRequest,
 };
 
-use super::malformed;
+use super::{Check, malformed};
 use crate::backend::wrong_shape;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
+use crate::limits::Limits;
 
 interface! {
     /// One value under one key.

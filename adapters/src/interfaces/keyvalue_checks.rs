@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::{
     BatchDeleteRequest, BatchGetRequest, BatchSetRequest, CompareAndDeleteRequest,
     CompareAndSwapRequest, CountRequest, CountRequestSelection, DeleteRequest, ExistsRequest,
@@ -12,7 +11,7 @@ use prism_proto::view::keyvalue::{
 use prism_proto::view::protobuf::Duration;
 use prism_proto::view::types::{Operation, OperationAction};
 
-use super::malformed;
+use super::Check;
 use crate::error::Error;
 use crate::limits::{
     BATCH_ITEMS_MAX, Limits, TRANSACT_CONDITIONS_MAX, TRANSACT_OPERATIONS_MAX, check_glob,
@@ -21,110 +20,157 @@ use crate::limits::{
 
 const REQUIRED: &str = "exactly one of its fields must be given";
 
-/// Checks a request of one of the service's methods.
-#[inline]
-pub(super) fn validate(method: Method, request: &[u8], limits: &Limits) -> Result<(), Error> {
-    match method {
-        Method::KEYVALUE_GET => {
-            check_key("key", GetRequest::decode(request).map_err(malformed)?.key)
-        }
-        Method::KEYVALUE_SET => check_set(&SetRequest::decode(request).map_err(malformed)?, limits),
-        Method::KEYVALUE_DELETE => {
-            check_key("key", DeleteRequest::decode(request).map_err(malformed)?.key)
-        }
-        Method::KEYVALUE_EXISTS => {
-            check_key("key", ExistsRequest::decode(request).map_err(malformed)?.key)
-        }
-        _ => validate_less_usual(method, request, limits),
+impl Check for GetRequest<'_> {
+    #[inline]
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)
     }
 }
 
-fn validate_less_usual(method: Method, request: &[u8], limits: &Limits) -> Result<(), Error> {
-    match method {
-        Method::KEYVALUE_SCAN => match ScanRequest::decode(request).map_err(malformed)?.selection {
+impl Check for SetRequest<'_> {
+    #[inline]
+    fn check(&self, limits: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)?;
+        if self.only_if().is_none() {
+            let expected = format!("{} is no known condition", self.only_if);
+            return Err(Error::field("CONDITION_UNKNOWN", "only_if", expected));
+        }
+        check_put(self.ttl, self.keep_ttl, self.value, limits, str::to_owned)
+    }
+}
+
+impl Check for DeleteRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)
+    }
+}
+
+impl Check for ExistsRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)
+    }
+}
+
+impl Check for ScanRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        match self.selection {
             None => Ok(()),
             Some(ScanRequestSelection::Prefix(prefix)) => check_prefix("prefix", prefix),
             Some(ScanRequestSelection::Glob(glob)) => check_glob("glob", glob),
-        },
-        Method::KEYVALUE_SCAN_KEYS => {
-            match ScanKeysRequest::decode(request).map_err(malformed)?.selection {
-                None => Ok(()),
-                Some(ScanKeysRequestSelection::Prefix(prefix)) => check_prefix("prefix", prefix),
-                Some(ScanKeysRequestSelection::Glob(glob)) => check_glob("glob", glob),
-            }
         }
-        Method::KEYVALUE_COUNT => {
-            match CountRequest::decode(request).map_err(malformed)?.selection {
-                None => Ok(()),
-                Some(CountRequestSelection::Prefix(prefix)) => check_prefix("prefix", prefix),
-                Some(CountRequestSelection::Glob(glob)) => check_glob("glob", glob),
-            }
-        }
-        Method::KEYVALUE_EXPIRE => {
-            let request = ExpireRequest::decode(request).map_err(malformed)?;
-            check_key("key", request.key)?;
-            match request.expiry {
-                None => Err(Error::field("EXPIRY_MISSING", "expiry", REQUIRED)),
-                Some(ExpireRequestExpiry::Ttl(ttl)) => ttl_ms("ttl", &ttl).map(drop),
-                Some(ExpireRequestExpiry::ExpiresAt(time)) => {
-                    timestamp_ms("expires_at", &time).map(drop)
-                }
-            }
-        }
-        Method::KEYVALUE_GET_TTL => {
-            check_key("key", GetTtlRequest::decode(request).map_err(malformed)?.key)
-        }
-        Method::KEYVALUE_PERSIST => {
-            check_key("key", PersistRequest::decode(request).map_err(malformed)?.key)
-        }
-        Method::KEYVALUE_TRANSACT => {
-            check_transact(&TransactRequest::decode(request).map_err(malformed)?, limits)
-        }
-        Method::KEYVALUE_BATCH_GET => {
-            let keys = BatchGetRequest::decode(request).map_err(malformed)?.keys;
-            check_batch("keys", keys.len(), keys.iter().map(|key| ("", key)))
-        }
-        Method::KEYVALUE_BATCH_SET => {
-            let items = BatchSetRequest::decode(request).map_err(malformed)?.items;
-            check_batch("items", items.len(), items.iter().map(|item| (".key", item.key)))?;
-            for (index, item) in items.iter().enumerate() {
-                let place = |field: &str| format!("items[{index}].{field}");
-                check_put(item.ttl, item.keep_ttl, item.value, limits, place)?;
-            }
-            Ok(())
-        }
-        Method::KEYVALUE_BATCH_DELETE => {
-            let keys = BatchDeleteRequest::decode(request).map_err(malformed)?.keys;
-            check_batch("keys", keys.len(), keys.iter().map(|key| ("", key)))
-        }
-        Method::KEYVALUE_COMPARE_AND_SWAP => {
-            let request = CompareAndSwapRequest::decode(request).map_err(malformed)?;
-            check_key("key", request.key)?;
-            if request.expected.is_none() {
-                return Err(Error::field("EXPECTATION_MISSING", "expected", REQUIRED));
-            }
-            check_put(request.ttl, request.keep_ttl, request.value, limits, str::to_owned)
-        }
-        Method::KEYVALUE_COMPARE_AND_DELETE => {
-            let request = CompareAndDeleteRequest::decode(request).map_err(malformed)?;
-            check_key("key", request.key)?;
-            if request.expected.is_none() {
-                return Err(Error::field("EXPECTATION_MISSING", "expected", REQUIRED));
-            }
-            Ok(())
-        }
-        _ => unreachable!("not a method of KeyValueService"),
     }
 }
 
-#[inline]
-fn check_set(request: &SetRequest<'_>, limits: &Limits) -> Result<(), Error> {
-    check_key("key", request.key)?;
-    if request.only_if().is_none() {
-        let expected = format!("{} is no known condition", request.only_if);
-        return Err(Error::field("CONDITION_UNKNOWN", "only_if", expected));
+impl Check for ScanKeysRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        match self.selection {
+            None => Ok(()),
+            Some(ScanKeysRequestSelection::Prefix(prefix)) => check_prefix("prefix", prefix),
+            Some(ScanKeysRequestSelection::Glob(glob)) => check_glob("glob", glob),
+        }
     }
-    check_put(request.ttl, request.keep_ttl, request.value, limits, str::to_owned)
+}
+
+impl Check for CountRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        match self.selection {
+            None => Ok(()),
+            Some(CountRequestSelection::Prefix(prefix)) => check_prefix("prefix", prefix),
+            Some(CountRequestSelection::Glob(glob)) => check_glob("glob", glob),
+        }
+    }
+}
+
+impl Check for ExpireRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)?;
+        match self.expiry {
+            None => Err(Error::field("EXPIRY_MISSING", "expiry", REQUIRED)),
+            Some(ExpireRequestExpiry::Ttl(ttl)) => ttl_ms("ttl", &ttl).map(drop),
+            Some(ExpireRequestExpiry::ExpiresAt(time)) => {
+                timestamp_ms("expires_at", &time).map(drop)
+            }
+        }
+    }
+}
+
+impl Check for GetTtlRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)
+    }
+}
+
+impl Check for PersistRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)
+    }
+}
+
+impl Check for BatchGetRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_batch("keys", self.keys.len(), self.keys.iter().map(|key| ("", key)))
+    }
+}
+
+impl Check for BatchSetRequest<'_> {
+    fn check(&self, limits: &Limits) -> Result<(), Error> {
+        let items = self.items;
+        check_batch("items", items.len(), items.iter().map(|item| (".key", item.key)))?;
+        for (index, item) in items.iter().enumerate() {
+            let place = |field: &str| format!("items[{index}].{field}");
+            check_put(item.ttl, item.keep_ttl, item.value, limits, place)?;
+        }
+        Ok(())
+    }
+}
+
+impl Check for BatchDeleteRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_batch("keys", self.keys.len(), self.keys.iter().map(|key| ("", key)))
+    }
+}
+
+impl Check for CompareAndSwapRequest<'_> {
+    fn check(&self, limits: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)?;
+        if self.expected.is_none() {
+            return Err(Error::field("EXPECTATION_MISSING", "expected", REQUIRED));
+        }
+        check_put(self.ttl, self.keep_ttl, self.value, limits, str::to_owned)
+    }
+}
+
+impl Check for CompareAndDeleteRequest<'_> {
+    fn check(&self, _: &Limits) -> Result<(), Error> {
+        check_key("key", self.key)?;
+        if self.expected.is_none() {
+            return Err(Error::field("EXPECTATION_MISSING", "expected", REQUIRED));
+        }
+        Ok(())
+    }
+}
+
+impl Check for TransactRequest<'_> {
+    fn check(&self, limits: &Limits) -> Result<(), Error> {
+        let (conditions, operations) = (self.conditions, self.operations);
+        if operations.is_empty() {
+            return Err(Error::field("OPERATIONS_MISSING", "operations", "must not be empty"));
+        }
+        check_count("operations", operations.len(), TRANSACT_OPERATIONS_MAX)?;
+        check_count("conditions", conditions.len(), TRANSACT_CONDITIONS_MAX)?;
+        for (index, condition) in conditions.iter().enumerate() {
+            check_item_key("conditions", index, ".key", condition.key)?;
+            if condition.requirement.is_none() {
+                let field = format!("conditions[{index}].requirement");
+                return Err(Error::field("CONDITION_MISSING", field, REQUIRED));
+            }
+        }
+        check_distinct("operations", operations.iter().map(|operation| (".key", operation.key)))?;
+        for (index, operation) in operations.iter().enumerate() {
+            check_operation(index, &operation, limits)?;
+        }
+        Ok(())
+    }
 }
 
 #[inline]
@@ -144,27 +190,6 @@ fn check_put(
     }
     if value.len() > limits.value_bytes_max() {
         return limits.check_value(&place("value"), value);
-    }
-    Ok(())
-}
-
-fn check_transact(request: &TransactRequest<'_>, limits: &Limits) -> Result<(), Error> {
-    let (conditions, operations) = (request.conditions, request.operations);
-    if operations.is_empty() {
-        return Err(Error::field("OPERATIONS_MISSING", "operations", "must not be empty"));
-    }
-    check_count("operations", operations.len(), TRANSACT_OPERATIONS_MAX)?;
-    check_count("conditions", conditions.len(), TRANSACT_CONDITIONS_MAX)?;
-    for (index, condition) in conditions.iter().enumerate() {
-        check_item_key("conditions", index, ".key", condition.key)?;
-        if condition.requirement.is_none() {
-            let field = format!("conditions[{index}].requirement");
-            return Err(Error::field("CONDITION_MISSING", field, REQUIRED));
-        }
-    }
-    check_distinct("operations", operations.iter().map(|operation| (".key", operation.key)))?;
-    for (index, operation) in operations.iter().enumerate() {
-        check_operation(index, &operation, limits)?;
     }
     Ok(())
 }

@@ -53,7 +53,25 @@ macro_rules! interface {
             /// The interface's methods, as they are declared here.
             pub const METHODS: &[Method] = &[$(Method::$UNARY,)* $(Method::$STREAM,)*];
 
-            /// Decodes a unary call and has it answered.
+            /// Decodes a request and checks it.
+            #[inline]
+            pub(crate) fn validate(
+                method: Method,
+                request: &[u8],
+                limits: &Limits,
+            ) -> Result<(), Error> {
+                match method {
+                    $(Method::$UNARY => {
+                        $Unary::decode(request).map_err(malformed)?.check(limits)
+                    })*
+                    $(Method::$STREAM => {
+                        $Stream::decode(request).map_err(malformed)?.check(limits)
+                    })*
+                    _ => Err(wrong_shape(method)),
+                }
+            }
+
+            /// Decodes a unary call, checks it if it was not checked before, and has it answered.
             #[inline]
             #[allow(unused_variables)]
             pub async fn unary<B: $Interface>(
@@ -61,11 +79,15 @@ macro_rules! interface {
                 context: &Context<'_>,
                 method: Method,
                 request: &[u8],
+                check: bool,
                 reply: &mut Reply,
             ) -> Result<(), Error> {
                 match method {
                     $(Method::$UNARY => {
                         let request = $Unary::decode(request).map_err(malformed)?;
+                        if check {
+                            request.check(context.limits)?;
+                        }
                         backend.$unary(context, request, reply).await
                     })*
                     _ => Err(wrong_shape(method)),
@@ -115,19 +137,28 @@ pub fn validate(
     offered: Interfaces,
     limits: &Limits,
 ) -> Result<(), Error> {
+    check_offered(method, request, offered)?;
+    match method.interface() {
+        Some(keyvalue_basic::INTERFACE) => keyvalue_basic::validate(method, request, limits),
+        Some(keyvalue_scan::INTERFACE) => keyvalue_scan::validate(method, request, limits),
+        Some(keyvalue_ttl::INTERFACE) => keyvalue_ttl::validate(method, request, limits),
+        Some(keyvalue_transactional::INTERFACE) => {
+            keyvalue_transactional::validate(method, request, limits)
+        }
+        Some(keyvalue_batch::INTERFACE) => keyvalue_batch::validate(method, request, limits),
+        Some(keyvalue_cas::INTERFACE) => keyvalue_cas::validate(method, request, limits),
+        _ => Err(not_offered("", method)),
+    }
+}
+
+/// Whether the method, and every field of the request that needs an interface of its own, is offered.
+///
+/// # Errors
+/// UNIMPLEMENTED `INTERFACE_NOT_OFFERED`.
+#[inline]
+pub fn check_offered(method: Method, request: &[u8], offered: Interfaces) -> Result<(), Error> {
     if !method.offered_by(offered) {
         return Err(not_offered("", method));
-    }
-    match method.interface() {
-        Some(
-            Interface::KeyValueBasic
-            | Interface::KeyValueScan
-            | Interface::KeyValueTtl
-            | Interface::KeyValueTransactional
-            | Interface::KeyValueBatch
-            | Interface::KeyValueCas,
-        ) => keyvalue_checks::validate(method, request, limits)?,
-        _ => return Err(not_offered("", method)),
     }
     for need in method.field_needs() {
         if !offered.contains(need.interface) && is_set(request, need.path).map_err(malformed)? {
@@ -135,6 +166,12 @@ pub fn validate(
         }
     }
     Ok(())
+}
+
+/// A request that says of itself whether it is valid, without looking at what is stored.
+pub trait Check {
+    /// INVALID_ARGUMENT with the field at fault.
+    fn check(&self, limits: &Limits) -> Result<(), Error>;
 }
 
 /// INVALID_ARGUMENT: the bytes are not the message that they should be.

@@ -4,14 +4,15 @@
 //! and write it. Every call that was started ends with exactly one `Finished`, whatever happens to the connection. The head
 //! of a repeated call is a few bytes, and a unary call allocates nothing in the steady state.
 
-use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, custom_fields, is_grpc};
+use super::answer::AnswerSink;
+use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, custom_fields};
 use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError};
-use super::metadata::{Metadata, decode_base64};
-use super::status::{Code, percent_decode};
+use super::metadata::Metadata;
+use super::status::Code;
 use super::timeout;
-use crate::h2::connection::{Connection, Incoming, Role, Sink};
+use crate::h2::connection::{Connection, Incoming, Role};
 use crate::h2::frame::STREAM_ID_MAX;
-use crate::h2::hpack::{Encoder, Field, FieldKind, Indexing, encode::literal};
+use crate::h2::hpack::{Encoder, Indexing, encode::literal};
 use crate::h2::stream::Recycle;
 use crate::h2::{CloseReason, ErrorCode, Limits, Output, StreamId};
 use bytes::{Bytes, BytesMut};
@@ -108,59 +109,6 @@ impl Recycle for Call {
             self.deframer = Deframer::default();
         }
     }
-}
-
-/// Gathers what matters of an answer's head or trailers.
-#[derive(Default)]
-struct AnswerSink {
-    status: u16,
-    grpc: bool,
-    code: Option<Code>,
-    message: String,
-    details: Vec<u8>,
-    metadata: Metadata,
-}
-
-impl Sink for AnswerSink {
-    #[inline]
-    fn begin(&mut self, _trailers: bool) {
-        self.status = 0;
-        self.grpc = false;
-        self.code = None;
-        self.message.clear();
-        self.details.clear();
-        if !self.metadata.is_empty() {
-            self.metadata = Metadata::new();
-        }
-    }
-
-    #[inline]
-    fn field(&mut self, field: &Field<'_>) {
-        match field.kind {
-            FieldKind::Status => {
-                let number = std::str::from_utf8(field.value).ok().and_then(|v| v.parse().ok());
-                self.status = number.unwrap_or(0);
-            }
-            FieldKind::ContentType => self.grpc = is_grpc(field.value),
-            FieldKind::GrpcStatus => self.code = Some(Code::parse(field.value)),
-            FieldKind::GrpcMessage => self.message = percent_decode(field.value),
-            FieldKind::GrpcStatusDetails => {
-                self.details = decode_base64(field.value).unwrap_or_default();
-            }
-            FieldKind::ContentLength
-            | FieldKind::AcceptEncoding
-            | FieldKind::GrpcEncoding
-            | FieldKind::GrpcAcceptEncoding => {}
-            _ => self.metadata.push(field.name, field.value),
-        }
-    }
-
-    // Only heads of requests are remembered; answers have two or three fields.
-    fn save(&mut self, _number: usize) -> bool {
-        false
-    }
-
-    fn restore(&mut self, _number: usize) {}
 }
 
 /// The head of calls to one path.

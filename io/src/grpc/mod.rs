@@ -4,6 +4,7 @@
 //! binary values, status and trailers. It does not know any service: a function of the caller turns paths into routes, and
 //! messages are bytes.
 
+mod answer;
 pub mod client;
 mod head;
 pub mod message;

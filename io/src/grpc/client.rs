@@ -10,7 +10,7 @@ use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError};
 use super::metadata::Metadata;
 use super::status::Code;
 use super::timeout;
-use crate::h2::connection::{Connection, Incoming, Role};
+use crate::h2::connection::{Connection, Incoming, Role, Sink};
 use crate::h2::frame::STREAM_ID_MAX;
 use crate::h2::hpack::{Encoder, Indexing, encode::literal};
 use crate::h2::stream::Recycle;

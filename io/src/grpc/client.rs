@@ -45,15 +45,22 @@ pub struct Finished {
     pub unprocessed: bool,
 }
 
-impl Finished {
-    fn local(code: Code, message: &str) -> Self {
+impl Default for Finished {
+    /// An end of which nothing is known: `Code::Unknown`.
+    fn default() -> Self {
         Self {
-            code,
-            message: message.to_string(),
+            code: Code::Unknown,
+            message: String::new(),
             details: Vec::new(),
             trailers: Metadata::new(),
             unprocessed: false,
         }
+    }
+}
+
+impl Finished {
+    fn local(code: Code, message: &str) -> Self {
+        Self { code, message: message.to_string(), ..Self::default() }
     }
 }
 
@@ -157,7 +164,8 @@ impl ClientConnection {
         (self.core.peer.streams_max as usize).saturating_sub(self.core.streams.len())
     }
 
-    fn is_leaving(&self) -> bool {
+    /// Whether no more calls can be started here: it has ended, the server said good-bye, or the stream numbers are used up.
+    pub fn is_leaving(&self) -> bool {
         self.core.is_closed()
             || self.core.peer_goaway.is_some()
             || self.core.next_local_stream > STREAM_ID_MAX

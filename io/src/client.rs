@@ -25,6 +25,8 @@ use crate::rt::{self, Signal};
 
 /// Calls that may wait for the server to allow another stream; more are refused with RESOURCE_EXHAUSTED.
 pub const WAITING_MAX: usize = 4096;
+/// Times that one call may be refused before it was processed, and is sent again.
+const REFUSALS_MAX: usize = 8;
 /// Bytes of the read buffer, of which messages are slices.
 const READ_BYTES: usize = 16 * 1024;
 /// A read is not begun with less room than this.
@@ -50,18 +52,21 @@ pub struct Failure {
     pub details: Vec<u8>,
     /// Custom trailers.
     pub trailers: Metadata,
+    /// The server has certainly not processed the call: it can be repeated without harm.
+    pub unprocessed: bool,
 }
 
 impl Failure {
     fn local(code: Code, message: &str) -> Self {
-        Self { code, message: message.to_owned(), details: Vec::new(), trailers: Metadata::new() }
+        let (details, trailers) = (Vec::new(), Metadata::new());
+        Self { code, message: message.to_owned(), details, trailers, unprocessed: false }
     }
 }
 
 impl From<Finished> for Failure {
     fn from(finished: Finished) -> Self {
-        let Finished { code, message, details, trailers, .. } = finished;
-        Self { code, message, details, trailers }
+        let Finished { code, message, details, trailers, unprocessed } = finished;
+        Self { code, message, details, trailers, unprocessed }
     }
 }
 
@@ -164,7 +169,8 @@ impl Client {
     }
 
     /// A unary call of `path` (`/package.Service/Method`). Names of `metadata` are in lower case; values of `-bin` names are
-    /// plain. Takes at most `timeout`, which the server is told as well.
+    /// plain. Takes at most `timeout`, which the server is told as well. What the server refused before it looked at it, because
+    /// we did not know yet how many calls it takes at once, is sent again.
     pub async fn unary(
         &self,
         path: &str,
@@ -173,16 +179,32 @@ impl Client {
         timeout: Duration,
     ) -> Result<Reply, Failure> {
         let call = async {
-            let mut reply = self.begin(path, metadata, message, timeout).await?;
-            let Some(message) = reply.receive().await? else {
-                return Err(Failure::local(Code::Internal, "the answer has no message"));
-            };
-            if reply.receive().await?.is_some() {
-                return Err(Failure::local(Code::Internal, "the answer has more than one message"));
+            let mut refusals = 0;
+            loop {
+                match self.attempt(path, metadata, message, timeout).await {
+                    Err(failure) if failure.unprocessed && refusals < REFUSALS_MAX => refusals += 1,
+                    result => return result,
+                }
             }
-            Ok(Reply { message, trailers: reply.trailers })
         };
         rt::timeout(timeout, call).await.unwrap_or_else(|| Err(too_late()))
+    }
+
+    async fn attempt(
+        &self,
+        path: &str,
+        metadata: &[(&str, &[u8])],
+        message: &[u8],
+        timeout: Duration,
+    ) -> Result<Reply, Failure> {
+        let mut reply = self.begin(path, metadata, message, timeout).await?;
+        let Some(message) = reply.receive().await? else {
+            return Err(Failure::local(Code::Internal, "the answer has no message"));
+        };
+        if reply.receive().await?.is_some() {
+            return Err(Failure::local(Code::Internal, "the answer has more than one message"));
+        }
+        Ok(Reply { message, trailers: reply.trailers })
     }
 
     /// A call of `path` whose server sends any number of messages, for at most `timeout` in all.

@@ -7,9 +7,8 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
@@ -100,18 +99,18 @@ pub async fn timeout<F: Future>(duration: Duration, future: F) -> Option<F::Outp
 
 /// Lets the other tasks of this thread run before going on.
 pub async fn yield_now() {
-    struct Yield(bool);
-    impl Future for Yield {
-        type Output = ();
-        fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-            if std::mem::replace(&mut self.0, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
         }
-    }
-    Yield(false).await;
+        // A task that wakes itself goes to the front of the runtime's queue and starves the rest; one that another wakes goes
+        // to its end.
+        let waker = context.waker().clone();
+        spawn(async move { waker.wake() });
+        Poll::Pending
+    })
+    .await;
 }
 
 /// A wake-up for one waiting task of the same thread. Setting it twice before the wait is one wake-up.
@@ -181,6 +180,30 @@ impl Flag {
 mod tests {
     use super::*;
     use std::rc::Rc;
+
+    #[test]
+    fn a_task_that_yields_lets_the_others_go_on() {
+        let turns = run(async {
+            let (turns, ended) = (Rc::new(Cell::new(0)), Rc::new(Signal::default()));
+            for _ in 0..2 {
+                let (turns, ended) = (turns.clone(), ended.clone());
+                spawn(async move {
+                    let number = turns.get() % 2;
+                    // Each waits for the other's turn, so that one alone would never end.
+                    while turns.get() < 100 {
+                        if turns.get() % 2 == number {
+                            turns.set(turns.get() + 1);
+                        }
+                        yield_now().await;
+                    }
+                    ended.set();
+                });
+            }
+            ended.wait().await;
+            turns.get()
+        });
+        assert_eq!(turns.unwrap(), 100);
+    }
 
     #[test]
     fn a_signal_set_before_the_wait_is_not_lost() {

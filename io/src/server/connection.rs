@@ -235,7 +235,11 @@ impl Connection {
     }
 
     /// Writes until the connection ends.
-    pub(super) async fn write_all(self: Rc<Self>, mut write: WriteHalf) {
+    pub(super) async fn write_all<S: Service>(
+        self: Rc<Self>,
+        mut write: WriteHalf,
+        service: Rc<S>,
+    ) {
         let mut output = Output::default();
         while !self.ended.get() {
             self.work.wait().await;
@@ -245,6 +249,8 @@ impl Connection {
                 if output.is_empty() {
                     break;
                 }
+                // Room in the output is what streams that were told to wait are waiting for.
+                self.deliver(&*service);
                 let (result, written) = write_output(&mut write, output).await;
                 output = written;
                 if result.is_err() {

@@ -113,7 +113,7 @@ pub async fn accept<S: Service>(
         let connection = Rc::new(Connection::new(&options, peer));
         connections.list.borrow_mut().push(Rc::downgrade(&connection));
         let (read, write) = stream.split();
-        rt::spawn(connection.clone().write_all(write));
+        rt::spawn(connection.clone().write_all(write, service.clone()));
         let (service, open) = (service.clone(), connections.open.clone());
         rt::spawn(async move {
             connection.read_all(read, service).await;

@@ -5,7 +5,7 @@ use prism_proto::catalogue::{Interfaces, Method};
 use crate::call::{Context, PageSink, Reply};
 use crate::error::{Error, Kind};
 
-/// A backend: what it serves and how a call reaches it. Written by [`backend!`](crate::backend).
+/// A backend: what it serves and how a call reaches it. Written by [`backend!`](macro@crate::backend).
 ///
 /// Calls are decoded but not checked again: whoever calls has asked
 /// [`validate`](crate::interfaces::validate) and [`Admission::admit`] before there was a record.

@@ -1,7 +1,7 @@
 //! A call turned into what a backend does, and back.
 //!
 //! There is one trait per interface ([`interfaces`]); a backend implements those that it serves and
-//! lists them in one declaration ([`backend!`]), from which dispatch and capability set come. What
+//! lists them in one declaration ([`backend!`](macro@backend)), from which dispatch and capability set come. What
 //! holds on every backend is written once above them ([`validate`](interfaces::validate)), and one
 //! suite of cases per interface ([`conformance`]) says what serving it means.
 //!

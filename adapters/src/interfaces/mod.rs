@@ -1,6 +1,6 @@
 //! One trait per interface, and what holds for its requests on every backend.
 //!
-//! Each interface is declared once ([`interface!`]); from the declaration come the trait that a
+//! Each interface is declared once (`interface!`); from the declaration come the trait that a
 //! backend implements and the module, named like the interface, that takes a call to its method.
 
 use prism_proto::catalogue::{Interface, Interfaces, Method};

@@ -7,7 +7,7 @@ mod exit;
 mod first_screen;
 mod interfaces;
 mod kv;
-mod output;
+pub(crate) mod output;
 mod remote;
 mod serve;
 mod wal;

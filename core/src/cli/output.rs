@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 /// The form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// For people.
     #[default]
     Text,
@@ -15,7 +15,7 @@ pub(super) enum Format {
 }
 
 /// Writes bytes to stdout. A reader that has gone away is no error: `prism … | head` is a thing people do.
-pub(super) fn print(bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn print(bytes: &[u8]) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -8,10 +8,11 @@ mod disk;
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
 use crate::cli::Exit;
+use crate::cli::output::{Format, print};
 use crate::config::{self, Config, Flags, Machine};
 
 const AFTER_HELP: &str = "\
@@ -34,16 +35,8 @@ pub(crate) struct DoctorArgs {
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<String>,
     /// The form of the result.
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people.
-    Text,
-    /// One JSON object.
-    Json,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 /// Descriptors beside those of connections: logs, snapshots, rings, listeners.
@@ -130,9 +123,13 @@ pub(crate) fn run(args: &DoctorArgs) -> Exit {
         }
     };
     let checks = examine(&config, &Machine::read());
-    match args.output {
-        Output::Text => print!("{}", as_text(&checks)),
-        Output::Json => println!("{:#}", as_json(&checks)),
+    let text = match args.output {
+        Format::Text => as_text(&checks),
+        Format::Json => format!("{:#}\n", as_json(&checks)),
+    };
+    if let Err(error) = print(text.as_bytes()) {
+        eprintln!("prism: stdout cannot be written: {error}");
+        return Exit::Failure;
     }
     match checks.iter().any(|check| check.verdict == Verdict::Fail) {
         true => Exit::Failure,

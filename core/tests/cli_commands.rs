@@ -1,0 +1,246 @@
+//! The binary as a person or a script meets it: exit codes, what goes to stdout and what to stderr, and a first session from
+//! `serve` over `kv` to `wal verify`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+fn prism(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_prism")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[track_caller]
+fn check(arguments: &[&str], code: i32, stdout: &str, stderr: &str) {
+    let output = prism(arguments);
+    let shown = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {shown:?}");
+    assert!(shown.0.contains(stdout), "{arguments:?}: {stdout:?} is not on stdout: {}", shown.0);
+    assert!(shown.1.contains(stderr), "{arguments:?}: {stderr:?} is not on stderr: {}", shown.1);
+}
+
+#[test]
+fn help_goes_to_stdout_and_is_no_failure() {
+    check(&["--help"], 0, "Exit codes:\n   0  done\n", "");
+    check(&["--version"], 0, "prism ", "");
+    for command in ["serve", "kv", "interfaces", "doctor", "wal"] {
+        check(&[command, "--help"], 0, "Usage: prism", "");
+    }
+    for command in ["serve", "kv", "doctor", "wal"] {
+        check(&[command, "--help"], 0, "Examples:\n", "");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2() {
+    check(&[], 2, "", "Usage: prism <COMMAND>");
+    check(&["srve"], 2, "", "unrecognized subcommand 'srve'");
+    check(&["kv", "set", "a"], 2, "", "required arguments were not provided");
+    check(&["kv", "set", "a", "b", "--ttl", "5"], 2, "", "`5` has no unit of time");
+    check(&["kv", "set", "a", "b", "--ttl", "5s", "--keep-ttl"], 2, "", "cannot be used with");
+    check(&["kv", "cas", "a", "b"], 2, "", "--expect-absent");
+    check(&["kv", "batch-set", "a"], 2, "", "`a` is not KEY=VALUE");
+    check(&["kv", "cas", "a", "b", "--expect-version", "?"], 2, "", "`?` is not base64");
+    check(&["kv", "get", "a", "--idempotency-key", ""], 2, "", "1 to 128 ASCII characters");
+}
+
+#[test]
+fn a_wrong_configuration_ends_with_78_and_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("prism.yaml");
+    std::fs::write(&file, "listen: 127.0.0.1:0\nshrads: 2\n").unwrap();
+    let file = file.to_str().unwrap();
+    let place = format!("{file}:2:1: unknown key `shrads`\n    did you mean `shards`?\n");
+    check(&["serve", "--config", file], 78, "", &place);
+    check(&["doctor", "--config", file], 78, "", &place);
+    check(&["serve", "--shards", "none"], 78, "", "--shards: `none` is not a number from 1 to 256");
+    check(
+        &["serve", "--config", "/no/such/file"],
+        78,
+        "",
+        "/no/such/file: the file cannot be read",
+    );
+}
+
+#[test]
+fn a_server_that_is_not_there_ends_with_69() {
+    // A port that was just free: nobody listens on it.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = free.to_string();
+    let remedy = "start one with `prism serve`, or name another with --endpoint";
+    check(&["kv", "get", "a", "--endpoint", &endpoint], 69, "", remedy);
+    check(&["kv", "get", "a", "--endpoint", "nowhere"], 69, "", "no server at nowhere: ");
+}
+
+#[test]
+fn a_log_that_is_not_there_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    check(&["wal", "verify", "--data-dir", path], 1, "", "there is no log in ");
+    check(&["wal", "inspect", "--data-dir", "/no/such"], 73, "", "/no/such is not a directory");
+}
+
+#[test]
+fn interfaces_and_doctor_speak_json() {
+    let output = prism(&["interfaces", "-o", "json"]);
+    let interfaces: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(interfaces["models"].as_array().unwrap().len(), 10);
+    assert_eq!(interfaces["models"][0]["interfaces"][0]["name"], "keyvalue_basic");
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("prism.yaml");
+    let data = directory.path().join("data");
+    let config = format!("listen: 127.0.0.1:0\nadmin: '[::1]:0'\ndata_dir: {}\n", data.display());
+    std::fs::write(&file, config).unwrap();
+    let output = prism(&["doctor", "--config", file.to_str().unwrap(), "-o", "json"]);
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.success(), found["fit"].as_bool().unwrap(), "{found}");
+    assert!(!data.exists(), "it makes no data directory");
+}
+
+/// A server on a free port, ended with the test.
+struct Server {
+    process: Child,
+    stdout: BufReader<ChildStdout>,
+    endpoint: String,
+    admin: String,
+    screen: String,
+}
+
+impl Server {
+    fn start(data_dir: &Path) -> Self {
+        let data_dir = data_dir.to_str().unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_prism"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--shards", "1", "--data-dir", data_dir])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        let mut screen = String::new();
+        while !screen.contains("Ready after") {
+            let read = stdout.read_line(&mut screen).unwrap();
+            assert!(read > 0, "it ended before it was ready: {screen}");
+        }
+        let word_after = |label: &str| {
+            let mut words = screen.split_whitespace().skip_while(|word| *word != label);
+            words.nth(1).unwrap().trim_start_matches("http://").to_string()
+        };
+        let (endpoint, admin) = (word_after("gRPC"), word_after("admin"));
+        Self { process, stdout, endpoint, admin, screen }
+    }
+
+    #[track_caller]
+    fn kv(&self, arguments: &[&str], code: i32, stdout: &str) {
+        let output = prism(&[&["kv", "--endpoint", &self.endpoint], arguments].concat());
+        let shown = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {shown:?}");
+        assert_eq!(shown.0, stdout, "{arguments:?}: {}", shown.1);
+    }
+
+    fn page(&self, path: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(&self.admin).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    }
+
+    /// Ends it as an operator would, and returns its exit code.
+    fn end(mut self) -> Option<i32> {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        self.process.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_first_session_works_as_the_screen_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().join("data");
+    let server = Server::start(&data_dir);
+    let next = format!("prism kv --endpoint {} set greeting hello", server.endpoint);
+    assert!(server.screen.contains(&next), "{}", server.screen);
+
+    server.kv(&["set", "greeting", "hello"], 0, "stored\n");
+    server.kv(&["get", "greeting"], 0, "hello");
+    server.kv(&["get", "nothing"], 4, "");
+    server.kv(&["exists", "greeting"], 0, "yes\n");
+    server.kv(&["exists", "nothing"], 4, "no\n");
+    server.kv(
+        &["set", "greeting", "x", "--if", "absent"],
+        5,
+        "not stored: the condition did not hold\n",
+    );
+    server.kv(&["set", "greeting", "hi", "--previous"], 0, "hello");
+    server.kv(&["cas", "greeting", "hey", "--expect", "hi"], 0, "swapped\n");
+    server.kv(
+        &["cas", "greeting", "x", "--expect", "hi"],
+        5,
+        "not swapped: the key is not as expected\n",
+    );
+    server.kv(&["set", "short", "lived", "--ttl", "1h"], 0, "stored\n");
+    server.kv(&["ttl", "greeting"], 0, "does not expire\n");
+    server.kv(&["ttl", "nothing"], 4, "");
+    server.kv(&["persist", "short"], 0, "persists\n");
+    server.kv(&["ttl", "short"], 0, "does not expire\n");
+    server.kv(&["batch-set", "a=1", "b=2=3"], 0, "a\tstored\nb\tstored\n");
+    server.kv(&["batch-get", "a", "b", "c"], 0, "a\t1\nb\t2=3\nc\t(not found)\n");
+    server.kv(&["count"], 0, "4\n");
+    server.kv(&["count", "--prefix", "g", "-o", "json"], 0, "{\"count\":1,\"exact\":true}\n");
+    server.kv(&["scan", "--prefix", "a"], 0, "a\t1\n");
+    server.kv(&["scan", "--glob", "gr*", "--keys-only"], 0, "greeting\n");
+    server.kv(&["batch-delete", "a", "b"], 0, "a\tdeleted\nb\tdeleted\n");
+    server.kv(&["delete", "short"], 0, "deleted\n");
+    server.kv(&["count"], 0, "1\n");
+    server.kv(&["-n", "elsewhere", "get", "a"], 1, "");
+
+    assert!(server.page("/readyz").ends_with("\r\n\r\nready\n"));
+    let success = r#"prism_requests_total{namespace="keyvalue",api="keyvalue",status="success"}"#;
+    assert!(server.page("/metrics").contains(success));
+    check(&["wal", "verify", "--data-dir", data_dir.to_str().unwrap()], 73, "", "is in use");
+
+    assert_eq!(server.end(), Some(0));
+    let data_dir = data_dir.to_str().unwrap();
+    check(&["wal", "verify", "--data-dir", data_dir], 0, "closed cleanly", "");
+    check(&["wal", "inspect", "--data-dir", data_dir, "-o", "json"], 0, "\"type\":\"batch\"", "");
+    check(&["wal", "repair", "--data-dir", data_dir], 0, "shard 0: accepted", "");
+
+    let server = Server::start(Path::new(data_dir));
+    server.kv(&["get", "greeting"], 0, "hey");
+    assert_eq!(server.end(), Some(0));
+}
+
+#[test]
+fn values_pass_byte_for_byte_through_pipes() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(&directory.path().join("data"));
+    let value: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let mut set = Command::new(env!("CARGO_BIN_EXE_prism"))
+        .args(["kv", "--endpoint", &server.endpoint, "set", "blob", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    set.stdin.take().unwrap().write_all(&value).unwrap();
+    assert!(set.wait().unwrap().success());
+    let get = prism(&["kv", "--endpoint", &server.endpoint, "get", "blob"]);
+    assert!(get.stdout == value, "{} bytes came back", get.stdout.len());
+    let get = prism(&["kv", "--endpoint", &server.endpoint, "get", "blob", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&get.stdout).unwrap();
+    assert!(json["value_base64"].as_str().unwrap().starts_with("AAECAwQF"));
+    assert_eq!(server.end(), Some(0));
+}

@@ -34,9 +34,9 @@ def main():
                 "example": ROOT / "examples" / "prism.yaml",
             }
             for function in CHECKS:
-                if arguments.only in function.__name__:
+                if arguments.only in function.__name__ and server.runs():
                     tally.run("grpcio", function.__name__, function, given)
-            if not arguments.only:
+            if not arguments.only and server.runs():
                 grpcurl.run(tally, server, arguments.grpcurl)
                 grpc_js.run(tally, server, arguments.node_modules, ROOT)
         code = server.stop()

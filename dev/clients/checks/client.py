@@ -7,7 +7,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 KEYVALUE = "prism.keyvalue.v1.KeyValueService"
-TIMEOUT = 20
+TIMEOUT = 10
 
 
 class Client:

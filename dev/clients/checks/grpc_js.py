@@ -23,13 +23,14 @@ def run(tally, server, modules, root):
     )
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
-    def end():
-        assert done.returncode == 0 and results, done.stdout + done.stderr
-
     for result in results:
+        tally.run("grpc-js", result["name"], has_passed, {"result": result})
+    tally.run("grpc-js", "ends_in_order", has_ended, {"done": done})
 
-        def check(result=result):
-            assert not result["error"], result["error"]
 
-        tally.run("grpc-js", result["name"], lambda check=check: check(), {})
-    tally.run("grpc-js", "ends_in_order", end, {})
+def has_passed(result):
+    assert not result["error"], result["error"]
+
+
+def has_ended(done):
+    assert done.returncode == 0, done.stdout + done.stderr

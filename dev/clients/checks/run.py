@@ -1,8 +1,8 @@
 """Runs the checks one after the other, and counts."""
 
-import sys
 import time
 import traceback
+from pathlib import Path
 
 CHECKS = []
 
@@ -25,10 +25,14 @@ class Tally:
         wanted = function.__code__.co_varnames[: function.__code__.co_argcount]
         try:
             function(**{name: given[name] for name in wanted})
-        except Exception:  # noqa: BLE001: a check may fail in any way
+        except Exception as error:  # noqa: BLE001: a check may fail in any way
             self.failed += 1
-            print(f"FAILED  {client}: {name}", flush=True)
-            traceback.print_exc(file=sys.stdout)
+            print(f"FAILED  {client}: {name} ({1000 * (time.monotonic() - began):.0f} ms)", flush=True)
+            here = str(Path(__file__).parent)
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
+            for frame in frames[1:]:
+                print(f"        {Path(frame.filename).name}:{frame.lineno}: {frame.line}")
+            print("        " + str(error).strip().replace("\n", "\n        "), flush=True)
         else:
             self.passed += 1
             print(f"ok      {client}: {name} ({1000 * (time.monotonic() - began):.0f} ms)", flush=True)

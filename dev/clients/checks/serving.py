@@ -65,6 +65,10 @@ class Serving:
         lines = [line for line in self.get("/metrics").splitlines() if re.match(name + r"[{ ]", line)]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
+    def runs(self):
+        """Whether it is still there."""
+        return self.process.poll() is None
+
     def terminate(self):
         """Sends SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
@@ -83,7 +87,7 @@ class Serving:
 
     def stop(self):
         """Ends it in order, and returns the exit code."""
-        if self.process.poll() is None:
+        if self.runs():
             self.terminate()
         return self.wait()
 

@@ -310,7 +310,7 @@ def reflection_speaks_v1_and_v1alpha(client):
 @check
 def the_admin_port_tells_what_happened(server):
     metrics = server.get("/metrics")
-    for line in ('prism_requests_total{namespace="keyvalue",api="keyvalue",status="OK"}', "prism_backend_errors_total"):
+    for line in ('prism_requests_total{namespace="keyvalue",api="keyvalue",status="success"}', "prism_backend_errors_total"):
         assert line in metrics, line
     assert server.get("/healthz") == "ok\n" and server.get("/readyz") == "ready\n"
     assert "narrow" in server.get("/config")

@@ -312,23 +312,29 @@ mod tests {
 
     /// A log's reader that lets lines through only when told.
     #[derive(Clone, Default)]
-    struct Gate(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Gate(Arc<Inner>);
+
+    #[derive(Default)]
+    struct Inner {
+        state: Mutex<(bool, Vec<u8>)>,
+        opened: Condvar,
+    }
 
     impl Gate {
         fn open(&self) {
-            self.0.0.lock().unwrap().0 = true;
-            self.0.1.notify_all();
+            self.0.state.lock().unwrap().0 = true;
+            self.0.opened.notify_all();
         }
 
         fn text(&self) -> String {
-            String::from_utf8(self.0.0.lock().unwrap().1.clone()).unwrap()
+            String::from_utf8(self.0.state.lock().unwrap().1.clone()).unwrap()
         }
     }
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            let guard = self.0.0.lock().unwrap();
-            let mut guard = self.0.1.wait_while(guard, |(open, _)| !*open).unwrap();
+            let guard = self.0.state.lock().unwrap();
+            let mut guard = self.0.opened.wait_while(guard, |(open, _)| !*open).unwrap();
             guard.1.extend_from_slice(bytes);
             Ok(bytes.len())
         }

@@ -166,7 +166,7 @@ fn expectation(expected: &Expected) -> Result<kv::compare_and_swap_request::Expe
                 Err(format!("`{version}` is not base64, the form in which -o json prints versions"))
             }
         },
-        _ => Ok(Choice::ExpectedAbsent(Default::default())),
+        _ => Ok(Choice::ExpectedAbsent(())),
     }
 }
 

@@ -71,10 +71,7 @@ impl Namespaces {
                     message_bytes_max,
                     bytes_in_flight_max: namespace.in_flight_bytes_max,
                     idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
-                    limits: prism_adapters::Limits {
-                        max_message_size: message_bytes_max,
-                        ..prism_adapters::Limits::default()
-                    },
+                    limits: prism_adapters::Limits { max_message_size: message_bytes_max },
                 }
             })
             .collect();

@@ -21,7 +21,7 @@ use crate::request::{Answer, Call, Origin};
 use crate::shard::{RETRY_DELAY, Shard};
 
 /// Messages that the ring of an ordered pair of shards holds.
-pub(crate) const RING_MESSAGES: usize = 4096;
+pub(crate) const RING_MESSAGES: usize = 2048;
 /// Calls that a shard may have in flight at another.
 const CREDITS: usize = RING_MESSAGES / 2;
 /// Messages of one stream that may be on their way.

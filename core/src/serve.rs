@@ -25,7 +25,9 @@ use crate::metrics::{Labels, Metrics};
 use crate::namespaces::Namespaces;
 use crate::registry::Registry;
 use crate::remote::RING_MESSAGES;
-use crate::shard::{self, Ended, Launch, OpenError, REFUSAL_REASONS, Report, directory_options};
+use crate::shard::{
+    self, Ended, Launch, OpenError, REFUSAL_REASONS, Report, directory_options, log_config,
+};
 
 /// How long a shard may take to end once it was told that everybody has drained.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,6 +54,16 @@ type Failure = (Exit, String);
 
 fn serve(config: Config) -> Result<Exit, Failure> {
     let began = Instant::now();
+    log_config(&config, 0, config.shards()).validate().map_err(|error| {
+        let file = config
+            .file
+            .as_ref()
+            .map_or("the defaults".to_owned(), |file| file.display().to_string());
+        (
+            Exit::Config,
+            format!("{file}: {error}; raise wal.segment_bytes or lower limits.message_bytes_max"),
+        )
+    })?;
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
     let (registry, namespaces, shards) = place(&config)?;
     let config = Arc::new(config);

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use atomic_waker::AtomicWaker;
-use crossbeam_queue::ArrayQueue;
+use crossbeam_queue::SegQueue;
 
 static NEXT_POOL: AtomicU64 = AtomicU64::new(1);
 
@@ -31,7 +31,8 @@ struct Woken {
 /// What the wakers of a pool share, also with other threads.
 struct Shared {
     pool: u64,
-    foreign: ArrayQueue<u32>,
+    /// Holds each slot at most once, so the pool's size bounds it.
+    foreign: SegQueue<u32>,
     pump: AtomicWaker,
 }
 
@@ -56,8 +57,7 @@ impl Wake for SlotWaker {
         });
         match local {
             Some(woken) => woken.slots.borrow_mut().push_back(self.slot),
-            // Each slot is queued at most once, so the queue, as long as the pool is large, cannot be full.
-            None => self.shared.foreign.push(self.slot).unwrap_or_else(|_| unreachable!()),
+            None => self.shared.foreign.push(self.slot),
         }
         self.shared.pump.wake();
     }
@@ -109,11 +109,7 @@ impl<A, F: Future<Output = ()>, M: Fn(A) -> F> CallPool<A, F, M> {
             in_flight: Cell::new(0),
             calls_max,
             woken,
-            shared: Arc::new(Shared {
-                pool,
-                foreign: ArrayQueue::new(calls_max.max(1)),
-                pump: AtomicWaker::new(),
-            }),
+            shared: Arc::new(Shared { pool, foreign: SegQueue::new(), pump: AtomicWaker::new() }),
             arguments: std::marker::PhantomData,
         }
     }

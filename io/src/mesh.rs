@@ -32,8 +32,11 @@ pub struct Port<M> {
 /// Ports for `shards` shards; each ordered pair holds up to `capacity` messages.
 pub fn mesh<M: Send>(shards: usize, capacity: usize) -> Vec<Port<M>> {
     let inboxes: Arc<[Inbox<M>]> = (0..shards)
-        .map(|_| Inbox {
-            rings: (0..shards).map(|_| ArrayQueue::new(capacity)).collect(),
+        .map(|to| Inbox {
+            // Nobody sends to itself.
+            rings: (0..shards)
+                .map(|from| ArrayQueue::new(if from == to { 1 } else { capacity }))
+                .collect(),
             idle: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         })

@@ -152,7 +152,6 @@ async fn read(
     namespace: &Namespace,
     message: Bytes,
 ) -> Result<Answer, Error> {
-    interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
     durability::after(shard, &call.metadata).await?;
     let context = Context {
         namespace: namespace.id,
@@ -163,7 +162,10 @@ async fn read(
         limits: &namespace.limits,
     };
     let mut reply = shard.replies.take();
-    shard.store.unary(&context, call.method, &message, &mut reply).await?;
+    shard
+        .store
+        .unary_checked(&context, call.method, &message, namespace.offers, &mut reply)
+        .await?;
     Ok(Answer { reply, ..Answer::default() })
 }
 
@@ -174,13 +176,14 @@ async fn write(
     message: Bytes,
     progress: &Progress,
 ) -> Result<Answer, Error> {
-    interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
     shard.store.admit(call.method, &message)?;
     let level = durability::level(namespace, &call.metadata)?;
     let key = retry::key(&call.metadata)?;
     if level == Durability::Memory && key.is_empty() && !shard.log.holds(namespace.id) {
         return write_unlogged(shard, call, namespace, &message).await;
     }
+    // What gets a record must be fit to be carried out.
+    interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
     let level = level.max(Durability::Wal);
     let admission = retry::admit(shard, call, namespace, key, &message).await?;
     let ticket = match admission {
@@ -234,7 +237,7 @@ async fn write_unlogged(
         limits: &namespace.limits,
     };
     let mut reply = shard.replies.take();
-    shard.store.unary(&context, call.method, message, &mut reply).await?;
+    shard.store.unary_checked(&context, call.method, message, namespace.offers, &mut reply).await?;
     let facts = Facts { level: Some(Durability::Memory), ..Facts::default() };
     Ok(Answer { reply, code: 0, facts })
 }

@@ -69,21 +69,11 @@ pub(super) async fn admit(
     let scope =
         OutcomeKey { namespace: namespace.id, partition: 0, caller: caller(&call.metadata), key };
     let body_hash = body_hash(shard.target().hash_key, call.method.id(), message);
-    let window = Duration::from_micros(namespace.idempotency_window_us);
     for _ in 0..2 {
         let now_us = shard.log.time_us(prism_io::clock::wall_us());
-        let mut outcomes = shard.store.outcomes_mut();
-        match outcomes.lookup(scope, body_hash, now_us) {
-            Lookup::Unknown => {
-                return outcomes
-                    .begin(scope, body_hash, now_us, window, false)
-                    .map(Admission::First);
-            }
-            Lookup::Settled(outcome) => return Ok(Admission::Again(outcome.clone())),
-            Lookup::OtherBody => return Err(reused(namespace)),
-            Lookup::Running(_) => {}
+        if let Some(admission) = look_up(shard, namespace, scope, body_hash, now_us)? {
+            return Ok(admission);
         }
-        drop(outcomes);
         // The first call is in the log already, so the log's last record is one to wait for: when it is applied, so is that.
         shard.log.applied(shard.log.last_lsn()).await?;
     }
@@ -92,6 +82,27 @@ pub(super) async fn admit(
         "IDEMPOTENCY_KEY_RUNNING",
         "the first call with this key has not ended; retry later with the same key",
     ))
+}
+
+/// What a keyed call may do as things are; `None` while the first call of its key runs.
+fn look_up(
+    shard: &Shard,
+    namespace: &Namespace,
+    scope: OutcomeKey<'_>,
+    body_hash: u64,
+    now_us: u64,
+) -> Result<Option<Admission>, Error> {
+    let window = Duration::from_micros(namespace.idempotency_window_us);
+    let mut outcomes = shard.store.outcomes_mut();
+    match outcomes.lookup(scope, body_hash, now_us) {
+        Lookup::Unknown => {
+            let ticket = outcomes.begin(scope, body_hash, now_us, window, false)?;
+            Ok(Some(Admission::First(ticket)))
+        }
+        Lookup::Settled(outcome) => Ok(Some(Admission::Again(outcome.clone()))),
+        Lookup::OtherBody => Err(reused(namespace)),
+        Lookup::Running(_) => Ok(None),
+    }
 }
 
 /// The ticket of a keyed record at replay.

@@ -20,6 +20,9 @@ use crate::request::Call;
 /// After how long a write that found the log full may be tried again.
 const FULL_RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// By namespace: its last record.
+pub(super) type Held = HashMap<u32, u64, ahash::RandomState>;
+
 /// The log of one shard.
 pub(crate) struct Log {
     writer: Rc<Writer>,
@@ -33,8 +36,7 @@ pub(crate) struct Log {
     time_us: Cell<u64>,
     /// Log time of the last record that was applied.
     applied_us: Cell<u64>,
-    /// By namespace: its last record.
-    held: RefCell<HashMap<u32, u64>>,
+    held: RefCell<Held>,
     /// The records up to here are in the older snapshot.
     snapshotted: Cell<u64>,
 }
@@ -45,7 +47,7 @@ impl Log {
         writer: Rc<Writer>,
         last: u64,
         time_us: u64,
-        held: HashMap<u32, u64>,
+        held: Held,
         snapshotted: u64,
     ) -> Self {
         Self {

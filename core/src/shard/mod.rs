@@ -20,7 +20,7 @@ use prism_io::calls::StartCall;
 
 pub(crate) use deadlines::Deadlines;
 pub(crate) use log::Log;
-pub(crate) use open::{OpenError, directory_options};
+pub(crate) use open::{OpenError, directory_options, log_config};
 pub(crate) use run::{Ended, Launch, Report, run};
 
 use crate::metrics::ShardMetrics;

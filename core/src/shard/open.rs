@@ -1,7 +1,6 @@
 //! Opening a shard's data: the newest good snapshot, then every record of the log after it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fmt;
 use std::rc::Rc;
 
@@ -9,9 +8,10 @@ use prism_adapters::memory::{Memstore, MemstoreLimits};
 use prism_adapters::{Error, Reply};
 use prism_io::disk::{self, DirectoryOptions, SyncMethod};
 use prism_wal::driver::Writer;
-use prism_wal::{LogConfig, Record, RecordKind, RecoveryReport};
+use prism_wal::{IDEMPOTENCY_KEY_BYTES_MAX, LogConfig, Record, RecordKind, RecoveryReport};
 
 use super::Log;
+use super::log::Held;
 use super::run::Launch;
 use super::snapshots::{self, Found, SnapshotsError};
 use crate::config::{self, Config};
@@ -67,7 +67,7 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
     let target =
         Target { store: &store, namespaces: &launch.namespaces, hash_key: launch.hash_key };
     let mut reply = Reply::default();
-    let mut held = HashMap::new();
+    let mut held = Held::default();
     let failed: RefCell<Option<OpenError>> = RefCell::new(None);
     let mut time_us = found.time_us;
     let mut replay = |record: &Record<'_>| {
@@ -86,9 +86,13 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         }
     };
     let path = launch.directory.join(LOG_FOLDER);
-    let (writer, report) =
-        Writer::open(&path, directory_options(config), log_config(launch), &mut replay)
-            .map_err(OpenError::Log)?;
+    let (writer, report) = Writer::open(
+        &path,
+        directory_options(config),
+        log_config(config, launch.index, launch.shards),
+        &mut replay,
+    )
+    .map_err(OpenError::Log)?;
     if let Some(error) = failed.into_inner() {
         return Err(error);
     }
@@ -125,18 +129,24 @@ pub(crate) fn directory_options(config: &Config) -> DirectoryOptions {
     }
 }
 
-fn log_config(launch: &Launch) -> LogConfig {
-    let config = &launch.config.wal;
+/// How the log of one of `shards` shards is to be run.
+pub(crate) fn log_config(config: &Config, shard: usize, shards: usize) -> LogConfig {
+    let record_bytes_max = config.limits.message_bytes_max as usize + IDEMPOTENCY_KEY_BYTES_MAX;
+    let config = &config.wal;
     let defaults = LogConfig::default();
     let per_shard = |bytes: u64| {
-        u32::try_from(bytes / launch.shards as u64 / config.segment_bytes).unwrap_or(u32::MAX)
+        u32::try_from(bytes / shards as u64 / config.segment_bytes).unwrap_or(u32::MAX)
     };
     LogConfig {
-        shard: launch.index as u16,
+        shard: shard as u16,
         segment_bytes: config.segment_bytes,
         segments_max: per_shard(config.bytes_max).max(defaults.segments_ready + 2),
         segments_internal: per_shard(config.low_water).max(1).min(defaults.segments_ready - 1),
         batch_bytes: config.batch_bytes_max as usize,
+        record_bytes_max,
+        gather_bytes_max: defaults
+            .gather_bytes_max
+            .max(2 * record_bytes_max + config.batch_bytes_max as usize),
         writes_in_flight_max: config.in_flight as usize,
         semantics_max: SEMANTICS,
         ..defaults

@@ -135,6 +135,12 @@ pub(crate) fn salvage(
     Ok((recovered, losses))
 }
 
+/// The LSN from which on the piece holds everything: behind a repair an epoch begins with numbers left out.
+fn first_needed(storage: &mut dyn Storage, piece: &Piece) -> Result<u64, RecoverError> {
+    let open = read_open_record(storage, &piece.file)?.filter(|_| piece.header.is_open());
+    Ok(open.map_or(piece.header.first_lsn, |open| open.previous.next_lsn.max(1)))
+}
+
 struct Recovery<'a> {
     storage: &'a mut dyn Storage,
     config: &'a LogConfig,
@@ -189,7 +195,8 @@ impl<'a> Recovery<'a> {
             let mut replay = Replay::new(self.config, trim_known, self.survey.newest_slot());
             let stop = self.replay(&plan, &mut replay, sink)?;
             let Some(next) = plan.pieces.get(stop.piece + 1) else { break (replay, stop) };
-            if self.trim_behind(&plan, &stop)? + 1 < next.header.first_lsn {
+            let needed = first_needed(self.storage, next)?;
+            if self.trim_behind(&plan, &stop)? + 1 < needed {
                 break (replay, stop);
             }
             // Trimmed after all, and perhaps half overwritten: it and what is before it are not needed.
@@ -240,10 +247,11 @@ impl<'a> Recovery<'a> {
         let (file, header) = newest.expect("the epoch was chosen because it has a segment");
         let mut pieces = vec![Piece { file: file.clone(), header, end: None }];
         loop {
-            let Piece { file, header, .. } = pieces.last().expect("there is the newest");
-            if header.first_lsn <= trim_known + 1 {
+            let piece = pieces.last().expect("there is the newest");
+            if first_needed(self.storage, piece)? <= trim_known + 1 {
                 break;
             }
+            let Piece { file, header, .. } = piece;
             let (nonce, segment_seq, end) = if header.is_open() {
                 let Some(open) = read_open_record(self.storage, file)? else { break };
                 if open.previous.epoch == 0 {
@@ -456,12 +464,13 @@ impl<'a> Recovery<'a> {
         losses: Option<&mut Losses>,
     ) -> Result<(), RecoverError> {
         let Some(head) = plan.pieces.first() else { return Ok(()) };
-        if head.header.first_lsn <= replay.trim_upto + 1 {
+        let first_lsn = first_needed(self.storage, head)?;
+        if first_lsn <= replay.trim_upto + 1 {
             return Ok(());
         }
         let unreadable = self.survey.files.iter().filter(|file| file.header().is_none());
         let gap = RecoverError::Gap {
-            lost: LsnRange { first: replay.trim_upto + 1, last: head.header.first_lsn - 1 },
+            lost: LsnRange { first: replay.trim_upto + 1, last: first_lsn - 1 },
             before: head.file.name.clone(),
             suspects: unreadable.map(|file| file.name.clone()).collect(),
         };
@@ -470,7 +479,7 @@ impl<'a> Recovery<'a> {
         let unreadable =
             self.survey.files.iter().filter(|file| file.header().is_none() && !file.zero_page);
         losses.quarantine.extend(unreadable.map(|file| file.name.clone()));
-        replay.trim_upto = head.header.first_lsn - 1;
+        replay.trim_upto = first_lsn - 1;
         Ok(())
     }
 

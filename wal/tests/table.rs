@@ -367,3 +367,35 @@ fn a_repair_of_a_missing_beginning_keeps_what_is_there() {
     assert_eq!(lsns.last(), Some(&promises.durable_upto));
     assert_eq!(lsns.first(), promises.appended.keys().find(|lsn| **lsn > report.lost[0].last));
 }
+
+#[test]
+fn a_repair_of_a_log_of_which_nothing_is_left_is_accepted_and_so_is_its_trimming() {
+    let config = small();
+    let (mut disk, promises) = written(&config, 3);
+    disk.change(&segment_name(0), |bytes| bytes[20] ^= 1);
+    let report = repair(&mut disk, &config, [80; 16], 0).unwrap();
+    assert_eq!((report.kept_upto, report.lost.len()), (0, 1));
+    assert!(report.next_lsn > promises.durable_upto);
+    recover(&mut disk, &config, &mut |_| panic!("nothing is left")).unwrap();
+}
+
+#[test]
+fn what_a_repair_kept_can_be_trimmed_and_recycled() {
+    let config = small();
+    let (disk, promises) = written(&config, 3);
+    disk.change(&segment_name(0), |bytes| bytes[2 * PAGE + 500] ^= 1);
+    let report = repair(&mut disk.clone(), &config, [81; 16], 0).unwrap();
+    assert_eq!(report.kept_upto, 3);
+    let kept = Promises {
+        appended: promises.appended.into_iter().filter(|(lsn, _)| *lsn <= 3).collect(),
+        durable_upto: 3,
+        trim_upto: 0,
+    };
+    let mut running = open(&disk, &config, kept, 82);
+    running.trim(report.kept_upto).unwrap();
+    running.settle();
+    assert_ne!(running.log.used_segments()[0].file, 0, "what was kept is recycled");
+    disk.change(&segment_name(0), |bytes| bytes.fill(0));
+    power_cycle(&disk, SectorFate::Lost);
+    running.promises.recover(&disk, &config).unwrap();
+}

@@ -80,14 +80,15 @@ def scan_goes_on_where_it_stopped(client):
             break
     assert len(found) == SCANNED, len(found)
     try:
-        list(client.stream("ScanKeys", prefix="other/", page_token=client_token(client)))
+        list(client.stream("ScanKeys", prefix="other/", page_token=first_token(client)))
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
     else:
         raise AssertionError("a token of another selection was taken")
 
 
-def client_token(client):
+def first_token(client):
+    """The token after the first page of a walk over `s/`."""
     stream = client.stream("ScanKeys", prefix="s/", page_size=10)
     token = next(stream).next_page_token
     stream.cancel()

@@ -89,6 +89,11 @@ impl Namespaces {
         self.by_name.get(name).map(|&index| &self.list[index])
     }
 
+    /// The namespace at that place of the configuration.
+    pub(crate) fn at(&self, index: usize) -> &Namespace {
+        &self.list[index]
+    }
+
     /// The namespace with that id, if it is served.
     pub(crate) fn by_id(&self, id: u32) -> Option<&Namespace> {
         self.list.iter().find(|namespace| namespace.id == id)

@@ -112,8 +112,6 @@ families! {
         expired: Counter = "prism_memstore_expired_total",
         /// Snapshots of the embedded store completed.
         snapshots: Counter = "prism_memstore_snapshots_total",
-        /// Bytes of the newest snapshot.
-        snapshot_bytes: Gauge = "prism_memstore_snapshot_bytes",
         /// Snapshots that failed; the log is kept until one succeeds.
         snapshots_failed: Counter = "prism_memstore_snapshots_failed_total",
         /// Idempotency keys remembered.
@@ -129,7 +127,5 @@ families! {
         received: Counter = "prism_mesh_received_total",
         /// Calls refused because a ring or its reply credits were used up.
         refused: Counter = "prism_mesh_refused_total",
-        /// Wakes sent to idle shards.
-        wakes: Counter = "prism_mesh_wakes_total",
     }
 }

@@ -9,6 +9,7 @@ mod durability;
 mod permit;
 mod retry;
 pub(crate) mod stream;
+mod trace;
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -33,6 +34,7 @@ use crate::{remote, status};
 pub(crate) use durability::{LsnToken, level_from_number};
 pub(crate) use permit::permit;
 use retry::Admission;
+pub(crate) use trace::LineBudget;
 
 /// The semantics that this version gives to the records it writes; replay refuses what it does not know.
 pub(crate) const SEMANTICS: u8 = 1;
@@ -176,7 +178,8 @@ async fn write(
     message: Bytes,
     progress: &Progress,
 ) -> Result<Answer, Error> {
-    shard.store.admit(call.method, &message)?;
+    let admitted = shard.store.admit(call.method, &message);
+    admitted.inspect_err(|error| shard.count_backend_error(namespace.index, error))?;
     let level = durability::level(namespace, &call.metadata)?;
     let key = retry::key(&call.metadata)?;
     if level == Durability::Memory && key.is_empty() && !shard.log.holds(namespace.id) {
@@ -198,6 +201,7 @@ async fn write(
         flags: level as u8,
         caller: retry::caller(&call.metadata),
         idempotency_key: key,
+        trace_id: trace::trace_id(&call.metadata),
         ..RecordHead::default()
     };
     let appended = match shard.log.append(&head, &message) {
@@ -218,6 +222,7 @@ async fn write(
     let mut reply = shard.replies.take();
     let outcome = apply(&shard.target(), &record.get(), ticket, &mut reply).await;
     let facts = Facts { level: Some(level), lsn: Some(shard.token(appended.lsn)), replayed: false };
+    let outcome = outcome.inspect_err(|error| shard.count_backend_error(namespace.index, error));
     outcome.map(|()| Answer { reply, code: 0, facts })
 }
 
@@ -237,7 +242,11 @@ async fn write_unlogged(
         limits: &namespace.limits,
     };
     let mut reply = shard.replies.take();
-    shard.store.unary_checked(&context, call.method, message, namespace.offers, &mut reply).await?;
+    let answered = shard
+        .store
+        .unary_checked(&context, call.method, message, namespace.offers, &mut reply)
+        .await;
+    answered.inspect_err(|error| shard.count_backend_error(namespace.index, error))?;
     let facts = Facts { level: Some(Durability::Memory), ..Facts::default() };
     Ok(Answer { reply, code: 0, facts })
 }
@@ -292,8 +301,9 @@ fn finish(shard: &Shard, call: &Call, namespace: Option<usize>, outcome: Result<
     let code = outcome.as_ref().map_or_else(|error| error.kind().grpc_code(), |answer| answer.code);
     match &call.origin {
         Origin::Caller { connection, stream } => {
-            let elapsed_ns = clock::monotonic_ns().saturating_sub(call.received_ns);
-            shard.metrics.request(namespace, 0, code, elapsed_ns);
+            let now_ns = clock::monotonic_ns();
+            shard.metrics.request(namespace, 0, code, now_ns.saturating_sub(call.received_ns));
+            trace::log_line(shard, call, namespace, code, now_ns);
             match outcome {
                 Ok(mut answer) => {
                     durability::respond(connection, *stream, &mut answer);

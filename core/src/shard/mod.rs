@@ -27,7 +27,7 @@ use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::remote::Peers;
 use crate::request::stream::STREAMS_MAX;
-use crate::request::{Call, LsnToken, Origin, Target};
+use crate::request::{Call, LineBudget, LsnToken, Origin, Target};
 use crate::services::Health;
 
 /// Reply buffers that a shard keeps.
@@ -62,6 +62,7 @@ pub(crate) struct Shard {
     pub(crate) deadlines: Deadlines,
     pub(crate) replies: Replies,
     pub(crate) refusals: Refusals,
+    pub(crate) lines: LineBudget,
     pub(crate) metrics: ShardMetrics,
     pub(crate) peers: Peers,
     pub(crate) health: Rc<Health>,
@@ -131,6 +132,23 @@ impl Shard {
     /// A record of this shard's log for callers.
     pub(crate) fn token(&self, lsn: u64) -> LsnToken {
         LsnToken { shard: self.index as u16, lsn }
+    }
+
+    /// Counts a failure that is the backend's own; one that is the request's fault is none.
+    pub(crate) fn count_backend_error(&self, namespace: usize, error: &Error) {
+        let own = matches!(
+            error.kind(),
+            Kind::Unknown
+                | Kind::DeadlineExceeded
+                | Kind::ResourceExhausted
+                | Kind::Internal
+                | Kind::Unavailable
+                | Kind::DataLoss
+        );
+        if own {
+            // memstore is the one backend so far.
+            self.metrics.backend_error(namespace, 0, error.kind().grpc_code());
+        }
     }
 
     /// What records are applied to.

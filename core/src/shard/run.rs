@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespaces, model};
 use crate::remote::{self, Message, Peers};
-use crate::request::{self, Call};
+use crate::request::{self, Call, LineBudget};
 use crate::services::Health;
 
 /// Calls that one shard may have waiting.
@@ -147,6 +147,8 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         Ok(listener) => listener,
         Err(error) => return Ended::Runtime(error),
     };
+    let took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let recovered = (opened.report.bytes, took_ns, u64::from(opened.report.cut.is_some()));
     let report = Report::Ready {
         shard: launch.index,
         recovery: Box::new(opened.report),
@@ -170,6 +172,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         deadlines: Deadlines::default(),
         replies: Replies::default(),
         refusals: Refusals,
+        lines: LineBudget::default(),
         peers: Peers::new(launch.port, launch.shards),
         health: Rc::new(Health::new(services)),
         connection_bytes_max: config.limits.connection_bytes_in_flight_max,
@@ -181,6 +184,10 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         hash_key: launch.hash_key,
         metrics: launch.metrics,
     });
+    let wal = &shard.metrics.wal;
+    wal.recovery_bytes.set(recovered.0);
+    wal.recovery_ns.set(recovered.1);
+    wal.cuts.add(recovered.2);
     let calls = wire(&shard);
     let connections = Rc::new(Connections::default());
     let failure = Rc::new(LogFailure::default());
@@ -330,6 +337,13 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
             .connections
             .accepted
             .add(connections.accepted() - numbers.connections.accepted.get());
+        let traffic = connections.traffic();
+        let received = &numbers.connections.received_bytes;
+        received.add(traffic.received_bytes.get() - received.get());
+        let sent = &numbers.connections.sent_bytes;
+        sent.add(traffic.sent_bytes.get() - sent.get());
+        let faulted = &numbers.connections.faulted;
+        faulted.add(traffic.faulted.get() - faulted.get());
         numbers.store.bytes.set(shard.store.used_bytes() as u64);
         numbers.store.keys.set(shard.store.entries() as u64);
         numbers.store.idempotency_keys.set(shard.store.outcomes().len() as u64);

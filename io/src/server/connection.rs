@@ -8,11 +8,12 @@ use std::task::{Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 
+use super::listen::Traffic;
 use super::vectored::write_output;
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
 use crate::grpc::{Event, Message, ServerConnection, Status};
-use crate::h2::{Output, StreamId};
+use crate::h2::{CloseReason, Output, StreamId};
 use crate::net::{ReadHalf, WriteHalf};
 use crate::rt::Signal;
 
@@ -23,6 +24,7 @@ const KEPT_BYTES_MAX: usize = 16 * 1024;
 pub struct Connection {
     grpc: RefCell<ServerConnection>,
     peer: SocketAddr,
+    traffic: Rc<Traffic>,
     /// Set when there is something to write, or when the connection has to end.
     work: Signal,
     /// Set when the output has become short again.
@@ -55,7 +57,7 @@ impl StreamState {
 }
 
 impl Connection {
-    pub(super) fn new(options: &Options, peer: SocketAddr) -> Self {
+    pub(super) fn new(options: &Options, peer: SocketAddr, traffic: Rc<Traffic>) -> Self {
         Self {
             grpc: RefCell::new(ServerConnection::new(
                 &options.limits,
@@ -63,6 +65,7 @@ impl Connection {
                 clock::monotonic_ns(),
             )),
             peer,
+            traffic,
             work: Signal::default(),
             drained: Signal::default(),
             ended: Cell::new(false),
@@ -209,6 +212,7 @@ impl Connection {
                 continue;
             }
             let full = buffer.len() == buffer.capacity();
+            self.traffic.received_bytes.set(self.traffic.received_bytes.get() + count as u64);
             self.received_ns.set(clock::monotonic_ns());
             self.grpc.borrow_mut().receive(&mut buffer, self.received_ns.get());
             self.deliver(&*service);
@@ -227,6 +231,12 @@ impl Connection {
             if buffer.capacity() - buffer.len() < READ_BYTES_MIN / 4 || full {
                 buffer.reserve(size);
             }
+        }
+        if matches!(
+            self.grpc.borrow().close_reason(),
+            Some(CloseReason::Error(..) | CloseReason::NotHttp2)
+        ) {
+            self.traffic.faulted.set(self.traffic.faulted.get() + 1);
         }
         self.grpc.borrow_mut().lost();
         self.deliver(&*service);
@@ -251,6 +261,7 @@ impl Connection {
                 }
                 // Room in the output is what streams that were told to wait are waiting for.
                 self.deliver(&*service);
+                self.traffic.sent_bytes.set(self.traffic.sent_bytes.get() + output.len() as u64);
                 let (result, written) = write_output(&mut write, output).await;
                 output = written;
                 if result.is_err() {

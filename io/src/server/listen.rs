@@ -12,11 +12,23 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// How long accepting rests after the system refused a socket (out of files or memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// What has passed over all connections of a shard since the start.
+#[derive(Default)]
+pub struct Traffic {
+    /// Bytes read.
+    pub received_bytes: Cell<u64>,
+    /// Bytes written.
+    pub sent_bytes: Cell<u64>,
+    /// Connections that were ended for a fault of the peer's.
+    pub faulted: Cell<u64>,
+}
+
 /// The connections of one shard.
 #[derive(Default)]
 pub struct Connections {
     list: RefCell<Vec<Weak<Connection>>>,
     open: Rc<Cell<usize>>,
+    traffic: Rc<Traffic>,
     accepted: Cell<u64>,
     refused: Cell<u64>,
     draining: Cell<bool>,
@@ -26,6 +38,11 @@ impl Connections {
     /// Connections that are open.
     pub fn open(&self) -> usize {
         self.open.get()
+    }
+
+    /// What has passed over them.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Connections that were accepted since the start.
@@ -110,7 +127,7 @@ pub async fn accept<S: Service>(
         }
         connections.accepted.set(connections.accepted.get() + 1);
         connections.open.set(connections.open.get() + 1);
-        let connection = Rc::new(Connection::new(&options, peer));
+        let connection = Rc::new(Connection::new(&options, peer, connections.traffic.clone()));
         connections.list.borrow_mut().push(Rc::downgrade(&connection));
         let (read, write) = stream.split();
         rt::spawn(connection.clone().write_all(write, service.clone()));

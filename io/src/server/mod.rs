@@ -9,7 +9,7 @@ mod listen;
 mod vectored;
 
 pub use connection::{Connection, StreamCall, StreamClosed};
-pub use listen::{Connections, accept};
+pub use listen::{Connections, Traffic, accept};
 
 use std::rc::Rc;
 

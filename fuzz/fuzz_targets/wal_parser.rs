@@ -105,8 +105,11 @@ fuzz_target!(|input: &[u8]| {
     }
     let found = recover(&mut disk, &config, &mut |_| {});
     let _ = inspect(&mut disk, &config, &mut |item| drop(item.to_string()));
-    match repair(&mut disk, &config, [9; 16], 0) {
-        Ok(report) => {
+    let repaired = repair(&mut disk, &config, [9; 16], 0);
+    // With forged checksums a log may contradict itself; then it is enough that nothing panics.
+    let honest = mode & 3 != 3;
+    match repaired {
+        Ok(report) if honest => {
             assert_eq!(
                 report.refusals.is_empty(),
                 found.is_ok(),
@@ -114,6 +117,7 @@ fuzz_target!(|input: &[u8]| {
             );
             recover(&mut disk, &config, &mut |_| {}).expect("a repaired log is accepted");
         }
+        Ok(_) => drop(recover(&mut disk, &config, &mut |_| {})),
         Err(_) => assert!(found.is_err(), "what is accepted needs no repair"),
     }
 });

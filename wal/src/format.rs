@@ -282,6 +282,8 @@ impl BatchHeader {
         let sane = header.count >= 1
             && header.count as usize <= room / RECORD_HEADER_BYTES
             && header.first_lsn >= 1
+            && header.epoch >= 1
+            && header.segment_seq >= 1
             && header.first_lsn.checked_add(u64::from(header.count)).is_some()
             && header.durable_upto < header.first_lsn
             && header.trim_upto <= header.durable_upto

@@ -1,0 +1,118 @@
+//! The KeyValue conformance suite through the whole proxy: over gRPC, over the mesh, at both levels of durability.
+
+mod harness;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use harness::{Caller, PATIENCE, Refusal, Server, directory, run, serve, together};
+use prism_adapters::conformance::{self, Client, Failure};
+use prism_io::rt;
+use prism_proto::catalogue::{Interfaces, Method, Model};
+
+/// A namespace as its callers see it.
+struct Served(Caller);
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let Refusal { code, reason, message, fields, .. } = refusal;
+        Failure { code: code.number(), reason, message, fields }
+    }
+}
+
+impl Client for Served {
+    fn offers(&self) -> Interfaces {
+        Model::KeyValue.interfaces()
+    }
+
+    fn namespace(&self) -> &str {
+        &self.0.namespace
+    }
+
+    fn is_time_simulated(&self) -> bool {
+        false
+    }
+
+    async fn unary(&self, method: Method, request: Vec<u8>) -> Result<Bytes, Failure> {
+        Ok(self.0.raw(method.path(), &[], &request).await?.0)
+    }
+
+    async fn stream(
+        &self,
+        method: Method,
+        request: Vec<u8>,
+        messages_max: usize,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let begun = self.0.client.stream(method.path(), &[], &request, PATIENCE).await;
+        let mut reply = begun.map_err(Refusal::from)?;
+        let mut messages = Vec::new();
+        while messages.len() < messages_max {
+            match reply.next().await.map_err(Refusal::from)? {
+                Some(message) => messages.push(message),
+                None => break,
+            }
+        }
+        Ok(messages)
+    }
+
+    async fn advance(&self, by: Duration) {
+        // The time itself is what the case is about.
+        rt::sleep(by).await;
+    }
+}
+
+/// Runs the suite on every namespace, side by side over one connection.
+fn conforms(server: &Server, namespaces: Vec<&'static str>) {
+    let listen = server.listen;
+    let suites = run(async move {
+        let caller = Caller::to(listen, "").await;
+        together(namespaces.into_iter().map(|namespace| {
+            let served = Served(caller.of(namespace));
+            async move {
+                let ran = conformance::run(&served).await;
+                conformance::random_sequence(&served, 1, 300).await;
+                ran
+            }
+        }))
+        .await
+    });
+    for ran in suites {
+        assert!(ran.len() > 60, "{ran:?}");
+        let refused = ran.iter().any(|name| name.starts_with("offered::"));
+        assert!(refused, "what is not offered is refused: {ran:?}");
+    }
+    server.assert_well();
+}
+
+#[test]
+fn one_shard_conforms_at_both_levels() {
+    let directory = directory();
+    let namespaces = [("volatile", "memory"), ("durable", "wal")];
+    let server = serve(directory.path()).namespaces(&namespaces).start();
+    conforms(&server, vec!["volatile", "durable"]);
+    assert_eq!(server.metric("prism_mesh_sent_total"), 0.0);
+    server.stop();
+}
+
+#[test]
+fn two_shards_conform_at_both_levels_also_across_the_mesh() {
+    const NAMES: [&str; 8] = ["m-a", "m-b", "m-c", "m-d", "w-a", "w-b", "w-c", "w-d"];
+    let directory = directory();
+    let level = |name: &str| if name.starts_with('m') { "memory" } else { "wal" };
+    let namespaces = NAMES.map(|name| (name, level(name)));
+    let server = serve(directory.path()).shards(2).namespaces(&namespaces).start();
+    // One of each level on either shard: whichever shard takes the connection, two of them are at the other.
+    let home = |wanted: char, shard: u64| {
+        let text = std::fs::read(server.data.join("registry.json")).unwrap();
+        let registry: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let homes = registry["namespaces"].as_array().unwrap();
+        let at = |name: &str| homes.iter().any(|one| one["name"] == name && one["home"] == shard);
+        *NAMES
+            .iter()
+            .find(|name| name.starts_with(wanted) && at(name))
+            .expect("a name on each shard")
+    };
+    conforms(&server, vec![home('m', 0), home('m', 1), home('w', 0), home('w', 1)]);
+    assert!(server.metric("prism_mesh_sent_total") > 100.0, "calls cross the mesh");
+    server.stop();
+}

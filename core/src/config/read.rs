@@ -244,7 +244,7 @@ fn read_limits(section: Option<Section<'_>>, report: &Report) -> Limits {
         connection_bytes_in_flight_max: connection.value,
         namespace_bytes_in_flight_max: namespace.value,
         streams: section.value("streams", 1_024, count(1, 65_536)).value,
-        connections_max: section.value("connections_max", 50_000, count(1, 1_000_000)).value,
+        connections_max: section.value("connections_max", 16_384, count(1, 1_000_000)).value,
         drain_timeout: section
             .value("drain_timeout", seconds(10), span(Duration::ZERO, seconds(3_600)))
             .value,

@@ -1,8 +1,10 @@
 //! Snapshots of the shard's store: what lets its log be trimmed, and makes a restart short.
 //!
-//! One is taken when the log has grown by so many bytes, or so much time has passed, since the last. It is cut between two
-//! turns of the loop, when every record up to its LSN is applied and none after it, and written piece by piece beside the
-//! ordinary work. Two are kept; the log is trimmed up to the older.
+//! One is taken when the log has grown by so many bytes, or so much time has passed, since the last; after a start that had
+//! to replay; and whenever the log fills half of the segments that it may have (each start takes a fresh one, so that many
+//! starts fill a log without a single write). It is cut between two turns of the loop, when every record up to its LSN is
+//! applied and none after it, and written piece by piece beside the ordinary work. Two are kept; the log is trimmed up to
+//! the older.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,8 +14,8 @@ use prism_adapters::memory::{
 };
 use prism_io::{clock, rt};
 
-use super::Shard;
 use super::run::Launch;
+use super::{Shard, log_config};
 
 /// The folder of a shard's snapshots.
 pub(crate) const SNAPSHOTS_FOLDER: &str = "snapshots";
@@ -89,6 +91,7 @@ pub(super) struct Snapshots {
     shard: u32,
     interval_ns: u64,
     bytes: u64,
+    segments_max: usize,
 }
 
 impl Snapshots {
@@ -101,6 +104,8 @@ impl Snapshots {
             shard: launch.index as u32,
             interval_ns: u64::try_from(memory.snapshot_interval.as_nanos()).unwrap_or(u64::MAX),
             bytes: memory.snapshot_bytes,
+            segments_max: log_config(&launch.config, launch.index, launch.shards).segments_max
+                as usize,
         }
     }
 
@@ -108,11 +113,19 @@ impl Snapshots {
     pub(super) async fn run(&mut self, shard: &Shard) {
         let (mut last_ns, mut last_bytes) =
             (clock::monotonic_ns(), shard.metrics.wal.append_bytes.get());
+        let mut first = true;
         loop {
-            rt::sleep(TICK).await;
+            if !first {
+                rt::sleep(TICK).await;
+            }
             let (now_ns, bytes) = (clock::monotonic_ns(), shard.metrics.wal.append_bytes.get());
-            let due = now_ns - last_ns >= self.interval_ns || bytes - last_bytes >= self.bytes;
-            if !due || shard.log.applied_data_lsn() <= self.lsn {
+            let grown = now_ns - last_ns >= self.interval_ns || bytes - last_bytes >= self.bytes;
+            let changed = shard.log.applied_data_lsn() > self.lsn;
+            let full = 2 * shard.log.writer().status().segments_used >= self.segments_max;
+            let after_start = std::mem::take(&mut first);
+            let due =
+                changed && (grown || after_start) || full && shard.log.applied_lsn() > self.lsn;
+            if !due {
                 continue;
             }
             match self.take(shard).await {

@@ -97,6 +97,17 @@ pub(crate) struct Facts {
 #[derive(Default)]
 struct Progress {
     appended: Cell<bool>,
+    /// Another shard has it, which answers in time itself and knows better how far the call has come.
+    forwarded: Cell<bool>,
+}
+
+/// How much longer than its deadline a forwarded call waits for what its home shard says of it.
+const FORWARDED_GRACE_NS: u64 = 500_000_000;
+
+impl Progress {
+    fn give_up_ns(&self, deadline_ns: u64) -> u64 {
+        deadline_ns.saturating_add(if self.forwarded.get() { FORWARDED_GRACE_NS } else { 0 })
+    }
 }
 
 /// Serves one unary call from its arrival to its answer.
@@ -107,9 +118,11 @@ pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
     let mut answer = pin!(answer(&shard, &call, message, &progress, &namespace));
     let in_time = std::future::poll_fn(|context| match answer.as_mut().poll(context) {
         Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-        Poll::Pending if shard.deadlines.is_past(call.deadline_ns) => Poll::Ready(None),
+        Poll::Pending if shard.deadlines.is_past(progress.give_up_ns(call.deadline_ns)) => {
+            Poll::Ready(None)
+        }
         Poll::Pending => {
-            shard.deadlines.watch(call.deadline_ns);
+            shard.deadlines.watch(progress.give_up_ns(call.deadline_ns));
             Poll::Pending
         }
     })
@@ -137,6 +150,8 @@ async fn answer(
     let namespace = permit(shard, call.method, &message, seen)?;
     let _held = shard.hold(namespace, call, message.len())?;
     if namespace.home != shard.index {
+        progress.forwarded.set(true);
+        progress.appended.set(call.method.access() == Access::Write);
         return remote::ask(shard, call, namespace, message).await;
     }
     if call.is_late() {
@@ -330,8 +345,8 @@ fn expired(appended: bool) -> Error {
         Error::new(
             Kind::DeadlineExceeded,
             "OUTCOME_PENDING",
-            "the deadline passed after the write was logged: it takes effect; retry with the same prism-idempotency-key to \
-             learn its outcome",
+            "the deadline passed when the write was on its way into the log, so it takes effect all the same; retry with \
+             the same prism-idempotency-key to learn its outcome",
         )
     } else {
         Error::new(

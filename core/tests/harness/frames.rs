@@ -149,19 +149,19 @@ impl Raw {
         end
     }
 
-    /// Reads whatever comes until the server closes the connection, without asking what it is.
-    pub fn until_closed(&mut self) {
-        let mut piece = [0; 4096];
+    /// Whatever comes until the server closes the connection.
+    pub fn until_closed(&mut self) -> Vec<u8> {
+        let (mut all, mut piece) = (Vec::new(), [0; 4096]);
         loop {
             match self.stream.read(&mut piece) {
-                Ok(0) => return,
-                Ok(_) => {}
+                Ok(0) => return all,
+                Ok(count) => all.extend_from_slice(&piece[..count]),
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
                 {
                     panic!("the server keeps the connection for {PATIENCE:?}")
                 }
-                Err(_) => return,
+                Err(_) => return all,
             }
         }
     }

@@ -128,6 +128,12 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         ready_after: began.elapsed(),
     };
     if let Some(ready) = control.wait_ready(&news) {
+        if rt::driver() == rt::Driver::Epoll {
+            tracing::warn!(
+                "this kernel has no io_uring or forbids it: the loop runs on epoll and log writes block it; `prism doctor` \
+                 tells the remedy"
+            );
+        }
         if !ready.direct {
             tracing::warn!(
                 "the file system of {} has no O_DIRECT: the log writes through the page cache, slower and with less \

@@ -59,10 +59,13 @@ where
 {
     match driver() {
         Driver::IoUring => {
-            let mut runtime = RuntimeBuilder::<TimeDriver<IoUringDriver>>::new()
-                .with_entries(RING_ENTRIES)
-                .uring_builder(ring_setup())
-                .build()?;
+            let builder =
+                || RuntimeBuilder::<TimeDriver<IoUringDriver>>::new().with_entries(RING_ENTRIES);
+            // Kernels before 6.0 do not know these flags; everything works without them, at a higher price.
+            let mut runtime = match builder().uring_builder(one_thread()).build() {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => builder().build()?,
+                built => built?,
+            };
             Ok(runtime.block_on(async move { monoio::spawn(main).await }))
         }
         Driver::Epoll => {
@@ -72,9 +75,9 @@ where
     }
 }
 
-fn ring_setup() -> io_uring::Builder {
+/// A ring of which one thread submits and reaps, so that the kernel need not interrupt it to run completions.
+fn one_thread() -> io_uring::Builder {
     let mut builder = io_uring::IoUring::builder();
-    // One thread submits and reaps, so the kernel need not interrupt it to run completions.
     builder.setup_coop_taskrun().setup_single_issuer();
     builder
 }

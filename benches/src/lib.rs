@@ -1,1 +1,9 @@
-//! prism-benches
+//! Prism beside its peers: what the benchmarks share.
+//!
+//! A figure is never reported alone: the thing it is compared with runs in the same minute on the same core, in
+//! alternating rounds, and the medians are set against each other. Nothing here is part of the product.
+
+pub mod prism;
+pub mod process;
+pub mod report;
+pub mod write;

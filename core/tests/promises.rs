@@ -3,9 +3,12 @@
 mod harness;
 
 use harness::calls::{Fields, trailer};
+use harness::frames::{End, Raw};
 use harness::{Caller, Neighbour, Server, directory, run, serve, together};
 use prism_io::grpc::Code;
+use prism_proto::catalogue::Method;
 use prism_proto::prism::keyvalue::v1::{SetCondition, SetRequest};
+use prost::Message;
 
 const LEVEL: &str = "prism-durability";
 const KEY: &str = "prism-idempotency-key";
@@ -222,5 +225,59 @@ fn of_many_calls_with_one_key_at_once_one_is_applied() {
         }
     });
     neighbour.leave();
+    server.stop();
+}
+
+#[test]
+fn a_deadline_that_passes_says_whether_the_write_takes_effect() {
+    let directory = directory();
+    let server = server(directory.path());
+    let neighbour = Neighbour::of(&server);
+    let mut told = std::collections::BTreeMap::<String, Vec<(&'static str, String)>>::new();
+    for name in NAMES.into_iter().filter(|name| level_of(name) == "wal") {
+        let mut raw = Raw::open(&server);
+        for number in 0..300_u32 {
+            let (stream, key) = (number * 2 + 1, format!("late-{number}"));
+            let set = SetRequest {
+                namespace: name.to_owned(),
+                key: key.clone(),
+                value: vec![1; 40_000].into(),
+                ..Default::default()
+            };
+            // Around the time that a log write takes.
+            let timeout = format!("{}u", 20 + number * 10);
+            let path = Method::KEYVALUE_SET.path();
+            raw.call(stream, path, &[("grpc-timeout", &timeout)], &set.encode_to_vec());
+            let reason = match raw.end_of(stream) {
+                End::Status(code) if code == "0" => "OK".to_owned(),
+                End::Status(code) if code == "4" => raw.reason(),
+                other => panic!("{other:?}"),
+            };
+            told.entry(reason).or_default().push((name, key));
+        }
+    }
+    let kinds: Vec<(&str, usize)> = told.iter().map(|(kind, keys)| (&**kind, keys.len())).collect();
+    eprintln!("{kinds:?}");
+    neighbour.leave();
+    let listen = server.listen;
+    let applied = |keys: Vec<(&'static str, String)>| {
+        run(async move {
+            let caller = Caller::to(listen, "").await;
+            let found =
+                keys.iter().map(|(name, key)| async { caller.of(name).get(key).await.is_some() });
+            together(found).await
+        })
+    };
+    for (reason, keys) in told {
+        let (count, applied) = (keys.len(), applied(keys));
+        match reason.as_str() {
+            "OK" | "OUTCOME_PENDING" => assert!(applied.iter().all(|applied| *applied), "{reason}"),
+            "NOT_APPLIED" => {
+                let wrong = applied.iter().filter(|applied| **applied).count();
+                assert_eq!(wrong, 0, "of {count} writes told NOT_APPLIED so many were applied");
+            }
+            other => panic!("a deadline ends with {other}"),
+        }
+    }
     server.stop();
 }

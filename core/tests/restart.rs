@@ -174,6 +174,52 @@ fn a_start_that_is_killed_is_begun_again() {
     server.stop();
 }
 
+#[test]
+fn another_number_of_shards_and_other_namespaces_find_the_data_where_it_was() {
+    const NAMES: [&str; 6] = ["w-a", "w-b", "w-c", "w-d", "w-e", "w-f"];
+    let directory = directory();
+    // The last ones come later, the first ones go and come back.
+    let starts: [(usize, &[&str]); 5] =
+        [(2, &NAMES[..4]), (1, &NAMES[2..]), (3, &NAMES), (1, &NAMES[..1]), (2, &NAMES)];
+    let mut expected: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+    for (round, (shards, names)) in starts.into_iter().enumerate() {
+        let namespaces: Vec<_> = names.iter().map(|name| (*name, "wal")).collect();
+        let server = serve(directory.path()).shards(shards).namespaces(&namespaces).start();
+        let (listen, before) = (server.listen, expected.clone());
+        let value = format!("round {round}").into_bytes();
+        expected.extend(names.iter().map(|name| (*name, value.clone())));
+        let names = names.to_vec();
+        run(async move {
+            let caller = Caller::to(listen, "").await;
+            for name in names {
+                let caller = caller.of(name);
+                assert_eq!(caller.get("key").await.as_ref(), before.get(name), "{name}, {round}");
+                caller.set("key", &value).await;
+            }
+        });
+        if round % 2 == 0 { server.kill() } else { server.stop() }
+    }
+}
+
+#[test]
+#[ignore = "a shard whose log has disappeared starts over empty"]
+fn a_piece_of_the_data_directory_that_is_missing_refuses_the_start() {
+    for (piece, shards) in [("shard-000/wal", 1), ("shard-000", 1), ("shard-001", 2)] {
+        let directory = directory();
+        let setup = || serve(directory.path()).shards(shards);
+        let server = setup().start();
+        let listen = server.listen;
+        run(async move {
+            Caller::to(listen, "keyvalue").await.set("key", b"value").await;
+        });
+        server.kill();
+        let path = directory.path().join("data").join(piece);
+        if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.unwrap();
+        let (code, errors) = setup().refused();
+        assert_eq!(code, 65, "without {piece}: {errors}");
+    }
+}
+
 /// A log of small segments, and snapshots as often as can be.
 const TRIMMED: &str = "
 wal: {segment_bytes: 20MiB, bytes_max: 200MiB}

@@ -3,9 +3,13 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
+use prism_io::grpc::Metadata;
 use prism_io::h2::ErrorCode;
 use prism_io::h2::frame::{self, FrameHeader, HEADER_BYTES, PREFACE, flag, kind};
 use prism_io::h2::hpack::{Decoder, encode::literal};
+use prism_proto::google::rpc::{ErrorInfo, Status};
+use prism_proto::rpc::detail;
+use prost::Message;
 
 use super::{PATIENCE, Server};
 
@@ -20,6 +24,8 @@ pub struct Frame {
 pub struct Raw {
     stream: TcpStream,
     decoder: Decoder,
+    /// What came in the last block of headers.
+    pub last: Metadata,
 }
 
 /// How a connection or a call of it ended.
@@ -42,7 +48,7 @@ impl Raw {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, decoder: Decoder::new() }
+        Self { stream, decoder: Decoder::new(), last: Metadata::new() }
     }
 
     /// A connection with the preface and empty SETTINGS sent, and the server's SETTINGS acknowledged.
@@ -167,17 +173,25 @@ impl Raw {
     }
 
     fn status(&mut self, block: &[u8]) -> String {
-        let mut status = String::new();
+        let (mut status, mut last) = (String::new(), Metadata::new());
         let each = |field: &prism_io::h2::hpack::Field<'_>| {
             let value = String::from_utf8_lossy(field.value).into_owned();
             match field.name {
                 b"grpc-status" => status = value,
                 b":status" if value != "200" => status = format!("HTTP {value}"),
-                _ => {}
+                _ => last.push(field.name, field.value),
             }
         };
         self.decoder.decode(block, each).expect("a block of headers");
+        self.last = last;
         status
+    }
+
+    /// The reason in the last status.
+    pub fn reason(&self) -> String {
+        let details = self.last.get_bin("grpc-status-details-bin").unwrap_or_default();
+        let status = Status::decode(details.as_slice()).expect("details are a Status");
+        detail::<ErrorInfo>(&status).map_or(String::new(), |info| info.reason)
     }
 
     /// Ends the connection from this side without waiting.

@@ -54,6 +54,7 @@ pub struct Setup {
     shards: usize,
     flags: Vec<String>,
     data_flag: bool,
+    open_files_max: Option<u32>,
     /// Of the configuration file; not on the disk under test.
     folder: TempDir,
 }
@@ -69,6 +70,7 @@ pub fn serve(path: &Path) -> Setup {
         shards: 1,
         flags: Vec::new(),
         data_flag: true,
+        open_files_max: None,
         folder: directory(),
     }
 }
@@ -103,6 +105,12 @@ impl Setup {
         self
     }
 
+    /// With so many open files at most.
+    pub fn open_files_max(mut self, files: u32) -> Self {
+        self.open_files_max = Some(files);
+        self
+    }
+
     /// With another flag.
     pub fn flag(mut self, name: &str, value: &str) -> Self {
         self.flags.extend([name.to_owned(), value.to_owned()]);
@@ -112,7 +120,16 @@ impl Setup {
     fn spawn(&self) -> Running {
         let config = self.folder.path().join("prism.yaml");
         fs::write(&config, &self.config).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
+        let binary = env!("CARGO_BIN_EXE_prism");
+        let mut command = match self.open_files_max {
+            None => Command::new(binary),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+                shell.args(["-c", &limited, binary]);
+                shell
+            }
+        };
         command.arg("serve").arg("--config").arg(config);
         if self.data_flag {
             command.arg("--data-dir").arg(&self.data);
@@ -154,6 +171,14 @@ impl Setup {
     /// Starts it, expecting that it refuses: the exit code, and what it said.
     pub fn refused(&self) -> (i32, String) {
         let mut running = self.spawn();
+        let mut served = String::new();
+        let end = Instant::now() + PATIENCE;
+        while let Ok(line) =
+            running.lines.recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            assert!(!line.starts_with("Ready after"), "it was to refuse, but serves: {served}");
+            served.push_str(&line);
+        }
         let code = running.wait_end().code().expect("it ended by itself");
         running.join();
         (code, running.errors())

@@ -44,7 +44,7 @@ def main():
             tally.failed += 1
             print(f"FAILED  prism serve ended with {code}")
         log = (server.folder / "stderr.log").read_text()
-        if log:
+        if log and tally.failed:
             print(f"prism serve logged:\n{log}")
     print(tally)
     sys.exit(1 if tally.failed else 0)

@@ -100,6 +100,9 @@ pub(crate) async fn after(shard: &Shard, metadata: &Metadata) -> Result<(), Erro
 /// Sends the answer of a call that was carried out to its caller.
 pub(super) fn respond(connection: &Connection, stream: StreamId, answer: &mut Answer) {
     let tail = std::mem::take(&mut answer.reply.tail);
+    if answer.facts.level.is_none() && answer.code == 0 {
+        return connection.respond(stream, Message { head: &answer.reply.head, tail }, &[]);
+    }
     let mut buffer = [0; LsnToken::BYTES_MAX];
     let length = answer.facts.lsn.map_or(0, |token| token.write(&mut buffer));
     let trailers = [

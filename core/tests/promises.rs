@@ -7,7 +7,8 @@ use harness::frames::{End, Raw};
 use harness::{Caller, Neighbour, Server, directory, run, serve, together};
 use prism_io::grpc::Code;
 use prism_proto::catalogue::Method;
-use prism_proto::prism::keyvalue::v1::{SetCondition, SetRequest};
+use prism_proto::prism::keyvalue::v1::compare_and_swap_request::Expected;
+use prism_proto::prism::keyvalue::v1::{CompareAndSwapRequest, SetCondition, SetRequest};
 use prost::Message;
 
 const LEVEL: &str = "prism-durability";
@@ -238,16 +239,18 @@ fn a_deadline_that_passes_says_whether_the_write_takes_effect() {
         let mut raw = Raw::open(&server);
         for number in 0..300_u32 {
             let (stream, key) = (number * 2 + 1, format!("late-{number}"));
-            let set = SetRequest {
+            let swap = CompareAndSwapRequest {
                 namespace: name.to_owned(),
                 key: key.clone(),
+                expected: Some(Expected::ExpectedAbsent(Default::default())),
                 value: vec![1; 40_000].into(),
                 ..Default::default()
             };
             // Around the time that a log write takes.
             let timeout = format!("{}u", 20 + number * 10);
-            let path = Method::KEYVALUE_SET.path();
-            raw.call(stream, path, &[("grpc-timeout", &timeout)], &set.encode_to_vec());
+            let path = Method::KEYVALUE_COMPARE_AND_SWAP.path();
+            let metadata = [("grpc-timeout", &*timeout), (KEY, &*key)];
+            raw.call(stream, path, &metadata, &swap.encode_to_vec());
             let reason = match raw.end_of(stream) {
                 End::Status(code) if code == "0" => "OK".to_owned(),
                 End::Status(code) if code == "4" => raw.reason(),
@@ -256,8 +259,6 @@ fn a_deadline_that_passes_says_whether_the_write_takes_effect() {
             told.entry(reason).or_default().push((name, key));
         }
     }
-    let kinds: Vec<(&str, usize)> = told.iter().map(|(kind, keys)| (&**kind, keys.len())).collect();
-    eprintln!("{kinds:?}");
     neighbour.leave();
     let listen = server.listen;
     let applied = |keys: Vec<(&'static str, String)>| {
@@ -269,7 +270,7 @@ fn a_deadline_that_passes_says_whether_the_write_takes_effect() {
         })
     };
     for (reason, keys) in told {
-        let (count, applied) = (keys.len(), applied(keys));
+        let (count, applied) = (keys.len(), applied(keys.clone()));
         match reason.as_str() {
             "OK" | "OUTCOME_PENDING" => assert!(applied.iter().all(|applied| *applied), "{reason}"),
             "NOT_APPLIED" => {
@@ -278,6 +279,22 @@ fn a_deadline_that_passes_says_whether_the_write_takes_effect() {
             }
             other => panic!("a deadline ends with {other}"),
         }
+        // Whatever was told: a retry under the same key has the effect once, and learns its outcome.
+        run(async move {
+            let caller = Caller::to(listen, "").await;
+            let retries = keys.iter().map(|(name, key)| {
+                let caller = caller.of(name);
+                async move {
+                    let swap = caller.swap_request(key, None, &[1; 40_000]);
+                    let (answer, trailers) =
+                        caller.try_swap(&[(KEY, key.as_bytes())], &swap).await.unwrap();
+                    assert!(answer.swapped, "{name}/{key} was applied twice");
+                    trailer(&trailers, "prism-replayed").is_some()
+                }
+            });
+            let replayed = together(retries).await.iter().filter(|replayed| **replayed).count();
+            assert_eq!(replayed, if reason == "NOT_APPLIED" { 0 } else { keys.len() }, "{reason}");
+        });
     }
     server.stop();
 }

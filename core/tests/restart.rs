@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use harness::calls::{Fields, trailer};
 use harness::{Caller, Server, directory, run, serve, together};
 use prism_io::grpc::Code;
 use prism_io::rt;
@@ -256,6 +257,26 @@ async fn set_when_there_is_room(caller: &Caller, key: &str, value: &[u8]) {
     }
 }
 
+/// A call that can be applied once only, and a key that expires in an hour.
+fn keyed_once(server: &Server, again: bool) {
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "keyvalue").await;
+        let swap = caller.swap_request("once", None, b"value");
+        let keyed: Fields<'_> = &[("prism-idempotency-key", b"once")];
+        let (answer, trailers) = caller.try_swap(keyed, &swap).await.unwrap();
+        assert!(answer.swapped, "applied twice");
+        assert_eq!(trailer(&trailers, "prism-replayed"), again.then_some("true"));
+        if !again {
+            let ttl = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+            let request = SetRequest { ttl, ..caller.set_request("hour", b"value") };
+            caller.try_set(&[], &request).await.unwrap();
+        }
+        let left = caller.ttl("hour").await.expect("it expires");
+        assert!((3000..=3600).contains(&left.as_secs()), "{left:?}");
+    });
+}
+
 fn holds(server: &Server, expected: &BTreeMap<String, Vec<u8>>) {
     let (listen, expected) = (server.listen, expected.clone());
     run(async move {
@@ -287,6 +308,7 @@ fn snapshots_let_the_log_be_trimmed_and_bring_everything_back() {
     let directory = directory();
     let setup = || serve(directory.path()).config(TRIMMED);
     let server = setup().start();
+    keyed_once(&server, false);
     // 50 × 32 × 256 KiB: twice what the log may hold.
     let mut expected = fill(&server, 0, 50);
     server.wait_for_metric("prism_memstore_snapshots_total", |count| count >= 2.0);
@@ -301,6 +323,8 @@ fn snapshots_let_the_log_be_trimmed_and_bring_everything_back() {
 
     let server = setup().start();
     holds(&server, &expected);
+    // The record of the keyed call was trimmed long ago; its outcome is remembered all the same.
+    keyed_once(&server, true);
     server.kill();
 
     // The newest snapshot is damaged: the older one and the log have everything.
@@ -310,6 +334,7 @@ fn snapshots_let_the_log_be_trimmed_and_bring_everything_back() {
     let server = setup().start();
     assert!(server.errors().contains("damaged and was set aside"), "{}", server.errors());
     holds(&server, &expected);
+    keyed_once(&server, true);
     server.kill();
 
     // Both are damaged: the log alone does not go back far enough, so there is no start.

@@ -26,7 +26,10 @@ pub(crate) struct Registry {
     pub(crate) data_directory: String,
     /// How often a process has started on this directory.
     pub(crate) starts: u32,
-    /// The number of logs.
+    /// The number of logs that are known to be there: each of their shards has served.
+    #[serde(default)]
+    pub(crate) logs: usize,
+    /// The number of shards; a log may be missing that was never begun.
     pub(crate) shards: usize,
     namespaces: Vec<Placed>,
 }
@@ -47,6 +50,7 @@ impl Registry {
                 format: FORMAT,
                 data_directory: random.iter().map(|byte| format!("{byte:02x}")).collect(),
                 starts: 0,
+                logs: 0,
                 shards: 0,
                 namespaces: Vec::new(),
             });

@@ -65,7 +65,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         )
     })?;
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
-    let (registry, namespaces, shards) = place(&config)?;
+    let (mut registry, namespaces, shards) = place(&config)?;
     let config = Arc::new(config);
     let listeners = net::bind_shared(config.listen, shards)
         .map_err(|error| cannot_listen("--listen", config.listen, &error))?;
@@ -94,6 +94,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
             namespaces: namespaces.clone(),
             directory: config.data_dir.join(format!("shard-{index:03}")),
             start: registry.starts,
+            known: index < registry.logs,
             hash_key: registry.hash_key(),
             listener,
             port,
@@ -128,6 +129,12 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         ready_after: began.elapsed(),
     };
     if let Some(ready) = control.wait_ready(&news) {
+        if registry.logs != shards {
+            registry.logs = shards;
+            registry
+                .store(&config.data_dir)
+                .map_err(|error| unwritable(&config.data_dir, &error))?;
+        }
         if rt::driver() == rt::Driver::Epoll {
             tracing::warn!(
                 "this kernel has no io_uring or forbids it: the loop runs on epoll and log writes block it; `prism doctor` \
@@ -304,7 +311,8 @@ fn exit_of(error: &OpenError) -> Exit {
     match error {
         OpenError::Log(LogError::Config(_)) => Exit::Config,
         OpenError::Log(LogError::Directory(_) | LogError::Start(_)) => Exit::DataDirectory,
-        OpenError::Log(LogError::Recover(_))
+        OpenError::Missing(_)
+        | OpenError::Log(LogError::Recover(_))
         | OpenError::Snapshots(_)
         | OpenError::Replay { .. } => Exit::Damaged,
     }

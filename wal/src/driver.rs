@@ -21,7 +21,7 @@ use prism_io::rt::{self, Signal};
 use crate::batch::DurableBatch;
 use crate::config::{ConfigError, LogConfig, WRITES_IN_FLIGHT_MAX};
 use crate::error::RecoverError;
-use crate::format::Nonce;
+use crate::format::{Nonce, segment_number};
 use crate::log::{AppendError, Appended, FileId, Log, Operation, State, Status};
 use crate::record::{Record, RecordHead, RecordKind};
 use crate::recovery::{Recovered, RecoveryReport, recover};
@@ -115,6 +115,21 @@ pub fn execute(storage: &mut dyn Storage, operation: &Operation) -> (u64, io::Re
             (*token, storage.create_zeroed(&file.name(), *bytes))
         }
     }
+}
+
+/// Whether `path` holds a log: at least one segment, whatever its state.
+pub fn holds_log(path: &Path) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        if entry?.file_name().to_str().and_then(segment_number).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A nonce from the kernel's random numbers.

@@ -63,7 +63,7 @@ impl ServeArgs {
 }
 
 pub(super) fn run(args: &ServeArgs, serve: impl FnOnce(Config) -> Exit) -> Exit {
-    let config = match config::load(args.config.as_deref(), &args.flags()) {
+    let mut config = match config::load(args.config.as_deref(), &args.flags()) {
         Ok(config) => config,
         Err(errors) => {
             eprintln!("{errors}");
@@ -80,17 +80,29 @@ pub(super) fn run(args: &ServeArgs, serve: impl FnOnce(Config) -> Exit) -> Exit 
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let wanted = u64::from(config.limits.connections_max) + FILES_BESIDE_CONNECTIONS;
-    match prism_io::probe::raise_open_files(wanted) {
-        Ok(limit) if limit < wanted => tracing::warn!(
-            limit,
-            wanted,
-            "this process may open fewer files than limits.connections_max needs; `prism doctor` tells the remedy"
-        ),
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised"),
-    }
+    fit_connections(&mut config);
     let exit = serve(config);
     drop(flush);
     exit
+}
+
+/// Raises the limit on open files to what the connections need; where it cannot be raised so far, fewer connections are
+/// taken: those that are refused cost less than a log that cannot open its next file.
+fn fit_connections(config: &mut Config) {
+    let wanted = u64::from(config.limits.connections_max) + FILES_BESIDE_CONNECTIONS;
+    let limit = match prism_io::probe::raise_open_files(wanted) {
+        Ok(limit) => limit,
+        Err(error) => return tracing::warn!(%error, "the limit on open files cannot be raised"),
+    };
+    if limit < wanted {
+        let connections = limit - FILES_BESIDE_CONNECTIONS.min(limit / 2);
+        tracing::warn!(
+            limit,
+            wanted,
+            connections,
+            "this process may open fewer files than limits.connections_max needs, so it takes fewer connections; \
+             `prism doctor` tells the remedy"
+        );
+        config.limits.connections_max = u32::try_from(connections).unwrap_or(u32::MAX).max(1);
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use prism_adapters::memory::{Memstore, MemstoreLimits};
 use prism_adapters::{Error, Reply};
 use prism_io::disk::{self, DirectoryOptions, SyncMethod};
-use prism_wal::driver::Writer;
+use prism_wal::driver::{Writer, holds_log};
 use prism_wal::{IDEMPOTENCY_KEY_BYTES_MAX, LogConfig, Record, RecordKind, RecoveryReport};
 
 use super::Log;
@@ -25,6 +26,8 @@ pub(crate) const LOG_FOLDER: &str = "wal";
 pub(crate) enum OpenError {
     /// The log was refused or could not be read.
     Log(prism_wal::driver::OpenError),
+    /// The log has disappeared.
+    Missing(PathBuf),
     /// No snapshot is good, or none reaches back to the beginning of the log.
     Snapshots(SnapshotsError),
     /// A record could not be applied again.
@@ -35,6 +38,12 @@ impl fmt::Display for OpenError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Log(error) => error.fmt(formatter),
+            Self::Missing(path) => write!(
+                formatter,
+                "the log in {} is missing, although this shard has served before; is its disk mounted? Restore the data \
+                 directory from a backup",
+                path.display()
+            ),
             Self::Snapshots(error) => error.fmt(formatter),
             Self::Replay { lsn, error } => write!(
                 formatter,
@@ -58,6 +67,10 @@ pub(super) struct Opened {
 /// Opens the data of the shard that is being launched.
 pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
     let config = &launch.config;
+    let path = launch.directory.join(LOG_FOLDER);
+    if launch.known && !holds_log(&path).unwrap_or(false) {
+        return Err(OpenError::Missing(path));
+    }
     let limits = MemstoreLimits {
         bytes_max: (config.memory.bytes_max / launch.shards as u64) as usize,
         ..MemstoreLimits::default()
@@ -85,7 +98,6 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
             }
         }
     };
-    let path = launch.directory.join(LOG_FOLDER);
     let (writer, report) = Writer::open(
         &path,
         directory_options(config),

@@ -48,6 +48,8 @@ pub(crate) struct Launch {
     pub(crate) directory: PathBuf,
     /// Number of this start on the data directory, from 1.
     pub(crate) start: u32,
+    /// The shard has served before, so its log must be there.
+    pub(crate) known: bool,
     pub(crate) hash_key: (u64, u64),
     pub(crate) listener: std::net::TcpListener,
     pub(crate) port: Port<Message>,

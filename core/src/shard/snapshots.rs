@@ -92,6 +92,8 @@ pub(super) struct Snapshots {
     interval_ns: u64,
     bytes: u64,
     segments_max: usize,
+    /// Tells the records of [`Snapshots::step_on`] apart.
+    steps: u64,
 }
 
 impl Snapshots {
@@ -106,6 +108,7 @@ impl Snapshots {
             bytes: memory.snapshot_bytes,
             segments_max: log_config(&launch.config, launch.index, launch.shards).segments_max
                 as usize,
+            steps: 0,
         }
     }
 
@@ -126,6 +129,9 @@ impl Snapshots {
             let due =
                 changed && (grown || after_start) || full && shard.log.applied_lsn() > self.lsn;
             if !due {
+                if full && self.lsn > 0 && self.lsn >= shard.log.applied_lsn() {
+                    self.step_on(shard);
+                }
                 continue;
             }
             match self.take(shard).await {
@@ -143,6 +149,17 @@ impl Snapshots {
                 }
             }
         }
+    }
+
+    /// Writes a record of no effect, so that a second snapshot of the same state can have an LSN of its own.
+    ///
+    /// The log is trimmed up to the older of two snapshots. When it is full, no call moves it on; without this the first
+    /// snapshot would stay the only one, and the log full for ever.
+    fn step_on(&mut self, shard: &Shard) {
+        let writer = shard.log.writer();
+        self.steps += 1;
+        // What has room for nothing else has room for this; where it fails all the same, the next tick tries again.
+        let _ = writer.trim(writer.status().trim_upto, &self.steps.to_le_bytes());
     }
 
     async fn take(&mut self, shard: &Shard) -> Result<(), SnapshotError> {

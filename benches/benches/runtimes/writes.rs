@@ -1,8 +1,4 @@
-//! `cargo bench -p prism-benches --bench runtimes`: the durable log write on each runtime that could have been chosen, so that
-//! the choice of `docs/decisions/0001-runtime.md` can be repeated on other hardware.
-//!
-//! Every measurement is a process of its own, pinned to one core. Options: `--quick` (a smoke run), `--folder <path>` (where
-//! the scratch file goes; it must be on the disk in question, not on tmpfs), `--core <n>`.
+//! The durable log write: 4 KiB to 64 KiB, one and four in flight.
 
 use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -10,30 +6,20 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use prism_benches::report::{Table, folder, median, save};
+use prism_benches::report::{Table, median};
 use prism_benches::write::{self, Figures, Offsets, aligned};
 use serde::Serialize;
+
+use crate::Plan;
+use crate::echo::in_words;
 
 const DRIVERS: [&str; 4] = ["pwrite", "monoio", "glommio", "tokio"];
 const SIZES: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
 const DEPTHS: [usize; 2] = [1, 4];
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "child") {
-        return child(&arguments[1..]);
-    }
-    let option = |name: &str| {
-        arguments.iter().position(|word| word == name).and_then(|at| arguments.get(at + 1)).cloned()
-    };
-    let quick = arguments.iter().any(|word| word == "--quick");
-    let core = option("--core").unwrap_or_else(|| "0".into());
-    let folder = option("--folder").map_or_else(folder, |path| Ok(PathBuf::from(path)))?;
-    compare_writes(&folder, &core, quick)
-}
-
+/// One runtime, one size, one depth.
 #[derive(Serialize)]
-struct Row {
+pub(crate) struct Row {
     driver: &'static str,
     bytes: usize,
     depth: usize,
@@ -41,11 +27,12 @@ struct Row {
     rounds: Vec<Figures>,
 }
 
-fn compare_writes(folder: &Path, core: &str, quick: bool) -> Result<()> {
-    let (rounds, milliseconds) = if quick { (1, "100") } else { (3, "1500") };
-    let scratch = tempfile::tempdir_in(folder)?;
+pub(crate) fn compare(plan: &Plan) -> Result<Vec<Row>> {
+    let milliseconds = if plan.quick { "100" } else { "1500" };
+    let scratch = tempfile::tempdir_in(&plan.folder)?;
     let file = scratch.path().join("segment");
     write::prepare(&file)?;
+    let core = plan.server_core.to_string();
     let mut rows = Vec::new();
     for depth in DEPTHS {
         for bytes in SIZES {
@@ -55,38 +42,36 @@ fn compare_writes(folder: &Path, core: &str, quick: bool) -> Result<()> {
                 .map(|driver| Row { driver, bytes, depth, rounds: Vec::new() })
                 .collect();
             // A B C D, A B C D, …: what drifts, drifts for all of them.
-            for _ in 0..rounds {
+            for _ in 0..plan.rounds {
                 for row in &mut group {
-                    row.rounds.push(run_child(row, &file, core, milliseconds)?);
+                    row.rounds.push(run_child(row, &file, &core, milliseconds)?);
                 }
             }
             rows.append(&mut group);
         }
     }
-    let columns =
-        ["write, runtime", "p50 µs", "p99 µs", "p99.9 µs", "process CPU µs", "p50 against pwrite"];
-    let mut table = Table::new(
-        format!("A durable log write (O_DIRECT + O_DSYNC), core {core}, medians of {rounds}"),
-        &columns,
-    );
-    for row in &rows {
-        let of =
-            |field: fn(&Figures) -> f64| median(&row.rounds.iter().map(field).collect::<Vec<_>>());
+    Ok(rows)
+}
+
+pub(crate) fn table(rows: &[Row]) -> Table {
+    let columns = ["", "p50 µs", "p99 µs", "p99.9 µs", "process CPU µs", "p50 against pwrite"];
+    let mut table = Table::new("A durable log write (O_DIRECT + O_DSYNC), medians", &columns);
+    for row in rows {
+        let of = |row: &Row, field: fn(&Figures) -> f64| {
+            median(&row.rounds.iter().map(field).collect::<Vec<_>>())
+        };
         let raw = rows.iter().find(|other| other.driver == "pwrite" && other.bytes == row.bytes);
-        let floor = raw.map_or(0.0, |raw| {
-            median(&raw.rounds.iter().map(|round| round.p50_us).collect::<Vec<_>>())
-        });
+        let floor = raw.map_or(f64::NAN, |raw| of(raw, |figures| figures.p50_us));
         table.row(vec![
             format!("{:>2} KiB, {} in flight, {}", row.bytes >> 10, row.depth, row.driver),
-            format!("{:.0}", of(|figures| figures.p50_us)),
-            format!("{:.0}", of(|figures| figures.p99_us)),
-            format!("{:.0}", of(|figures| figures.p999_us)),
-            format!("{:.1}", of(|figures| figures.cpu_us)),
-            format!("{:.2}", of(|figures| figures.p50_us) / floor),
+            format!("{:.0}", of(row, |figures| figures.p50_us)),
+            format!("{:.0}", of(row, |figures| figures.p99_us)),
+            format!("{:.0}", of(row, |figures| figures.p999_us)),
+            format!("{:.1}", of(row, |figures| figures.cpu_us)),
+            format!("{:.2}", of(row, |figures| figures.p50_us) / floor),
         ]);
     }
-    println!("{table}\nwritten to {}", save("runtimes", &rows)?.display());
-    Ok(())
+    table
 }
 
 fn run_child(row: &Row, file: &Path, core: &str, milliseconds: &str) -> Result<Figures> {
@@ -108,10 +93,10 @@ fn run_child(row: &Row, file: &Path, core: &str, milliseconds: &str) -> Result<F
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// `child <driver> <core> <bytes> <depth> <milliseconds> <file>`: one measurement, its figures as JSON on standard output.
-fn child(arguments: &[String]) -> Result<()> {
+/// `write <driver> <core> <bytes> <depth> <milliseconds> <file>`: one measurement, its figures as JSON on standard output.
+pub(crate) fn child(arguments: &[String]) -> Result<()> {
     let [driver, core, bytes, depth, milliseconds, file] = arguments else {
-        return Err(Error::other("child takes six arguments"));
+        return Err(Error::other("write takes six arguments"));
     };
     let number = |text: &String| text.parse::<usize>().map_err(Error::other);
     let job = Job {
@@ -206,7 +191,7 @@ fn on_glommio(job: Job) -> Result<Figures> {
                 .custom_flags(libc::O_DSYNC)
                 .dma_open(&job.file)
                 .await;
-            let file = std::rc::Rc::new(file.map_err(from_glommio)?);
+            let file = std::rc::Rc::new(file.map_err(in_words)?);
             let mut tally = Tally::start()?;
             let begin = Instant::now();
             let writers: Vec<_> = (0..job.depth)
@@ -224,7 +209,7 @@ fn on_glommio(job: Job) -> Result<Figures> {
                             let sent = Instant::now();
                             file.write_rc_at(buffer.clone(), offsets.take())
                                 .await
-                                .map_err(from_glommio)?;
+                                .map_err(in_words)?;
                             latencies.saturating_record(sent.elapsed().as_nanos() as u64);
                         }
                         Ok::<_, Error>(latencies)
@@ -236,13 +221,8 @@ fn on_glommio(job: Job) -> Result<Figures> {
             }
             tally.end()
         })
-        .map_err(from_glommio)?;
-    handle.join().map_err(from_glommio)?
-}
-
-/// Its errors carry what cannot cross threads; the text can.
-fn from_glommio(error: glommio::GlommioError<()>) -> Error {
-    Error::other(error.to_string())
+        .map_err(in_words)?;
+    handle.join().map_err(in_words)?
 }
 
 /// tokio has no files on a ring: the write goes to its blocking pool.

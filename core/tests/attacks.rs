@@ -354,6 +354,7 @@ fn two_thousand_idle_connections() {
     const CONNECTIONS: u64 = 2000;
     /// The bar of the issue, in KiB each.
     const EACH_KIB: u64 = 24;
+    harness::allow_open_files(2 * CONNECTIONS + 100);
     beside_a_neighbour(|server| {
         let before = server.resident_kib();
         let idle: Vec<Raw> = (0..CONNECTIONS).map(|_| Raw::open(server)).collect();

@@ -86,7 +86,6 @@ fn too_many_connections_are_refused_and_the_others_go_on() {
 }
 
 #[test]
-#[ignore = "connections may use up the open files that the log needs"]
 fn when_open_files_run_out_the_log_goes_on() {
     let directory = directory();
     let server = serve(directory.path()).open_files_max(100).start();

@@ -242,7 +242,7 @@ fn a_deadline_that_passes_says_whether_the_write_takes_effect() {
             let swap = CompareAndSwapRequest {
                 namespace: name.to_owned(),
                 key: key.clone(),
-                expected: Some(Expected::ExpectedAbsent(Default::default())),
+                expected: Some(Expected::ExpectedAbsent(())),
                 value: vec![1; 40_000].into(),
                 ..Default::default()
             };

@@ -203,7 +203,6 @@ fn another_number_of_shards_and_other_namespaces_find_the_data_where_it_was() {
 }
 
 #[test]
-#[ignore = "a shard whose log has disappeared starts over empty"]
 fn a_piece_of_the_data_directory_that_is_missing_refuses_the_start() {
     for (piece, shards) in [("shard-000/wal", 1), ("shard-000", 1), ("shard-001", 2)] {
         let directory = directory();

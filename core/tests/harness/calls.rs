@@ -186,7 +186,7 @@ impl Caller {
             namespace: self.namespace.clone(),
             key: key.to_owned(),
             expected: Some(match expected {
-                None => Expected::ExpectedAbsent(Default::default()),
+                None => Expected::ExpectedAbsent(()),
                 Some(value) => Expected::ExpectedValue(Bytes::copy_from_slice(value)),
             }),
             value: Bytes::copy_from_slice(value),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Caller, PATIENCE, Server};
 
 /// The longest that one of its calls may take while something else happens.
-const SLOWEST: Duration = Duration::from_secs(3);
+const SLOWEST: Duration = Duration::from_secs(5);
 
 /// Writes and reads without a pause on a thread and a connection of its own. What it meets is told by [`Neighbour::leave`].
 pub struct Neighbour {

@@ -199,7 +199,7 @@ impl Control {
                 }
                 News::Shard(Report::Ended { shard, ended }) => {
                     self.ended(shard, ended);
-                    self.stop_all(news, missing - 1, Duration::ZERO);
+                    self.stop_all(news, self.shards - 1, Duration::ZERO);
                     return None;
                 }
                 News::Shard(Report::Drained) => {}

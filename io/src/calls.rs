@@ -86,8 +86,11 @@ pub struct CallPool<A, F, M> {
 pub trait StartCall<A> {
     /// Starts a call and polls it once. Gives the arguments back when every slot is taken.
     fn start(&self, arguments: A) -> Result<(), A>;
-    /// Polls every call that was woken, and those that they wake in turn.
+    /// Polls the calls that are woken now. Those that are woken meanwhile, also by themselves, come with the next pass, so that
+    /// none can hold the loop.
     fn poll_woken(&self);
+    /// Whether calls are woken that were not polled since.
+    fn has_woken(&self) -> bool;
     /// Wakes every call that waits, so that each looks again at what it waits for.
     fn wake_all(&self);
     /// Calls that wait in a slot.
@@ -175,7 +178,8 @@ impl<A, F: Future<Output = ()>, M: Fn(A) -> F> StartCall<A> for CallPool<A, F, M
     }
 
     fn poll_woken(&self) {
-        loop {
+        let count = self.woken.slots.borrow().len() + self.shared.foreign.len();
+        for _ in 0..count {
             let next =
                 self.woken.slots.borrow_mut().pop_front().or_else(|| self.shared.foreign.pop());
             match next {
@@ -183,6 +187,10 @@ impl<A, F: Future<Output = ()>, M: Fn(A) -> F> StartCall<A> for CallPool<A, F, M
                 None => return,
             }
         }
+    }
+
+    fn has_woken(&self) -> bool {
+        !self.woken.slots.borrow().is_empty() || !self.shared.foreign.is_empty()
     }
 
     fn wake_all(&self) {
@@ -213,16 +221,18 @@ impl<A, F, M> Drop for CallPool<A, F, M> {
     }
 }
 
-/// Polls the woken calls of `pool` whenever there are some, then calls `after` once for the whole turn.
-pub async fn pump<A>(pool: Rc<dyn StartCall<A>>, after: impl Fn()) {
-    std::future::poll_fn::<(), _>(|context| {
-        // Registered first: a wake between the pass and the return is not lost.
-        pool.register_pump(context.waker());
+/// Polls the woken calls of `pool` whenever there are some, for ever. Between two passes everything else has its turn.
+pub async fn pump<A>(pool: Rc<dyn StartCall<A>>) {
+    loop {
+        std::future::poll_fn(|context| {
+            // Registered first: a wake between the look and the return is not lost.
+            pool.register_pump(context.waker());
+            if pool.has_woken() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         pool.poll_woken();
-        after();
-        Poll::Pending
-    })
-    .await;
+        crate::rt::yield_now().await;
+    }
 }
 
 #[cfg(test)]

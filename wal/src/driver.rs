@@ -174,9 +174,14 @@ impl Writer {
         Ok((Rc::new(writer), report))
     }
 
-    /// As [`Log::append`], at the present time.
-    pub fn append(&self, head: &RecordHead<'_>, body: &[u8]) -> Result<Appended, AppendError> {
-        let appended = self.log.borrow_mut().append(wall_us(), head, body)?;
+    /// As [`Log::append`]. The time is the caller's, so that what else happens by the clock and the log agree on it.
+    pub fn append(
+        &self,
+        now_us: u64,
+        head: &RecordHead<'_>,
+        body: &[u8],
+    ) -> Result<Appended, AppendError> {
+        let appended = self.log.borrow_mut().append(now_us, head, body)?;
         self.work.set();
         Ok(appended)
     }

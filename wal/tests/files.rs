@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use prism_io::clock::wall_us;
 use prism_io::disk::{Direct, DirectoryOptions};
 use prism_io::rt;
 use prism_wal::driver::{OpenError, Writer};
@@ -71,7 +72,7 @@ fn what_was_appended_comes_back_after_a_clean_close() {
         for round in 0..200u32 {
             for call in 0..3u32 {
                 let body = format!("{round}/{call}").repeat(20);
-                let given = writer.append(&head(call), body.as_bytes()).unwrap();
+                let given = writer.append(wall_us(), &head(call), body.as_bytes()).unwrap();
                 assert_eq!(given.lane_seq, u64::from(round) + 1);
                 appended.push((given.lsn, body.into_bytes()));
             }
@@ -83,7 +84,7 @@ fn what_was_appended_comes_back_after_a_clean_close() {
         let (writer, seen, clean) = open(&path);
         assert_eq!(seen, appended);
         assert!(clean);
-        assert_eq!(writer.append(&head(1), b"more").unwrap().lane_seq, 201);
+        assert_eq!(writer.append(wall_us(), &head(1), b"more").unwrap().lane_seq, 201);
     })
     .unwrap();
 }
@@ -106,7 +107,7 @@ fn a_log_without_a_close_comes_back_too_and_segments_are_used_again() {
         let body = vec![7; 20 << 10];
         let mut given = Vec::new();
         for _ in 0..200 {
-            given.push(writer.append(&head(1), &body).unwrap().lsn);
+            given.push(writer.append(wall_us(), &head(1), &body).unwrap().lsn);
             while upto.0.get() < given[given.len() - 1] {
                 upto.1.wait().await;
             }

@@ -18,7 +18,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use prism_adapters::memory::{Memstore, Outcome as FirstOutcome, Ticket};
-use prism_adapters::{Admission as _, Backend, Context, Error, Kind, Reply, interfaces};
+use prism_adapters::{Backend, Context, Error, Kind, Reply, interfaces};
 use prism_io::clock;
 use prism_io::grpc::Metadata;
 use prism_io::h2::StreamId;
@@ -94,9 +94,20 @@ pub(crate) struct Facts {
 }
 
 /// How far a call has come, for whoever stops waiting for it.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    /// It had no effect.
+    #[default]
+    Nothing,
+    /// It is with somebody else (its home shard, or the first call with its key), who knows more.
+    Elsewhere,
+    /// It is in the log: it takes effect.
+    Logged,
+}
+
 #[derive(Default)]
 struct Progress {
-    appended: Cell<bool>,
+    stage: Cell<Stage>,
     /// Another shard has it, which answers in time itself and knows better how far the call has come.
     forwarded: Cell<bool>,
 }
@@ -130,8 +141,8 @@ pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
     match in_time {
         Some(outcome) => finish(&shard, &call, namespace.get(), outcome),
         None => {
-            finish(&shard, &call, namespace.get(), Err(expired(progress.appended.get())));
-            if progress.appended.get() {
+            finish(&shard, &call, namespace.get(), Err(expired(progress.stage.get())));
+            if progress.stage.get() == Stage::Logged {
                 // The effect happens all the same; the order of the lane depends on it.
                 let _ = answer.await;
             }
@@ -151,11 +162,13 @@ async fn answer(
     let _held = shard.hold(namespace, call, message.len())?;
     if namespace.home != shard.index {
         progress.forwarded.set(true);
-        progress.appended.set(call.method.access() == Access::Write);
+        if call.method.access() == Access::Write {
+            progress.stage.set(Stage::Elsewhere);
+        }
         return remote::ask(shard, call, namespace, message).await;
     }
     if call.is_late() {
-        return Err(expired(false));
+        return Err(expired(Stage::Nothing));
     }
     match call.method.access() {
         Access::Read => read(shard, call, namespace, message).await,
@@ -193,17 +206,18 @@ async fn write(
     message: Bytes,
     progress: &Progress,
 ) -> Result<Answer, Error> {
-    let admitted = shard.store.admit(call.method, &message);
-    admitted.inspect_err(|error| shard.count_backend_error(namespace.index, error))?;
     let level = durability::level(namespace, &call.metadata)?;
     let key = retry::key(&call.metadata)?;
+    if key.is_empty() {
+        shard.admit(namespace, call.method, &message)?;
+    }
     if level == Durability::Memory && key.is_empty() && !shard.log.holds(namespace.id) {
         return write_unlogged(shard, call, namespace, &message).await;
     }
     // What gets a record must be fit to be carried out.
     interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
     let level = level.max(Durability::Wal);
-    let admission = retry::admit(shard, call, namespace, key, &message).await?;
+    let admission = retry::admit(shard, call, namespace, key, &message, progress).await?;
     let ticket = match admission {
         Admission::Unkeyed => None,
         Admission::First(ticket) => Some(ticket),
@@ -228,7 +242,7 @@ async fn write(
             return Err(error);
         }
     };
-    progress.appended.set(true);
+    progress.stage.set(Stage::Logged);
     shard.metrics.connections.payload_copies.increment();
     shard.metrics.connections.payload_copied_bytes.add(message.len() as u64);
     // From here on the log's buffer is the one copy.
@@ -283,11 +297,7 @@ async fn apply(
     reply: &mut Reply,
 ) -> Result<(), Error> {
     let Some(method) = Method::by_id(record.head.method) else {
-        return Err(Error::new(
-            Kind::Internal,
-            "METHOD_UNKNOWN",
-            "the log holds a method that this version lacks",
-        ));
+        return Err(method_unknown());
     };
     let limits = prism_adapters::Limits::default();
     let served = target.namespaces.by_id(record.head.lane.namespace);
@@ -340,21 +350,33 @@ pub(crate) fn refuse(shard: &Shard, call: &Call, error: Error) {
 }
 
 /// What a caller hears whose time is up.
-fn expired(appended: bool) -> Error {
-    if appended {
-        Error::new(
-            Kind::DeadlineExceeded,
-            "OUTCOME_PENDING",
-            "the deadline passed when the write was on its way into the log, so it takes effect all the same; retry with \
-             the same prism-idempotency-key to learn its outcome",
-        )
-    } else {
-        Error::new(
-            Kind::DeadlineExceeded,
+fn expired(stage: Stage) -> Error {
+    let (reason, message) = match stage {
+        Stage::Nothing => (
             "NOT_APPLIED",
             "the deadline passed before the call had any effect; retry with a longer deadline",
-        )
-    }
+        ),
+        Stage::Elsewhere => (
+            "OUTCOME_PENDING",
+            "the deadline passed while it was open whether the write takes effect; retry with the same \
+             prism-idempotency-key to learn its outcome",
+        ),
+        Stage::Logged => (
+            "OUTCOME_PENDING",
+            "the deadline passed when the write was in the log, so it takes effect all the same; retry with the same \
+             prism-idempotency-key to learn its outcome",
+        ),
+    };
+    Error::new(Kind::DeadlineExceeded, reason, message)
+}
+
+#[cold]
+fn method_unknown() -> Error {
+    Error::new(
+        Kind::Internal,
+        "METHOD_UNKNOWN",
+        "the log holds a method that this version does not know",
+    )
 }
 
 /// Applies a record again at start.
@@ -363,6 +385,10 @@ pub(crate) fn replay(
     record: &Record<'_>,
     reply: &mut Reply,
 ) -> Result<(), Error> {
+    if !Method::by_id(record.head.method).is_some_and(|method| method.offered_by(Memstore::SERVES))
+    {
+        return Err(method_unknown());
+    }
     let ticket = retry::ticket_of_record(target, record)?;
     let mut applied = pin!(apply(target, record, ticket, reply));
     match applied.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {

@@ -12,7 +12,7 @@ use prism_io::grpc::Metadata;
 use prism_wal::Record;
 use siphasher::sip::SipHasher13;
 
-use super::{Answer, Call, Facts, Target, level_from_number};
+use super::{Answer, Call, Facts, Progress, Stage, Target, level_from_number};
 use crate::namespaces::Namespace;
 use crate::shard::Shard;
 
@@ -62,20 +62,22 @@ pub(super) async fn admit(
     namespace: &Namespace,
     key: &[u8],
     message: &[u8],
+    progress: &Progress,
 ) -> Result<Admission, Error> {
     if key.is_empty() {
         return Ok(Admission::Unkeyed);
     }
     let scope =
         OutcomeKey { namespace: namespace.id, partition: 0, caller: caller(&call.metadata), key };
-    let body_hash = body_hash(shard.target().hash_key, call.method.id(), message);
     for _ in 0..2 {
         let now_us = shard.log.time_us(prism_io::clock::wall_us());
-        if let Some(admission) = look_up(shard, namespace, scope, body_hash, now_us)? {
+        if let Some(admission) = look_up(shard, call, namespace, scope, message, now_us)? {
             return Ok(admission);
         }
         // The first call is in the log already, so the log's last record is one to wait for: when it is applied, so is that.
+        progress.stage.set(Stage::Elsewhere);
         shard.log.applied(shard.log.last_lsn()).await?;
+        progress.stage.set(Stage::Nothing);
     }
     Err(Error::new(
         Kind::Unavailable,
@@ -87,15 +89,19 @@ pub(super) async fn admit(
 /// What a keyed call may do as things are; `None` while the first call of its key runs.
 fn look_up(
     shard: &Shard,
+    call: &Call,
     namespace: &Namespace,
     scope: OutcomeKey<'_>,
-    body_hash: u64,
+    message: &[u8],
     now_us: u64,
 ) -> Result<Option<Admission>, Error> {
+    let body_hash = body_hash(shard.target().hash_key, call.method.id(), message);
     let window = Duration::from_micros(namespace.idempotency_window_us);
     let mut outcomes = shard.store.outcomes_mut();
     match outcomes.lookup(scope, body_hash, now_us) {
         Lookup::Unknown => {
+            // A retry gets its outcome also when there is no more room; only a first call needs some.
+            shard.admit(namespace, call.method, message)?;
             let ticket = outcomes.begin(scope, body_hash, now_us, window, false)?;
             Ok(Some(Admission::First(ticket)))
         }

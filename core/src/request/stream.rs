@@ -13,7 +13,7 @@ use prism_io::server::StreamCall;
 use prism_io::{clock, rt};
 use prism_proto::catalogue::Method;
 
-use super::{Answer, Call, Origin, durability, expired, permit};
+use super::{Answer, Call, Origin, Stage, durability, expired, permit};
 use crate::namespaces::Namespace;
 use crate::remote::{self, AskParts, RemoteSink, caller_gone};
 use crate::shard::{RETRY_DELAY, Shard};
@@ -23,7 +23,9 @@ use crate::status;
 pub(crate) const STREAMS_MAX: usize = 4096;
 
 /// Starts a streaming call of one of this shard's callers.
-pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, call: Call) {
+pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
+    // A stream may last; a slice would keep its whole read buffer.
+    call.message = Bytes::copy_from_slice(&call.message);
     let Some(place) = shard.take_stream() else {
         return status::with_status(&busy(), |status| stream.fail(status));
     };
@@ -33,6 +35,7 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, call: Call) {
         let mut sink = CallerSink { stream: &stream };
         let served = within(&call, async {
             let namespace = permit(&shard, call.method, &call.message, &seen)?;
+            let _held = shard.hold(namespace, &call, call.message.len())?;
             if namespace.home == shard.index {
                 serve(&shard, namespace, &call, &mut sink).await
             } else {
@@ -73,6 +76,7 @@ pub(crate) fn start_remote(shard: &Rc<Shard>, call: Call) {
         let mut sink = RemoteSink::new(&shard, to, ticket);
         let served = within(&call, async {
             let namespace = permit(&shard, call.method, &call.message, &seen)?;
+            let _held = shard.hold(namespace, &call, call.message.len())?;
             serve(&shard, namespace, &call, &mut sink).await
         })
         .await;
@@ -100,7 +104,7 @@ pub(crate) fn refuse_client_streaming(shard: &Rc<Shard>, stream: StreamCall, met
                 Error::field("NAMESPACE_MISSING", "namespace", "send a first message that names it")
             }
             Some(Err(_)) => caller_gone(),
-            None => expired(false),
+            None => expired(Stage::Nothing),
         };
         status::with_status(&error, |status| stream.fail(status));
         drop(place);
@@ -129,7 +133,9 @@ async fn serve(
 /// Runs `work` until the call's deadline.
 async fn within(call: &Call, work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
     let left_ns = call.deadline_ns.saturating_sub(clock::monotonic_ns());
-    rt::timeout(Duration::from_nanos(left_ns), work).await.unwrap_or_else(|| Err(expired(false)))
+    rt::timeout(Duration::from_nanos(left_ns), work)
+        .await
+        .unwrap_or_else(|| Err(expired(Stage::Nothing)))
 }
 
 /// The sink of a stream that a caller of this shard reads.
@@ -148,8 +154,9 @@ impl PageSink for CallerSink<'_> {
     }
 }
 
+/// The refusal of one stream too many.
 #[cold]
-fn busy() -> Error {
+pub(crate) fn busy() -> Error {
     Error::new(
         Kind::ResourceExhausted,
         "SHARD_BUSY",

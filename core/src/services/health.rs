@@ -11,14 +11,16 @@ use prism_io::server::StreamCall;
 use prism_proto::grpc::health::v1::health_check_response::ServingStatus;
 use prism_proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
 use prost::Message as _;
+use slab::Slab;
 
+use crate::shard::StreamPlace;
 use crate::status;
 
 /// Whether this shard serves.
 pub(crate) struct Health {
     services: Vec<&'static str>,
     serving: Cell<bool>,
-    watchers: RefCell<Vec<Waker>>,
+    watchers: RefCell<Slab<Waker>>,
 }
 
 impl Health {
@@ -35,7 +37,7 @@ impl Health {
     /// From now on nothing serves.
     pub(crate) fn stop(&self) {
         self.serving.set(false);
-        self.watchers.take().into_iter().for_each(Waker::wake);
+        self.watchers.borrow().iter().for_each(|(_, waker)| waker.wake_by_ref());
     }
 
     fn status(&self, service: &str) -> ServingStatus {
@@ -47,16 +49,35 @@ impl Health {
         }
     }
 
-    async fn changed_from(&self, service: &str, known: ServingStatus) {
+    /// Waits until nothing serves any more.
+    pub(crate) async fn stopped(&self) {
+        let mut place = Place { health: self, key: None };
         std::future::poll_fn(|context| {
-            if self.status(service) != known {
+            if !self.serving.get() {
                 return Poll::Ready(());
             }
-            self.watchers.borrow_mut().retain(|waker| !waker.will_wake(context.waker()));
-            self.watchers.borrow_mut().push(context.waker().clone());
+            let mut watchers = self.watchers.borrow_mut();
+            match place.key {
+                Some(key) => watchers[key].clone_from(context.waker()),
+                None => place.key = Some(watchers.insert(context.waker().clone())),
+            }
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// A watcher's place; given up when it is dropped.
+struct Place<'a> {
+    health: &'a Health,
+    key: Option<usize>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.health.watchers.borrow_mut().remove(key);
+        }
     }
 }
 
@@ -88,12 +109,13 @@ pub(crate) fn check(health: &Health, message: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 /// `Watch`: the status now and after each change, until the caller goes.
-pub(crate) fn watch(health: Rc<Health>, stream: StreamCall, message: &[u8]) {
+pub(crate) fn watch(health: Rc<Health>, stream: StreamCall, message: &[u8], place: StreamPlace) {
     let service = match service_of(message) {
         Ok(service) => service,
         Err(error) => return status::with_status(&error, |status| stream.fail(status)),
     };
     rt::spawn(async move {
+        let _place = place;
         loop {
             let known = health.status(&service);
             if stream.send(Message::new(&encoded(known))).await.is_err() {
@@ -105,7 +127,7 @@ pub(crate) fn watch(health: Rc<Health>, stream: StreamCall, message: &[u8]) {
                     Error::new(Kind::Unavailable, "SHUTTING_DOWN", "this server is shutting down");
                 return status::with_status(&error, |status| stream.fail(status));
             }
-            let mut changed = std::pin::pin!(health.changed_from(&service, known));
+            let mut changed = std::pin::pin!(health.stopped());
             let mut closed = std::pin::pin!(stream.closed());
             let gone = std::future::poll_fn(|context| {
                 if closed.as_mut().poll(context).is_ready() {

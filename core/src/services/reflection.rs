@@ -3,7 +3,9 @@
 //! Answers from the descriptors that the build compiled in, with their options as they were written.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::OnceLock;
+use std::task::Poll;
 
 use prism_io::grpc::Message;
 use prism_io::rt;
@@ -22,6 +24,8 @@ use prost_types::{
 
 use prism_adapters::{Error, Kind};
 
+use super::Health;
+use crate::shard::StreamPlace;
 use crate::status;
 
 /// gRPC's NOT_FOUND, in the body of an error response.
@@ -208,11 +212,18 @@ fn error(error_code: i32, error_message: String) -> MessageResponse {
     MessageResponse::ErrorResponse(ErrorResponse { error_code, error_message })
 }
 
-/// Answers one reflection stream until its caller has asked everything. `services` are those that answer calls here.
-pub(crate) fn reflect(stream: StreamCall, services: Vec<&'static str>) {
+/// Answers one reflection stream until its caller has asked everything or the server stops.
+pub(crate) fn reflect(stream: StreamCall, health: Rc<Health>, place: StreamPlace) {
     rt::spawn(async move {
+        let _place = place;
         loop {
-            let message = match stream.next().await {
+            let Some(next) = unless_stopped(&health, stream.next()).await else {
+                // The last word of a server that drains: an idle stream must not hold up its end.
+                let error =
+                    Error::new(Kind::Unavailable, "SHUTTING_DOWN", "this server is shutting down");
+                return status::with_status(&error, |status| stream.fail(status));
+            };
+            let message = match next {
                 Ok(Some(message)) => message,
                 Ok(None) => return stream.finish(&[]),
                 Err(_) => return,
@@ -230,7 +241,9 @@ pub(crate) fn reflect(stream: StreamCall, services: Vec<&'static str>) {
             };
             let response = ServerReflectionResponse {
                 valid_host: request.host.clone(),
-                message_response: Some(index().answer(request.message_request.clone(), &services)),
+                message_response: Some(
+                    index().answer(request.message_request.clone(), health.services()),
+                ),
                 original_request: Some(request),
             };
             if stream.send(Message::new(&response.encode_to_vec())).await.is_err() {
@@ -238,6 +251,18 @@ pub(crate) fn reflect(stream: StreamCall, services: Vec<&'static str>) {
             }
         }
     });
+}
+
+/// What `future` gives, unless the server stops first.
+async fn unless_stopped<F: Future>(health: &Health, future: F) -> Option<F::Output> {
+    let (mut stopped, mut future) = (std::pin::pin!(health.stopped()), std::pin::pin!(future));
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(output) = future.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        stopped.as_mut().poll(context).map(|()| None)
+    })
+    .await
 }
 
 #[cfg(test)]

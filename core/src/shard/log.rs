@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use prism_adapters::{Error, Kind};
 use prism_io::calls::StartCall;
+use prism_io::clock;
 use prism_wal::driver::Writer;
 use prism_wal::{AppendError, Appended, DurableBatch, Record, RecordHead};
+use slab::Slab;
 
 use super::RETRY_DELAY;
 use crate::request::Call;
@@ -28,6 +30,10 @@ pub(crate) struct Log {
     writer: Rc<Writer>,
     /// Who waits for which record, in the order of the records.
     waiting: RefCell<VecDeque<(u64, Waker)>>,
+    /// Who waits to read the effects of which record.
+    readers: RefCell<Slab<(u64, Waker)>>,
+    /// The last record that was given to its call.
+    handed_out: Cell<u64>,
     /// The batch whose calls are being polled.
     current: RefCell<Option<DurableBatch>>,
     last: Cell<u64>,
@@ -53,6 +59,8 @@ impl Log {
         Self {
             writer,
             waiting: RefCell::default(),
+            readers: RefCell::default(),
+            handed_out: Cell::new(last),
             current: RefCell::default(),
             last: Cell::new(last),
             applied: Cell::new(last),
@@ -71,7 +79,8 @@ impl Log {
 
     /// Copies one record into the batch that goes out next.
     pub(crate) fn append(&self, head: &RecordHead<'_>, body: &[u8]) -> Result<Appended, Error> {
-        let appended = self.writer.append(head, body).map_err(refused)?;
+        let appended =
+            self.writer.append(self.time_us(clock::wall_us()), head, body).map_err(refused)?;
         self.last.set(appended.lsn);
         self.time_us.set(appended.log_time_us);
         self.held.borrow_mut().insert(head.lane.namespace, appended.lsn);
@@ -120,13 +129,15 @@ impl Log {
         self.snapshotted.set(lsn);
     }
 
-    /// Waits until the record is on stable storage, and gives it.
+    /// Waits until the record is on stable storage, and gives it. Each record is waited for once, by the call that appended
+    /// it, and to the end: what gives records their order here is the order in which their calls wait.
     pub(crate) async fn durable(&self, lsn: u64) -> Result<DurableRecord, Error> {
         let mut registered = false;
         std::future::poll_fn(|context| {
             if let Some(batch) = &*self.current.borrow()
                 && let Some(index) = index_of(batch, lsn)
             {
+                assert!(lsn > self.handed_out.replace(lsn), "records are applied in their order");
                 return Poll::Ready(Ok(DurableRecord { batch: batch.clone(), index }));
             }
             if self.failed.get() {
@@ -140,9 +151,9 @@ impl Log {
         .await
     }
 
-    /// Waits until the effects of the records up to `lsn` can be read.
+    /// Waits until the effects of the records up to `lsn` can be read. May be given up.
     pub(crate) async fn applied(&self, lsn: u64) -> Result<(), Error> {
-        let mut registered = false;
+        let mut place = ReaderPlace { log: self, key: None };
         std::future::poll_fn(|context| {
             if self.applied.get() >= lsn {
                 return Poll::Ready(Ok(()));
@@ -150,35 +161,44 @@ impl Log {
             if self.failed.get() {
                 return Poll::Ready(Err(failed()));
             }
-            if !std::mem::replace(&mut registered, true) {
-                // Behind those of the same record that wait to apply it.
-                let mut waiting = self.waiting.borrow_mut();
-                let place = waiting.partition_point(|(other, _)| *other <= lsn);
-                waiting.insert(place, (lsn, context.waker().clone()));
+            let mut readers = self.readers.borrow_mut();
+            match place.key {
+                Some(key) => readers[key].1.clone_from(context.waker()),
+                None => place.key = Some(readers.insert((lsn, context.waker().clone()))),
             }
             Poll::Pending
         })
         .await
     }
 
-    /// Polls the calls whose records are in `batch`. Every batch comes here once, in order.
+    /// Polls the calls whose records are in `batch`, then those that wait to read what they have done. Every batch comes here
+    /// once, in order.
     pub(crate) fn settle(&self, batch: DurableBatch, calls: &dyn StartCall<Call>) {
         let last = batch.last_lsn();
         self.applied_us.set(batch.record(batch.len() - 1).log_time_us);
         *self.current.borrow_mut() = Some(batch);
-        // Nothing but the calls that are woken here runs until all of them have applied their records, in this order; whoever
-        // waits for the effects of one of them stands behind it.
-        self.applied.set(last);
         self.wake_up_to(last);
         calls.poll_woken();
         *self.current.borrow_mut() = None;
+        self.applied.set(last);
+        self.wake_readers();
+        calls.poll_woken();
     }
 
     /// Tells everybody who waits that the log has failed.
     pub(crate) fn fail(&self, calls: &dyn StartCall<Call>) {
         self.failed.set(true);
         self.wake_up_to(u64::MAX);
+        self.wake_readers();
         calls.poll_woken();
+    }
+
+    fn wake_readers(&self) {
+        for (_, (lsn, waker)) in self.readers.borrow().iter() {
+            if self.failed.get() || self.applied.get() >= *lsn {
+                waker.wake_by_ref();
+            }
+        }
     }
 
     fn wake_up_to(&self, lsn: u64) {
@@ -193,6 +213,20 @@ impl Log {
                 Some((_, waker)) => waker.wake(),
                 None => return,
             }
+        }
+    }
+}
+
+/// A reader's place among those that wait; given up when it is dropped.
+struct ReaderPlace<'a> {
+    log: &'a Log,
+    key: Option<usize>,
+}
+
+impl Drop for ReaderPlace<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.log.readers.borrow_mut().remove(key);
         }
     }
 }

@@ -15,8 +15,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use prism_adapters::memory::Memstore;
-use prism_adapters::{Error, Kind, Reply, Revision};
+use prism_adapters::{Admission as _, Error, Kind, Reply, Revision};
 use prism_io::calls::StartCall;
+use prism_proto::catalogue::Method;
 
 pub(crate) use deadlines::Deadlines;
 pub(crate) use log::Log;
@@ -132,6 +133,17 @@ impl Shard {
     /// A record of this shard's log for callers.
     pub(crate) fn token(&self, lsn: u64) -> LsnToken {
         LsnToken { shard: self.index as u16, lsn }
+    }
+
+    /// Whether the store has room for a write.
+    pub(crate) fn admit(
+        &self,
+        namespace: &Namespace,
+        method: Method,
+        message: &[u8],
+    ) -> Result<(), Error> {
+        let admitted = self.store.admit(method, message);
+        admitted.inspect_err(|error| self.count_backend_error(namespace.index, error))
     }
 
     /// Counts a failure that is the backend's own; one that is the request's fault is none.

@@ -113,6 +113,10 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         return Err(OpenError::Snapshots(gap));
     }
     let last = writer.status().next_lsn - 1;
+    if last < found.lsn {
+        let ahead = SnapshotsError::Ahead { snapshot_lsn: found.lsn, last_lsn: last };
+        return Err(OpenError::Snapshots(ahead));
+    }
     let (direct, probe) = (writer.directory().is_direct(), writer.directory().probe());
     Ok(Opened {
         store,

@@ -206,16 +206,19 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         tracing::info!(shard = index, "draining");
         shard.health.stop();
         connections.drain();
-        let drained = drain(&shard, &calls, &connections, drain_timeout).await;
+        let drained =
+            rt::timeout(drain_timeout, drain(&shard, &calls, &connections, &failure)).await;
         tell(Report::Drained);
         // The calls of other shards end here too.
-        rt::timeout(drain_timeout, finish.wait()).await;
+        rt::timeout(drain_timeout, wait_for_end(&finish, &failure)).await;
         if failure.get().is_none() {
             shard.log.writer().close().await;
+        }
+        if failure.get().is_none() {
             connections.abort();
             return match drained {
-                true => Ended::Clean,
-                false => Ended::Undrained { calls: calls.in_flight() + shard.streams.get() },
+                Some(()) => Ended::Clean,
+                None => Ended::Undrained { calls: calls.in_flight() + shard.streams.get() },
             };
         }
     }
@@ -237,7 +240,7 @@ fn wire(shard: &Rc<Shard>) -> Rc<dyn StartCall<Call>> {
     if shard.calls.set(calls.clone()).is_err() {
         unreachable!("a shard is wired once");
     }
-    rt::spawn(pump(calls.clone(), || ()));
+    rt::spawn(pump(calls.clone()));
     let (of_ticks, ticked) = (shard.clone(), calls.clone());
     rt::spawn(async move { of_ticks.deadlines.run(ticked).await });
     let (of_mesh, of_turns, woken) = (shard.clone(), shard.clone(), calls.clone());
@@ -297,21 +300,17 @@ async fn wait_for_end(stop: &Flag, failure: &LogFailure) -> bool {
     .await
 }
 
-/// Waits until every call has ended and its answer has left, at most `limit`.
+/// Waits until every call has ended and its answer has left, or until the log has failed.
 async fn drain(
     shard: &Shard,
     calls: &Rc<dyn StartCall<Call>>,
     connections: &Connections,
-    limit: Duration,
-) -> bool {
-    let began = Instant::now();
+    failure: &LogFailure,
+) {
     loop {
         let idle = calls.in_flight() == 0 && shard.streams.get() == 0 && shard.peers.waiting() == 0;
-        if idle && connections.is_drained() {
-            return true;
-        }
-        if began.elapsed() >= limit {
-            return false;
+        if idle && connections.is_drained() || failure.get().is_some() {
+            return;
         }
         rt::sleep(DRAIN_TICK).await;
     }

@@ -88,10 +88,10 @@ impl Service for Front {
     fn open(&self, call: StreamCall, route: u32, _head: RequestHead) {
         match method(route) {
             Some(method) => stream::refuse_client_streaming(&self.0, call, method),
-            None => {
-                let services = self.0.health.services().to_vec();
-                services::reflect(call, services);
-            }
+            None => match self.0.take_stream() {
+                Some(place) => services::reflect(call, self.0.health.clone(), place),
+                None => status::with_status(&stream::busy(), |status| call.fail(status)),
+            },
         }
     }
 
@@ -107,21 +107,30 @@ impl Front {
     fn own_request(
         &self,
         connection: &Rc<Connection>,
-        stream: StreamId,
+        stream_id: StreamId,
         route: u32,
         message: &[u8],
     ) {
         let health = &self.0.health;
         match route {
             HEALTH_CHECK => match services::check(health, message) {
-                Ok(answer) => connection.respond(stream, Message::new(&answer), &[]),
-                Err(error) => status::with_status(&error, |status| connection.fail(stream, status)),
+                Ok(answer) => connection.respond(stream_id, Message::new(&answer), &[]),
+                Err(error) => {
+                    status::with_status(&error, |status| connection.fail(stream_id, status))
+                }
             },
-            HEALTH_WATCH => services::watch(health.clone(), connection.stream(stream), message),
+            HEALTH_WATCH => match self.0.take_stream() {
+                Some(place) => {
+                    services::watch(health.clone(), connection.stream(stream_id), message, place)
+                }
+                None => status::with_status(&stream::busy(), |status| {
+                    connection.fail(stream_id, status)
+                }),
+            },
             _ => {
                 let error =
                     Error::new(Kind::Internal, "ROUTE_UNKNOWN", "a path was routed to no method");
-                status::with_status(&error, |status| connection.fail(stream, status));
+                status::with_status(&error, |status| connection.fail(stream_id, status));
             }
         }
     }

@@ -42,12 +42,19 @@ pub(crate) enum SnapshotsError {
     Restore(RestoreError),
     /// The log begins after what the newest good snapshot holds.
     Gap { snapshot_lsn: u64, first_lsn: u64 },
+    /// The log ends before what the newest snapshot holds.
+    Ahead { snapshot_lsn: u64, last_lsn: u64 },
 }
 
 impl fmt::Display for SnapshotsError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Restore(error) => error.fmt(formatter),
+            Self::Ahead { snapshot_lsn, last_lsn } => write!(
+                formatter,
+                "the newest snapshot holds everything up to record {snapshot_lsn}, but the log ends at record {last_lsn}: it is \
+                 not the log that belongs to it; restore the data directory from a backup"
+            ),
             Self::Gap { snapshot_lsn, first_lsn } => write!(
                 formatter,
                 "the log begins at record {first_lsn}, but the newest good snapshot ends at record {snapshot_lsn}: what is \

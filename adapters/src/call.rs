@@ -141,19 +141,6 @@ pub trait PageSink {
     fn now_us(&self) -> u64;
 }
 
-/// Lets everything else on the shard have a turn, then goes on.
-pub(crate) async fn give_way() {
-    let mut given = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut given, true) {
-            return std::task::Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,10 +9,13 @@ use prism_proto::view::keyvalue as view;
 
 #[test]
 fn memstore_serves_what_it_declares() {
-    let client = Direct::new(Memstore::default());
-    let ran = block_on(run(&client));
-    assert!(ran.len() > 60, "{ran:?}");
-    assert_eq!(block_on(run(&client)).len(), ran.len(), "also a second time");
+    prism_io::rt::run(async {
+        let client = Direct::new(Memstore::default());
+        let ran = run(&client).await;
+        assert!(ran.len() > 60, "{ran:?}");
+        assert_eq!(run(&client).await.len(), ran.len(), "also a second time");
+    })
+    .unwrap();
 }
 
 #[test]
@@ -21,10 +24,13 @@ fn random_sequences_agree_with_a_model() {
         Ok(seed) => seed.parse().expect("PRISM_SEED is a number"),
         Err(_) => std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
     };
-    for round in 0..20 {
-        let client = Direct::new(Memstore::default());
-        block_on(random_sequence(&client, seed.wrapping_add(round), 5_000));
-    }
+    prism_io::rt::run(async move {
+        for round in 0..20 {
+            let client = Direct::new(Memstore::default());
+            random_sequence(&client, seed.wrapping_add(round), 5_000).await;
+        }
+    })
+    .unwrap();
 }
 
 /// memstore with less on offer, to see that the rest is refused.

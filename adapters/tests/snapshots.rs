@@ -205,9 +205,12 @@ fn restored(bytes: &[u8]) -> (Memstore, SnapshotFacts) {
 fn state_and_answers_after_snapshot_and_replay_are_those_before() {
     let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
     println!("seed {seed:#x}");
-    for round in 0..8 {
-        replay_equality(&mut Random(seed.wrapping_add(round << 8)), 20 + 400 * round);
-    }
+    prism_io::rt::run(async move {
+        for round in 0..8 {
+            replay_equality(&mut Random(seed.wrapping_add(round << 8)), 20 + 400 * round);
+        }
+    })
+    .unwrap();
 }
 
 fn replay_equality(random: &mut Random, keys: u64) {
@@ -277,45 +280,55 @@ fn replay_equality(random: &mut Random, keys: u64) {
 
 #[test]
 fn every_damaged_byte_is_found() {
-    let memstore = Rc::new(Memstore::default());
-    let mut random = Random(99);
-    for lsn in 1..200 {
-        apply(&memstore, &random_record(&mut random, lsn, BEGIN_US + lsn, 60));
-    }
-    let good = drain(&mut memstore.snapshot(&facts(200, BEGIN_US + 200)).unwrap(), || {});
-    for (step, index) in (0..good.len()).step_by(7).chain(0..64).enumerate() {
-        let mut bad = good.clone();
-        bad[index] ^= 1 << (step % 8);
-        let result = Memstore::restore(MemstoreLimits::default(), &bad[..]);
-        assert!(
-            matches!(result, Err(SnapshotError::Damaged { .. } | SnapshotError::Version(_))),
-            "a flipped bit in byte {index} passed"
+    prism_io::rt::run(async {
+        let memstore = Rc::new(Memstore::default());
+        let mut random = Random(99);
+        for lsn in 1..200 {
+            apply(&memstore, &random_record(&mut random, lsn, BEGIN_US + lsn, 60));
+        }
+        let good = drain(&mut memstore.snapshot(&facts(200, BEGIN_US + 200)).unwrap(), || {});
+        for (step, index) in (0..good.len()).step_by(7).chain(0..64).enumerate() {
+            let mut bad = good.clone();
+            bad[index] ^= 1 << (step % 8);
+            let result = Memstore::restore(MemstoreLimits::default(), &bad[..]);
+            assert!(
+                matches!(result, Err(SnapshotError::Damaged { .. } | SnapshotError::Version(_))),
+                "a flipped bit in byte {index} passed"
+            );
+        }
+        for length in [0, 1, 15, 16, 17, good.len() / 2, good.len() - 1] {
+            let result = Memstore::restore(MemstoreLimits::default(), &good[..length]);
+            assert!(matches!(result, Err(SnapshotError::Damaged { .. })), "cut off at {length}");
+        }
+        let (copy, _) = restored(&[&good[..], &[0; 4_096]].concat());
+        assert_eq!(
+            dump(&copy, BEGIN_US + 200),
+            dump(&memstore, BEGIN_US + 200),
+            "padding is ignored"
         );
-    }
-    for length in [0, 1, 15, 16, 17, good.len() / 2, good.len() - 1] {
-        let result = Memstore::restore(MemstoreLimits::default(), &good[..length]);
-        assert!(matches!(result, Err(SnapshotError::Damaged { .. })), "cut off at {length}");
-    }
-    let (copy, _) = restored(&[&good[..], &[0; 4_096]].concat());
-    assert_eq!(dump(&copy, BEGIN_US + 200), dump(&memstore, BEGIN_US + 200), "padding is ignored");
+    })
+    .unwrap();
 }
 
 #[test]
 fn an_abandoned_snapshot_leaves_no_trace() {
-    let memstore = Rc::new(Memstore::default());
-    let mut random = Random(5);
-    for lsn in 1..3_000 {
-        apply(&memstore, &random_record(&mut random, lsn, BEGIN_US + lsn, 2_000));
-    }
-    let mut snapshot = memstore.snapshot(&facts(3_000, BEGIN_US + 3_000)).unwrap();
-    snapshot.step().unwrap();
-    drop(snapshot);
-    for lsn in 3_000..6_000 {
-        apply(&memstore, &random_record(&mut random, lsn, BEGIN_US + lsn, 2_000));
-    }
-    let at = BEGIN_US + 6_000;
-    let bytes = drain(&mut memstore.snapshot(&facts(6_000, at)).unwrap(), || {});
-    assert_eq!(dump(&restored(&bytes).0, at), dump(&memstore, at));
+    prism_io::rt::run(async {
+        let memstore = Rc::new(Memstore::default());
+        let mut random = Random(5);
+        for lsn in 1..3_000 {
+            apply(&memstore, &random_record(&mut random, lsn, BEGIN_US + lsn, 2_000));
+        }
+        let mut snapshot = memstore.snapshot(&facts(3_000, BEGIN_US + 3_000)).unwrap();
+        snapshot.step().unwrap();
+        drop(snapshot);
+        for lsn in 3_000..6_000 {
+            apply(&memstore, &random_record(&mut random, lsn, BEGIN_US + lsn, 2_000));
+        }
+        let at = BEGIN_US + 6_000;
+        let bytes = drain(&mut memstore.snapshot(&facts(6_000, at)).unwrap(), || {});
+        assert_eq!(dump(&restored(&bytes).0, at), dump(&memstore, at));
+    })
+    .unwrap();
 }
 
 #[test]

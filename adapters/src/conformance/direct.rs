@@ -148,7 +148,8 @@ impl PageSink for Collect {
     }
 }
 
-/// Polls a future until it is ready; for futures that wait for nothing but their turn.
+/// Polls a future until it is ready; for futures that wait for nothing but their turn. What gives
+/// way to others (scans, Count on a large lane) needs a runtime around it, [`prism_io::rt::run`].
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     let mut context = TaskContext::from_waker(Waker::noop());

@@ -11,11 +11,11 @@ use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
 use prism_io::disk::{BufferPool, Directory};
+use prism_io::rt::yield_now;
 
 use super::format::{SnapshotError, SnapshotFacts};
 use super::snapshot::{Snapshot, SnapshotStep};
 use super::{Memstore, MemstoreLimits};
-use crate::call::give_way;
 
 /// How many snapshots are kept.
 const KEPT: usize = 2;
@@ -173,7 +173,7 @@ impl SnapshotFiles {
             let bytes = match snapshot.step()? {
                 SnapshotStep::Bytes(bytes) => bytes,
                 SnapshotStep::Working => {
-                    give_way().await;
+                    yield_now().await;
                     continue;
                 }
                 SnapshotStep::Done => break,

@@ -2,7 +2,8 @@
 //!
 //! One per shard, on its thread; the lanes of all its namespaces are in it. Replaying the same records
 //! from an older snapshot gives the same state and the same answers. Its unary futures are ready when
-//! they are first polled, but for Count on a large lane, which gives way between steps.
+//! they are first polled, but for Count on a large lane, which gives way between steps as scans do;
+//! these need the shard's runtime.
 //!
 //! - `slab`, `index`, `entry`: where entries are and how they are found
 //! - `store`: changes, expiry (`wheel`) and the memory that is taken
@@ -128,6 +129,33 @@ impl Memstore {
         self.store.borrow().used_bytes()
     }
 
+    /// About how much memory the entries of one namespace take, in bytes; a part of
+    /// [`Memstore::used_bytes`].
+    pub fn namespace_used_bytes(&self, namespace: u32) -> usize {
+        self.store.borrow().namespace_bytes(namespace).map_or(0, |(used_bytes, _)| used_bytes)
+    }
+
+    /// Refuses a valid call that would take its namespace past the namespace's own share of this
+    /// store, `namespace_bytes_max`. It does not look at the store's limit, which
+    /// [`Admission::admit`] does.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED `MEMORY_FULL` for what takes space; reads and deletes pass always.
+    #[inline]
+    pub fn admit_in(
+        &self,
+        namespace: u32,
+        namespace_bytes_max: u64,
+        method: Method,
+        request: &[u8],
+    ) -> Result<(), Error> {
+        let used_bytes = self.namespace_used_bytes(namespace);
+        if (used_bytes + request.len() + ENTRY_BYTES) as u64 <= namespace_bytes_max {
+            return Ok(());
+        }
+        self.admit_when_share_full(namespace, namespace_bytes_max, method, request)
+    }
+
     /// How many entries there are, those that have expired and are not yet reaped included.
     pub fn entries(&self) -> usize {
         self.store.borrow().entries()
@@ -155,17 +183,7 @@ impl Memstore {
 
     #[cold]
     fn admit_when_full(&self, method: Method, request: &[u8]) -> Result<(), Error> {
-        let takes_space = match method {
-            Method::KEYVALUE_SET
-            | Method::KEYVALUE_BATCH_SET
-            | Method::KEYVALUE_COMPARE_AND_SWAP => true,
-            Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
-                let mut operations = request.operations.iter();
-                operations.any(|one| matches!(one.action, Some(OperationAction::Put(_))))
-            }),
-            _ => false,
-        };
-        if !takes_space {
+        if !takes_space(method, request) {
             return Ok(());
         }
         let message = format!(
@@ -174,9 +192,49 @@ impl Memstore {
             self.used_bytes(),
             self.limits.bytes_max
         );
-        let error = Error::new(Kind::ResourceExhausted, "MEMORY_FULL", message);
-        Err(error.with("backend", "memstore").retry_after(Duration::from_secs(1)))
+        Err(memory_full(message))
     }
+
+    #[cold]
+    fn admit_when_share_full(
+        &self,
+        namespace: u32,
+        namespace_bytes_max: u64,
+        method: Method,
+        request: &[u8],
+    ) -> Result<(), Error> {
+        if !takes_space(method, request) {
+            return Ok(());
+        }
+        let store = self.store.borrow();
+        let (used_bytes, name) = store.namespace_bytes(namespace).unwrap_or((0, ""));
+        let message = format!(
+            "the memory of the namespace {name}{}is used up ({used_bytes} of {namespace_bytes_max} \
+             bytes on this shard): delete entries, give them a ttl, or raise the namespace's \
+             memory_bytes_max; reads and deletes go on",
+            if name.is_empty() { "" } else { " " }
+        );
+        Err(memory_full(message).with("limit", "memory_bytes_max"))
+    }
+}
+
+/// Whether a call may add entries or make one longer.
+fn takes_space(method: Method, request: &[u8]) -> bool {
+    match method {
+        Method::KEYVALUE_SET | Method::KEYVALUE_BATCH_SET | Method::KEYVALUE_COMPARE_AND_SWAP => {
+            true
+        }
+        Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
+            let mut operations = request.operations.iter();
+            operations.any(|one| matches!(one.action, Some(OperationAction::Put(_))))
+        }),
+        _ => false,
+    }
+}
+
+fn memory_full(message: String) -> Error {
+    let error = Error::new(Kind::ResourceExhausted, "MEMORY_FULL", message);
+    error.with("backend", "memstore").retry_after(Duration::from_secs(1))
 }
 
 impl Admission for Memstore {

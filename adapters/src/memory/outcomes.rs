@@ -183,6 +183,9 @@ impl Outcomes {
     /// Notes that a call begins whose key is [`Lookup::Unknown`], to be remembered for `window`
     /// (no less than [`WINDOW_MIN`]) from log time `now_us` on.
     ///
+    /// On replay (`admitted`) it takes the place of what is known about the key: the window may be
+    /// longer than the one under which the call was let in as the key's first.
+    ///
     /// # Errors
     /// RESOURCE_EXHAUSTED `IDEMPOTENCY_TABLE_FULL` when there is no room; never on replay
     /// (`admitted`), where the room was found when the record was written.
@@ -196,10 +199,8 @@ impl Outcomes {
     ) -> Result<Ticket, Error> {
         if let Some(position) = self.find(key) {
             let record = self.records.at(position);
-            assert!(
-                record.outcome.is_some() && record.expires_us <= now_us,
-                "a key began that is in use"
-            );
+            let is_over = record.outcome.is_some() && record.expires_us <= now_us;
+            assert!(is_over || admitted, "a key began that is in use");
             self.remove(position);
         }
         let full = self.records.len() >= self.outcomes_max || self.used_bytes >= self.bytes_max;
@@ -362,6 +363,25 @@ mod tests {
         table.abandon(again);
         assert!(table.is_empty());
         assert_eq!(table.used_bytes(), 0);
+    }
+
+    #[test]
+    fn on_replay_a_call_takes_the_place_of_what_is_known_about_its_key() {
+        let mut table = Outcomes::default();
+        let ticket = table.begin(key(b"a"), 5, 0, WINDOW_DEFAULT, true).unwrap();
+        table.settle(ticket, outcome(9), 0);
+        // The live call came when a shorter window had passed.
+        let ticket = table.begin(key(b"a"), 6, HOUR_US, WINDOW_DEFAULT, true).unwrap();
+        table.settle(ticket, outcome(10), HOUR_US);
+        assert_eq!(table.lookup(key(b"a"), 6, 24 * HOUR_US), Lookup::Settled(&outcome(10)));
+        table.begin(key(b"b"), 7, HOUR_US, WINDOW_DEFAULT, true).unwrap();
+        let ticket = table.begin(key(b"b"), 8, HOUR_US, WINDOW_DEFAULT, true).unwrap();
+        assert_eq!(table.lookup(key(b"b"), 8, HOUR_US), Lookup::Running(ticket));
+        table.abandon(ticket);
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.expire(24 * HOUR_US, 100), 0, "the first one's timer is gone");
+        assert_eq!(table.expire(25 * HOUR_US, 100), 1);
+        assert_eq!((table.len(), table.used_bytes()), (0, 0));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! memstore's scans: a walk over the slots of a lane, in pages.
 //!
 //! What is in its slot from the walk's begin to its end is met exactly once; the walk ends where the
-//! lane ended when it began. It looks at a bounded number of slots, then gives way. A page token says
-//! how far the walk has come; it is signed, for the lane and the selection, with a key that lives as
-//! long as the process, because so do the positions.
+//! lane ended when it began. It looks at a bounded number of slots, or sends a page, then gives way.
+//! No page is longer than a message may be, but for an entry that is too long by itself. A page token
+//! says how far the walk has come; it is signed, for the lane and the selection, with a key that lives
+//! as long as the process, because so do the positions.
 
 use std::hash::BuildHasher;
 
+use prism_io::rt::yield_now;
 use prism_proto::view::keyvalue::{
     CountRequest, CountRequestSelection, CountResponse, ScanKeysRequest, ScanKeysRequestSelection,
     ScanRequest, ScanRequestSelection,
@@ -17,7 +19,7 @@ use prism_proto::wire;
 use super::Memstore;
 use super::entry::Entry;
 use super::keyvalue::view;
-use crate::call::{Context, PageSink, Reply, give_way};
+use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::glob::Glob;
 use crate::interfaces::keyvalue::KeyValueScan;
@@ -135,15 +137,20 @@ impl Memstore {
             0 => PAGE_ENTRIES_DEFAULT,
             size => size.min(PAGE_ENTRIES_MAX),
         };
-        let page_bytes = context.limits.max_message_size - TOKEN_BYTES_MAX;
+        let page_bytes = context.limits.max_message_size.saturating_sub(TOKEN_BYTES_MAX);
         loop {
             let mut page = Vec::new();
             let mut entries = 0;
             let page_end = walk.end.min(walk.position.saturating_add(PAGE_SLOTS_MAX));
             loop {
                 let is_full = |page: &mut Vec<u8>, key: &str, entry: &Entry| {
-                    if !put(page, key, entry, page_bytes.saturating_sub(page.len())) {
-                        assert!(!page.is_empty(), "one entry always fits into a page");
+                    // The limit may have been lowered since the entry was stored: the walk goes on,
+                    // with the entry on a page of its own.
+                    let room = match page.is_empty() {
+                        true => usize::MAX,
+                        false => page_bytes.saturating_sub(page.len()),
+                    };
+                    if !put(page, key, entry, room) {
                         return Taken::NotThis;
                     }
                     entries += 1;
@@ -158,7 +165,7 @@ impl Memstore {
                 if full || walk.position >= page_end {
                     break;
                 }
-                give_way().await;
+                yield_now().await;
             }
             let last = walk.position == walk.end;
             if !last {
@@ -169,6 +176,7 @@ impl Memstore {
             if last {
                 return Ok(());
             }
+            yield_now().await;
         }
     }
 
@@ -248,7 +256,7 @@ impl Memstore {
             if beyond || walk.position == walk.end {
                 return (count, !beyond);
             }
-            give_way().await;
+            yield_now().await;
         }
     }
 

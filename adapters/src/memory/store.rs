@@ -26,7 +26,17 @@ pub(crate) struct Lane {
     pub(crate) entries: Slab<Entry>,
     /// How many entries have an expiry.
     pub(crate) expiring: usize,
+    /// Its namespace's account.
+    account: u32,
     index: Index,
+}
+
+/// What the lanes of one namespace take together.
+#[derive(Debug)]
+struct Account {
+    namespace: u32,
+    first_lane: u32,
+    used_bytes: usize,
 }
 
 /// Where a key is or would be.
@@ -53,6 +63,8 @@ pub(crate) struct Store {
     hasher: RandomState,
     pub(crate) lanes: Vec<Lane>,
     lane_index: HashTable<u32>,
+    accounts: Vec<Account>,
+    account_index: HashTable<u32>,
     wheel: Wheel,
     /// About how much memory everything takes, in bytes.
     used_bytes: usize,
@@ -68,6 +80,48 @@ impl Store {
     /// About how much memory everything takes, in bytes.
     pub(crate) fn used_bytes(&self) -> usize {
         self.used_bytes
+    }
+
+    /// What the lanes of a namespace take of it, and the namespace's name; nothing if it has no lane.
+    #[inline]
+    pub(crate) fn namespace_bytes(&self, namespace: u32) -> Option<(usize, &str)> {
+        let account = &self.accounts[self.account(namespace)? as usize];
+        let name = &self.lanes[account.first_lane as usize].namespace_name;
+        Some((account.used_bytes, name))
+    }
+
+    #[inline]
+    fn account(&self, namespace: u32) -> Option<u32> {
+        let is_it = |&number: &u32| self.accounts[number as usize].namespace == namespace;
+        self.account_index.find(self.hasher.hash_one(namespace), is_it).copied()
+    }
+
+    fn account_or_new(&mut self, namespace: u32, first_lane: u32) -> u32 {
+        if let Some(number) = self.account(namespace) {
+            return number;
+        }
+        let number = self.accounts.len() as u32;
+        self.accounts.push(Account { namespace, first_lane, used_bytes: 0 });
+        let hash = self.hasher.hash_one(namespace);
+        let (hasher, accounts) = (&self.hasher, &self.accounts);
+        self.account_index.insert_unique(hash, number, |&number| {
+            hasher.hash_one(accounts[number as usize].namespace)
+        });
+        number
+    }
+
+    #[inline]
+    fn take(&mut self, lane: u32, bytes: usize) {
+        let account = self.lanes[lane as usize].account;
+        self.accounts[account as usize].used_bytes += bytes;
+        self.used_bytes += bytes;
+    }
+
+    #[inline]
+    fn give_back(&mut self, lane: u32, bytes: usize) {
+        let account = self.lanes[lane as usize].account;
+        self.accounts[account as usize].used_bytes -= bytes;
+        self.used_bytes -= bytes;
     }
 
     /// How many entries there are, those that have expired and are not yet reaped included.
@@ -98,12 +152,14 @@ impl Store {
     #[cold]
     fn new_lane(&mut self, namespace: u32, partition: u16, name: &str) -> u32 {
         let number = self.lanes.len() as u32;
+        let account = self.account_or_new(namespace, number);
         self.lanes.push(Lane {
             namespace,
             partition,
             namespace_name: name.into(),
             entries: Slab::default(),
             expiring: 0,
+            account,
             index: Index::default(),
         });
         let hash = self.hasher.hash_one((namespace, partition));
@@ -112,7 +168,7 @@ impl Store {
             let lane = &lanes[number as usize];
             hasher.hash_one((lane.namespace, lane.partition))
         });
-        self.used_bytes += LANE_BYTES + name.len();
+        self.take(number, LANE_BYTES + name.len());
         number
     }
 
@@ -164,7 +220,8 @@ impl Store {
         let before_bytes = entry.memory_bytes();
         entry.replace(value, revision);
         let after_bytes = entry.memory_bytes();
-        self.used_bytes = self.used_bytes - before_bytes + after_bytes;
+        self.take(spot.lane, after_bytes);
+        self.give_back(spot.lane, before_bytes);
         let expires_us = match expiry {
             Expiry::Keep if was_live => return,
             Expiry::Keep => NEVER,
@@ -183,7 +240,7 @@ impl Store {
         now_us: u64,
     ) {
         let entry = Entry::new(key, value, revision, self.generation);
-        self.used_bytes += entry.memory_bytes();
+        self.take(spot.lane, entry.memory_bytes());
         let lane = &mut self.lanes[spot.lane as usize];
         let position = lane.entries.insert(entry);
         let (hasher, entries) = (&self.hasher, &lane.entries);
@@ -220,7 +277,7 @@ impl Store {
         while reaped < budget
             && let Some((lane, position)) = self.wheel.pop_due(horizon_us, &mut looks)
         {
-            self.used_bytes -= Wheel::TIMER_BYTES;
+            self.give_back(lane, Wheel::TIMER_BYTES);
             let lane_entries = &mut self.lanes[lane as usize];
             let entry = lane_entries.entries.at_mut(position);
             debug_assert!(!entry.is_live(horizon_us));
@@ -236,9 +293,10 @@ impl Store {
     fn remove_at(&mut self, lane: u32, position: u32, hash: u64) {
         self.save_before_change(lane, position);
         self.set_timer(lane, position, NEVER, 0);
-        let lane = &mut self.lanes[lane as usize];
-        lane.index.remove(hash, position);
-        self.used_bytes -= lane.entries.remove(position).memory_bytes();
+        let removed_from = &mut self.lanes[lane as usize];
+        removed_from.index.remove(hash, position);
+        let removed = removed_from.entries.remove(position);
+        self.give_back(lane, removed.memory_bytes());
     }
 
     /// Puts the entry as it is into the snapshot that is being taken, if that still lacks it.
@@ -263,12 +321,12 @@ impl Store {
             (true, true) => self.wheel.reschedule(entry.timer, expires_us),
             (true, false) => {
                 self.wheel.cancel(std::mem::replace(&mut entry.timer, NOWHERE));
-                self.used_bytes -= Wheel::TIMER_BYTES;
+                self.give_back(lane, Wheel::TIMER_BYTES);
                 self.lanes[lane as usize].expiring -= 1;
             }
             (false, true) => {
                 entry.timer = self.wheel.schedule(lane, position, expires_us, now_us);
-                self.used_bytes += Wheel::TIMER_BYTES;
+                self.take(lane, Wheel::TIMER_BYTES);
                 self.lanes[lane as usize].expiring += 1;
             }
             (false, false) => {}

@@ -20,6 +20,11 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+/// A message holds at least a short value beside what comes with it, a key of full length included.
+const MESSAGE_BYTES_MIN: u64 = 4 * KIB;
+const _: () =
+    assert!(MESSAGE_BYTES_MIN > prism_adapters::limits::MESSAGE_OVERHEAD_BYTES_MAX as u64);
+
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7401);
 const DATA_DIR: &str = "./prism-data";
@@ -219,7 +224,7 @@ fn check_cores(cores: Setting<Vec<usize>>, machine: &Machine, report: &Report) -
 fn read_limits(section: Option<Section<'_>>, report: &Report) -> Limits {
     let nothing = Node { origin: Origin::Default, value: Value::Nothing };
     let section = section.unwrap_or_else(|| Section::new(&nothing, "limits", report));
-    let message = section.value("message_bytes_max", 4 * MIB, size(KIB, 64 * MIB));
+    let message = section.value("message_bytes_max", 4 * MIB, size(MESSAGE_BYTES_MIN, 64 * MIB));
     let in_flight = size(MIB, 64 * GIB);
     let default = (16 * MIB).max(message.value);
     let connection = section.value("connection_bytes_in_flight_max", default, &in_flight);
@@ -407,7 +412,7 @@ fn read_namespaces(
         let message = section.value(
             "max_message_size",
             limits.message_bytes_max,
-            size(1, limits.message_bytes_max),
+            size(MESSAGE_BYTES_MIN, limits.message_bytes_max),
         );
         let in_flight = section.value(
             "in_flight_bytes_max",

@@ -36,6 +36,8 @@ pub(crate) struct Namespace {
     pub(crate) message_bytes_max: usize,
     /// Most bytes of requests in flight.
     pub(crate) bytes_in_flight_max: u64,
+    /// Most bytes that the store may hold for it.
+    pub(crate) memory_bytes_max: u64,
     /// How long an idempotency key is remembered, in µs of log time.
     pub(crate) idempotency_window_us: u64,
     /// What adapters hold its requests to.
@@ -70,6 +72,7 @@ impl Namespaces {
                     home,
                     message_bytes_max,
                     bytes_in_flight_max: namespace.in_flight_bytes_max,
+                    memory_bytes_max: namespace.memory_bytes_max,
                     idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
                     limits: prism_adapters::Limits { max_message_size: message_bytes_max },
                 }

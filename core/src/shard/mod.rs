@@ -142,7 +142,10 @@ impl Shard {
         method: Method,
         message: &[u8],
     ) -> Result<(), Error> {
-        let admitted = self.store.admit(method, message);
+        // A namespace has one home, so all of its bytes are here.
+        let admitted = self.store.admit(method, message).and_then(|()| {
+            self.store.admit_in(namespace.id, namespace.memory_bytes_max, method, message)
+        });
         admitted.inspect_err(|error| self.count_backend_error(namespace.index, error))
     }
 

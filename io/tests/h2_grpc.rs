@@ -220,7 +220,7 @@ fn a_streaming_client_is_held_back_until_its_messages_are_consumed() {
     }
     let mut lines = Vec::new();
     server.turn(&mut lines);
-    assert_eq!(lines, ["WINDOW_UPDATE 1 50045"]);
+    assert_eq!(lines, ["WINDOW_UPDATE 1 50025"]);
     // More than was handed out cannot be released.
     server.grpc.release(stream, 10_000_000);
     assert!(server.grpc.output().is_empty());
@@ -279,4 +279,86 @@ fn long_trailers_are_continued() {
         rest = &rest[9 + header.length as usize..];
     }
     assert_eq!(frames[2..], [(1, 1, 16_384), (9, 0, 16_384), (9, 4, frames[4].2)]);
+}
+
+/// A message may be larger than the window, but the next one waits until it is consumed, however many frames it came in.
+#[test]
+fn a_gathered_message_counts_until_it_is_consumed() {
+    let limits = Limits { stream_window_bytes: 100_000, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    let frame = "DATA 1 - #10000\n";
+    assert_eq!(server.say("HEADERS 1 h @stream"), ["Open 1"]);
+    // 300,000 bytes behind their prefix: the window is given back as they come.
+    let mut lines = server.say(&format!("DATA 1 - 00000493e0\n{}", frame.repeat(9)));
+    for _ in 0..21 {
+        lines.extend(server.say(frame));
+    }
+    let granted: usize = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("WINDOW_UPDATE 1 "))
+        .map(|bytes| bytes.parse::<usize>().unwrap())
+        .sum();
+    assert!(granted >= 200_005 && lines.contains(&"Message 1 300000".to_string()), "{lines:?}");
+    // What is left of the window may be used; no more is granted, neither for gathered messages nor for empty ones.
+    let left = 100_000 + granted - 300_005;
+    assert!(left >= 50_000, "{left}");
+    let lines = server.say(&format!("DATA 1 - 0000009c40\n{}", frame.repeat(4)));
+    assert_eq!(lines, ["Message 1 40000"]);
+    assert_eq!(server.say(&"DATA 1 - msg:\n".repeat(100)), vec!["Message 1 0"; 100]);
+    let stream = server.stream.expect("it was opened");
+    server.grpc.release(stream, 300_000);
+    let mut lines = Vec::new();
+    server.turn(&mut lines);
+    assert_eq!(lines, [format!("WINDOW_UPDATE 1 {}", 100_000 - left)]);
+}
+
+/// What a handler has done stays done: its trailers reach a client that has no room for the reply.
+#[test]
+fn a_reply_that_does_not_fit_keeps_its_trailers() {
+    use prism_io::grpc::Message;
+    let limits = Limits { queue_bytes_max: 1000, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    server.echo = false;
+    server.say("HEADERS 1 h @req\nDATA 1 e msg:a");
+    let stream = server.stream.expect("it was asked");
+    assert!(server.grpc.respond(stream, Message::new(&[0; 1000]), &[("position", b"7")]));
+    let mut lines = Vec::new();
+    server.turn(&mut lines);
+    assert_eq!(
+        lines,
+        [
+            "HEADERS 1 end :status=200 grpc-status=8 grpc-message=carried out, but the reply did not fit: \
+          the client reads too slowly position=7"
+        ]
+    );
+}
+
+/// The queue of the connection may be full of other streams' messages: the one that waits hears when they have left.
+#[test]
+fn a_full_connection_says_when_there_is_room() {
+    use prism_io::grpc::{Message, SendError};
+    let limits = Limits { queue_bytes_max: 10_000, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    server.say("SETTINGS - 4=0\nHEADERS 1 h @stream");
+    let first = server.stream.expect("it was opened");
+    server.say("HEADERS 3 h @stream");
+    let second = server.stream.expect("it was opened");
+    assert_eq!(server.grpc.send_message(first, Message::new(&[0; 9000])), Ok(true));
+    let message = [0; 2000];
+    for _ in 0..2 {
+        let sent = server.grpc.send_message(second, Message::new(&message));
+        assert_eq!(sent, Err(SendError::QueueFull));
+        assert!(!server.say("WU 1 1000").contains(&"Writable 3".to_string()));
+    }
+    assert!(server.say("WU 1 5000").contains(&"Writable 3".to_string()));
+    assert_eq!(server.grpc.send_message(second, Message::new(&message)), Ok(true));
+    // Also when they leave by being reset.
+    let sent = server.grpc.send_message(second, Message::new(&[0; 6000]));
+    assert_eq!(sent, Err(SendError::QueueFull));
+    let lines = server.say("RST 1 8");
+    assert_eq!(lines, ["Cancelled 1", "Writable 3", "HEADERS 3 :status=200"]);
+    // What can never fit ends the call.
+    let sent = server.grpc.send_message(second, Message::new(&[0; 10_000]));
+    assert_eq!(sent, Err(SendError::Closed));
+    assert!(server.say("WU 3 100000").iter().any(|line| line.contains("grpc-status=8")));
 }

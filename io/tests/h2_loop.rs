@@ -485,9 +485,10 @@ mod interleavings {
             for call in open {
                 world.wire.client.half_close(call);
             }
-            for _ in 0..5_000 {
+            for round in 0..5_000 {
                 world.feed_server(usize::MAX);
-                world.answer(0);
+                // In turns: what one stream does not consume keeps the connection's window from the others.
+                world.answer(round);
                 world.feed_client(usize::MAX);
                 if world.calls.values().all(|call| call.2.finished.is_some()) {
                     break;

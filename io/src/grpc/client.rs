@@ -266,7 +266,7 @@ impl ClientConnection {
             return Err(SendError::Closed);
         }
         if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
-            self.core.streams.at(stream.slot()).wants_room = true;
+            self.core.want_room(stream.slot());
             return Err(SendError::QueueFull);
         }
         let prefix = message.prefix();

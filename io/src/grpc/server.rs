@@ -31,7 +31,7 @@ struct Call {
     head: RequestHead,
     message: Option<Bytes>,
     deframer: Deframer,
-    /// Bytes handed out and not yet released.
+    /// Bytes handed out, prefixes included, and not yet released.
     unreleased: u32,
 }
 
@@ -182,8 +182,7 @@ impl ServerConnection {
 
     #[inline]
     fn data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
-        let limits =
-            (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
+        let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = self.core.limits;
         let payload_bytes = payload.len() as u32;
         let entry = self.core.streams.at(stream.slot());
         let call = &mut entry.app;
@@ -195,7 +194,7 @@ impl ServerConnection {
             return self.stream_data(stream, payload, end);
         }
         loop {
-            match call.deframer.next(&mut payload, limits.0, &mut self.gathered, limits.1) {
+            match call.deframer.next(&mut payload, max, &mut self.gathered, gather as usize) {
                 Ok(Some(message)) if call.message.is_none() => call.message = Some(message),
                 Ok(Some(_)) => {
                     self.core.release(stream, payload_bytes);
@@ -228,19 +227,14 @@ impl ServerConnection {
     }
 
     fn stream_data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
-        let limits =
-            (self.core.limits.message_bytes_max, self.core.limits.gather_bytes_max as usize);
+        let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = self.core.limits;
         let payload_bytes = payload.len() as u32;
         let mut held = 0;
         let call = &mut self.core.streams.at(stream.slot()).app;
         let fault = loop {
-            // A gathered message was copied: its window is given back at once.
-            let sliced = call.deframer.gathered_claim() == 0;
-            match call.deframer.next(&mut payload, limits.0, &mut self.gathered, limits.1) {
+            match call.deframer.next(&mut payload, max, &mut self.gathered, gather as usize) {
                 Ok(Some(message)) => {
-                    if sliced {
-                        held += message.len() as u32;
-                    }
+                    held += (PREFIX_BYTES + message.len()) as u32;
                     self.events.push_back(Event::Message { stream, message });
                 }
                 Ok(None) => break None,
@@ -249,7 +243,11 @@ impl ServerConnection {
         };
         call.unreleased += held;
         let cut = end && !call.deframer.is_clean();
-        self.core.release(stream, payload_bytes - held);
+        // What is being gathered leaves the window open, so that a message may be larger than it; handed out, it counts.
+        match payload_bytes.checked_sub(held) {
+            Some(rest) => self.core.release(stream, rest),
+            None => self.core.withhold(stream, held - payload_bytes),
+        }
         if let Some(error) = fault {
             self.framing_error(stream, error);
             self.events.push_back(Event::Cancelled { stream });
@@ -369,8 +367,9 @@ impl ServerConnection {
             return false;
         }
         if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
-            self.violation(stream, Code::ResourceExhausted, "the client reads too slowly");
-            return true;
+            let message = "carried out, but the reply did not fit: the client reads too slowly";
+            let code = Code::ResourceExhausted;
+            return self.fail(stream, &Status { code, message, details: &[], trailers });
         }
         if !self.core.streams.at(stream.slot()).headers_sent {
             self.put_ok_head(stream);
@@ -477,8 +476,13 @@ impl ServerConnection {
         if !self.answerable(stream) {
             return Err(SendError::Closed);
         }
-        if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
-            self.core.streams.at(stream.slot()).wants_room = true;
+        let bytes = PREFIX_BYTES + message.len();
+        if bytes > self.core.limits.queue_bytes_max as usize {
+            self.violation(stream, Code::ResourceExhausted, "a message too large to be queued");
+            return Err(SendError::Closed);
+        }
+        if !self.core.queue_has_room(bytes) {
+            self.core.want_room(stream.slot());
             return Err(SendError::QueueFull);
         }
         if !self.core.streams.at(stream.slot()).headers_sent {
@@ -507,10 +511,10 @@ impl ServerConnection {
             })
     }
 
-    /// Bytes of messages of a client-streaming call have been consumed: the client may send as many more.
+    /// A message of that many bytes of a client-streaming call has been consumed: the client may send as much more.
     pub fn release(&mut self, stream: StreamId, bytes: usize) {
         let Some(entry) = self.core.streams.get_mut(stream) else { return };
-        let bytes = bytes.min(entry.app.unreleased as usize) as u32;
+        let bytes = (bytes + PREFIX_BYTES).min(entry.app.unreleased as usize) as u32;
         entry.app.unreleased -= bytes;
         if bytes > 0 {
             self.core.release(stream, bytes);

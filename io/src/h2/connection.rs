@@ -143,6 +143,8 @@ pub(crate) struct Connection<T> {
     /// Slots of streams with something queued that their own window allows.
     pub(crate) ready: VecDeque<u32>,
     pub(crate) queue_bytes: usize,
+    /// Some stream had to stop because the connection's queue was full.
+    pub(crate) room_wanted: bool,
     /// Streams to report as writable.
     pub(crate) writable: VecDeque<StreamId>,
     /// Highest stream that the peer has opened.
@@ -201,6 +203,7 @@ impl<T: Recycle> Connection<T> {
             output: Output::default(),
             ready: VecDeque::new(),
             queue_bytes: 0,
+            room_wanted: false,
             writable: VecDeque::new(),
             last_peer_stream: 0,
             next_local_stream: 1,

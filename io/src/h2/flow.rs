@@ -44,7 +44,8 @@ impl SendWindow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReceiveWindow {
     open: i64,
-    released: u32,
+    /// Negative while more is withheld than has been consumed.
+    released: i64,
     threshold: u32,
 }
 
@@ -69,13 +70,19 @@ impl ReceiveWindow {
     /// Payload was consumed; returns the increment to announce, if it is worth a frame.
     #[inline]
     pub(crate) fn release(&mut self, bytes: u32) -> Option<u32> {
-        self.released = self.released.saturating_add(bytes);
-        if self.released < self.threshold {
+        self.released += i64::from(bytes);
+        if self.released < i64::from(self.threshold) {
             return None;
         }
-        let increment = std::mem::take(&mut self.released).min(WINDOW_MAX);
+        let increment = std::mem::take(&mut self.released).min(i64::from(WINDOW_MAX)) as u32;
         self.open += i64::from(increment);
         Some(increment)
+    }
+
+    /// Payload that was released is kept after all: as much of what comes next is not announced until it is released again.
+    #[inline]
+    pub(crate) fn withhold(&mut self, bytes: u32) {
+        self.released -= i64::from(bytes);
     }
 }
 
@@ -104,5 +111,17 @@ mod tests {
         assert_eq!(window.release(1), Some(50));
         assert!(window.receive(50));
         assert!(!window.receive(1));
+    }
+
+    #[test]
+    fn what_is_withheld_is_announced_only_once_it_is_released_again() {
+        let mut window = ReceiveWindow::new(100, 100);
+        assert!(window.receive(100));
+        assert_eq!(window.release(100), Some(100));
+        window.withhold(150);
+        assert!(window.receive(100));
+        assert_eq!(window.release(100), None);
+        assert!(!window.receive(1));
+        assert_eq!(window.release(150), Some(100));
     }
 }

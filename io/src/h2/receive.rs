@@ -433,6 +433,15 @@ impl<T: Recycle> Connection<T> {
         }
     }
 
+    /// Payload that was released is kept after all: both windows stay shut for as much more.
+    #[inline]
+    pub(crate) fn withhold(&mut self, stream: StreamId, bytes: u32) {
+        self.receive_window.withhold(bytes);
+        if let Some(entry) = self.streams.get_mut(stream) {
+            entry.receive_window.withhold(bytes);
+        }
+    }
+
     #[inline]
     pub(crate) fn release_connection(&mut self, bytes: u32) {
         if let Some(increment) = self.receive_window.release(bytes)

@@ -204,6 +204,7 @@ impl<T: Recycle> Connection<T> {
     pub(crate) fn forget(&mut self, slot: usize) {
         self.closed.push(self.streams.at(slot).number);
         self.queue_bytes -= self.streams.remove(slot);
+        self.offer_room();
         self.close_if_drained();
     }
 
@@ -226,6 +227,7 @@ impl<T: Recycle> Connection<T> {
 
     #[cold]
     fn pump_ready(&mut self) {
+        let queued = self.queue_bytes;
         while self.send_window.available() > 0
             && self.output.len() < self.limits.output_bytes_high as usize
         {
@@ -236,6 +238,39 @@ impl<T: Recycle> Connection<T> {
                 continue;
             }
             self.pump_stream(slot);
+        }
+        if self.queue_bytes < queued {
+            self.offer_room();
+        }
+    }
+
+    /// A stream has to stop because the connection's queue is full: it becomes writable when that is half empty.
+    #[cold]
+    pub(crate) fn want_room(&mut self, slot: usize) {
+        self.streams.at(slot).wants_room = true;
+        self.room_wanted = true;
+    }
+
+    /// Wakes the streams that wait for the connection's queue, once others have left it.
+    #[inline]
+    fn offer_room(&mut self) {
+        if self.room_wanted && self.queue_bytes <= self.limits.queue_bytes_max as usize / 2 {
+            self.offer_room_to_all();
+        }
+    }
+
+    #[cold]
+    fn offer_room_to_all(&mut self) {
+        self.room_wanted = false;
+        let live: Vec<usize> = self.streams.live().collect();
+        for slot in live {
+            let stream = self.streams.at(slot);
+            // Streams with a long queue of their own hear when it has become short.
+            if stream.wants_room && stream.queue_bytes < self.limits.stream_queue_bytes as usize {
+                stream.wants_room = false;
+                let id = self.streams.id(slot);
+                self.writable.push_back(id);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -12,13 +13,15 @@ use super::listen::Traffic;
 use super::vectored::write_output;
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
-use crate::grpc::{Event, Message, ServerConnection, Status};
+use crate::grpc::{Event, Message, SendError, ServerConnection, Status};
 use crate::h2::{CloseReason, Output, StreamId};
 use crate::net::{ReadHalf, WriteHalf};
 use crate::rt::Signal;
 
 /// Buffers above this many bytes are given back when they are empty.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
+/// How long the kernel may take nothing of a write before the connection is ended: its peer has stopped reading. 30 s.
+pub(super) const WRITE_STALL_NS: u64 = 30_000_000_000;
 
 /// A connection of this shard.
 pub struct Connection {
@@ -30,6 +33,15 @@ pub struct Connection {
     /// Set when the output has become short again.
     drained: Signal,
     ended: Cell<bool>,
+    /// Set when a write that is going on is to be cut short.
+    aborted: Signal,
+    /// Output was taken out of the state machine and has not all been written.
+    writing: Cell<bool>,
+    /// Grows whenever the kernel takes output.
+    progress: Cell<u64>,
+    /// The progress that was seen last, and since when it has been the same, monotonic ns.
+    progress_seen: Cell<(u64, u64)>,
+    faulted: Cell<bool>,
     streams: RefCell<Vec<(StreamId, Rc<StreamState>)>>,
     bytes_in_flight: Cell<u64>,
     received_ns: Cell<u64>,
@@ -69,6 +81,11 @@ impl Connection {
             work: Signal::default(),
             drained: Signal::default(),
             ended: Cell::new(false),
+            aborted: Signal::default(),
+            writing: Cell::new(false),
+            progress: Cell::new(0),
+            progress_seen: Cell::new((0, 0)),
+            faulted: Cell::new(false),
             streams: RefCell::default(),
             bytes_in_flight: Cell::new(0),
             received_ns: Cell::new(0),
@@ -122,17 +139,41 @@ impl Connection {
 
     /// Whether everything that was to be written has been.
     pub fn is_flushed(&self) -> bool {
-        self.ended.get() || self.grpc.borrow_mut().output().is_empty()
+        self.ended.get() || (!self.writing.get() && self.grpc.borrow_mut().output().is_empty())
     }
 
-    /// Ends the connection as it stands.
+    /// Ends the connection as it stands, also in the middle of a write.
     pub fn abort(&self) {
+        self.end();
+        self.aborted.set();
+    }
+
+    /// Ends the connection after the write that is going on.
+    fn end(&self) {
         self.ended.set(true);
         self.work.set();
         self.drained.set();
     }
 
+    fn count_fault(&self) {
+        if !self.faulted.replace(true) {
+            self.traffic.faulted.set(self.traffic.faulted.get() + 1);
+        }
+    }
+
+    /// Ends the connection when its peer has not taken anything for too long.
+    pub(super) fn check_progress(&self, now_ns: u64) {
+        let (seen, since_ns) = self.progress_seen.get();
+        if !self.writing.get() || self.progress.get() != seen {
+            self.progress_seen.set((self.progress.get(), now_ns));
+        } else if now_ns.saturating_sub(since_ns) >= WRITE_STALL_NS {
+            self.count_fault();
+            self.abort();
+        }
+    }
+
     pub(super) fn handle_timeout(&self, now_ns: u64) {
+        self.check_progress(now_ns);
         let mut grpc = self.grpc.borrow_mut();
         if grpc.poll_timeout().is_some_and(|due| due <= now_ns) {
             grpc.handle_timeout(now_ns);
@@ -236,12 +277,34 @@ impl Connection {
             self.grpc.borrow().close_reason(),
             Some(CloseReason::Error(..) | CloseReason::NotHttp2)
         ) {
-            self.traffic.faulted.set(self.traffic.faulted.get() + 1);
+            self.count_fault();
         }
         self.grpc.borrow_mut().lost();
         self.deliver(&*service);
         self.close_streams();
-        self.abort();
+        self.end();
+    }
+
+    /// One write; `None` when the connection was aborted in the meantime. The ring keeps what it reads from until it is done.
+    async fn write(
+        &self,
+        write: &mut WriteHalf,
+        output: Output,
+    ) -> Option<(std::io::Result<()>, Output)> {
+        let progressed = || self.progress.set(self.progress.get() + 1);
+        self.writing.set(true);
+        progressed();
+        let result = {
+            let mut writing = pin!(write_output(write, output, progressed));
+            let mut aborted = pin!(self.aborted.wait());
+            std::future::poll_fn(|context| match writing.as_mut().poll(context) {
+                Poll::Ready(result) => Poll::Ready(Some(result)),
+                Poll::Pending => aborted.as_mut().poll(context).map(|()| None),
+            })
+            .await
+        };
+        self.writing.set(false);
+        result
     }
 
     /// Writes until the connection ends.
@@ -262,11 +325,14 @@ impl Connection {
                 // Room in the output is what streams that were told to wait are waiting for.
                 self.deliver(&*service);
                 self.traffic.sent_bytes.set(self.traffic.sent_bytes.get() + output.len() as u64);
-                let (result, written) = write_output(&mut write, output).await;
-                output = written;
-                if result.is_err() {
-                    self.abort();
-                }
+                let written = self.write(&mut write, output).await;
+                output = match written {
+                    Some((Ok(()), buffers)) => buffers,
+                    Some((Err(_), _)) | None => {
+                        self.end();
+                        Output::default()
+                    }
+                };
                 self.drained.set();
             }
             if output.inline.capacity() > KEPT_BYTES_MAX {
@@ -275,6 +341,10 @@ impl Connection {
             if self.grpc.borrow().is_closed() && self.is_flushed() {
                 break;
             }
+        }
+        if self.ended.get() {
+            write.close();
+            return;
         }
         let _ = write.shutdown().await;
         // A peer that keeps its side open after our end is not waited for.
@@ -332,16 +402,20 @@ impl StreamCall {
 
     /// Sends one message, and waits while the caller's window and the bound on queued output are full.
     pub async fn send(&self, message: Message<'_>) -> Result<(), StreamClosed> {
-        if self.state.closed.get() {
-            return Err(StreamClosed);
-        }
-        let room = self.connection.grpc.borrow_mut().send_message(self.stream, message);
-        self.connection.work.set();
-        match room {
-            Err(_) => Err(StreamClosed),
-            Ok(true) => Ok(()),
-            Ok(false) => self.writable().await,
-        }
+        let has_room = std::future::poll_fn(|context| {
+            if self.state.closed.get() {
+                return Poll::Ready(Err(StreamClosed));
+            }
+            let sent = self.connection.grpc.borrow_mut().send_message(self.stream, message.clone());
+            if sent == Err(SendError::QueueFull) {
+                self.state.register(context.waker());
+                return Poll::Pending;
+            }
+            self.connection.work.set();
+            Poll::Ready(sent.map_err(|_| StreamClosed))
+        })
+        .await?;
+        if has_room { Ok(()) } else { self.writable().await }
     }
 
     async fn writable(&self) -> Result<(), StreamClosed> {

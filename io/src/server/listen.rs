@@ -23,6 +23,22 @@ pub struct Traffic {
     pub faulted: Cell<u64>,
 }
 
+/// One of the connections that are open, until both of its tasks have ended.
+struct Open(Rc<Cell<usize>>);
+
+impl Open {
+    fn new(count: &Rc<Cell<usize>>) -> Rc<Self> {
+        count.set(count.get() + 1);
+        Rc::new(Self(count.clone()))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// The connections of one shard.
 #[derive(Default)]
 pub struct Connections {
@@ -126,15 +142,148 @@ pub async fn accept<S: Service>(
             continue;
         }
         connections.accepted.set(connections.accepted.get() + 1);
-        connections.open.set(connections.open.get() + 1);
+        let open = Open::new(&connections.open);
         let connection = Rc::new(Connection::new(&options, peer, connections.traffic.clone()));
         connections.list.borrow_mut().push(Rc::downgrade(&connection));
         let (read, write) = stream.split();
-        rt::spawn(connection.clone().write_all(write, service.clone()));
-        let (service, open) = (service.clone(), connections.open.clone());
+        let writer = connection.clone().write_all(write, service.clone());
+        let reader = connection.read_all(read, service.clone());
+        let also_open = open.clone();
         rt::spawn(async move {
-            connection.read_all(read, service).await;
-            open.set(open.get() - 1);
+            writer.await;
+            drop(also_open);
         });
+        rt::spawn(async move {
+            reader.await;
+            drop(open);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use bytes::Bytes;
+
+    use super::super::StreamCall;
+    use super::super::connection::WRITE_STALL_NS;
+    use super::*;
+    use crate::grpc::{ClientConnection, Limits, Message, RequestHead, Route};
+    use crate::h2::{Output, StreamId};
+
+    /// Answers every call with `REPLY_BYTES`.
+    struct Large;
+
+    const REPLY_BYTES: usize = 4 << 20;
+    /// More than the sockets of a loopback connection hold.
+    const CALLS: usize = 12;
+
+    impl Service for Large {
+        fn request(
+            &self,
+            connection: &Rc<Connection>,
+            stream: StreamId,
+            _route: u32,
+            _head: RequestHead,
+            _message: Bytes,
+        ) {
+            let tail = Bytes::from(vec![0; REPLY_BYTES]);
+            connection.respond(stream, Message { head: b"", tail }, &[]);
+        }
+
+        fn open(&self, _call: StreamCall, _route: u32, _head: RequestHead) {}
+
+        fn turn_ended(&self) {}
+    }
+
+    fn server(listener: std::net::TcpListener) -> Rc<Connections> {
+        let connections = Rc::new(Connections::default());
+        let options = Options {
+            limits: Limits::default(),
+            route: |_| Some(Route { id: 1, client_streaming: false, server_streaming: false }),
+            connections_max: 10,
+        };
+        let listener = net::Listener::new(listener).unwrap();
+        rt::spawn(accept(listener, Rc::new(Large), options, connections.clone()));
+        connections
+    }
+
+    /// A client that asks for more than it will ever read.
+    async fn mute_client(address: SocketAddr) -> (net::ReadHalf, net::WriteHalf) {
+        let limits = Limits {
+            stream_window_bytes: 1 << 30,
+            connection_window_bytes: 1 << 30,
+            ..Limits::default()
+        };
+        let mut client = ClientConnection::new(&limits, "test", 0);
+        for _ in 0..CALLS {
+            client.call(b"/test.Large/Get", Message::new(b"a"), &[], None).unwrap();
+        }
+        let mut output = Output::default();
+        client.swap_output(&mut output);
+        let (read, mut write) = net::Stream::connect(address).await.unwrap().split();
+        write.write_all(output.inline).await.0.unwrap();
+        (read, write)
+    }
+
+    /// Waits until the server is stuck in a write.
+    async fn stuck(connections: &Connections) {
+        let mut now_ns = 0;
+        let mut unchanged = 0;
+        let mut sent = 0;
+        while unchanged < 1000 {
+            rt::yield_now().await;
+            now_ns += 1;
+            connections.each(|connection| connection.check_progress(now_ns));
+            let sent_now = connections.traffic.sent_bytes.get();
+            let stuck = sent_now > 0 && sent_now == sent && !connections.is_flushed();
+            unchanged = if stuck { unchanged + 1 } else { 0 };
+            sent = sent_now;
+        }
+    }
+
+    async fn gone(connections: &Connections) {
+        let gone = async {
+            while connections.open() > 0 {
+                rt::yield_now().await;
+            }
+        };
+        rt::timeout(Duration::from_secs(20), gone).await.expect("both tasks end");
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_cannot_hold_an_aborted_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        rt::run(async move {
+            let connections = server(listener);
+            let _client = mute_client(address).await;
+            stuck(&connections).await;
+            assert_eq!(connections.open(), 1);
+            connections.abort();
+            gone(&connections).await;
+            assert_eq!(connections.traffic().faulted.get(), 0);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_ended_in_time() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        rt::run(async move {
+            let connections = server(listener);
+            let _client = mute_client(address).await;
+            stuck(&connections).await;
+            let check = |now_ns| connections.each(|connection| connection.check_progress(now_ns));
+            check(WRITE_STALL_NS / 2);
+            assert_eq!(connections.traffic().faulted.get(), 0);
+            check(2 * WRITE_STALL_NS);
+            check(3 * WRITE_STALL_NS);
+            gone(&connections).await;
+            assert_eq!(connections.traffic().faulted.get(), 1);
+        })
+        .unwrap();
     }
 }

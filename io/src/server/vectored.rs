@@ -51,12 +51,16 @@ unsafe impl IoVecBuf for Vectored {
     }
 }
 
-/// Writes all of `output` and gives its buffers back.
+/// Above this many bytes a write shows how far it has come; smaller ones take one system call without a list of parts.
+const WHOLE_BYTES_MAX: usize = 16 * 1024;
+
+/// Writes all of `output` and gives its buffers back; `progress` is told each time the kernel has taken some.
 pub(super) async fn write_output(
     write: &mut WriteHalf,
     mut output: Output,
+    progress: impl Fn(),
 ) -> (io::Result<()>, Output) {
-    if output.is_contiguous() {
+    if output.is_contiguous() && output.len() <= WHOLE_BYTES_MAX {
         let (result, inline) = write.write_all(std::mem::take(&mut output.inline)).await;
         output.inline = inline;
         return (result, output);
@@ -67,7 +71,10 @@ pub(super) async fn write_output(
         output = vectored.output;
         match result {
             Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), output),
-            Ok(count) => written += count,
+            Ok(count) => {
+                written += count;
+                progress();
+            }
             Err(error) => return (Err(error), output),
         }
     }

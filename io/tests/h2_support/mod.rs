@@ -4,6 +4,7 @@
 use bytes::BytesMut;
 use prism_io::grpc::{Event, Limits, Message, Output, Route, ServerConnection};
 use prism_io::h2::ErrorCode;
+use prism_io::h2::StreamId;
 use prism_io::h2::frame::{FrameHeader, HEADER_BYTES, PREFACE, put_header};
 use prism_io::h2::hpack::{Decoder, Encoder, Indexing};
 
@@ -212,6 +213,8 @@ pub struct Server {
     pub output: Output,
     pub now_ns: u64,
     pub echo: bool,
+    /// The call that began last.
+    pub stream: Option<StreamId>,
 }
 
 impl Server {
@@ -225,6 +228,7 @@ impl Server {
             output: Output::default(),
             now_ns: 0,
             echo: true,
+            stream: None,
         }
     }
 
@@ -251,12 +255,16 @@ impl Server {
             while let Some(event) = self.grpc.poll_event() {
                 lines.push(match event {
                     Event::Request { stream, route, message, .. } => {
+                        self.stream = Some(stream);
                         if route == 1 && self.echo {
                             self.grpc.respond(stream, Message::new(&message), &[]);
                         }
                         format!("Request {} {}", stream.number(), message.len())
                     }
-                    Event::Open { stream, .. } => format!("Open {}", stream.number()),
+                    Event::Open { stream, .. } => {
+                        self.stream = Some(stream);
+                        format!("Open {}", stream.number())
+                    }
                     Event::Message { stream, message } => {
                         format!("Message {} {}", stream.number(), message.len())
                     }

@@ -200,6 +200,7 @@ mod tests {
             message: "the log is full".into(),
             details: details.to_vec(),
             trailers: Default::default(),
+            unprocessed: false,
         };
         let refusal = Refusal::Failed(failure);
         assert_eq!(

@@ -5,5 +5,6 @@
 
 pub mod prism;
 pub mod process;
+pub mod quiet;
 pub mod report;
 pub mod write;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prism_benches::prism::Prism;
 use prism_benches::process::Server;
+use prism_benches::quiet::{OTHERS_MAX, Watch};
 use prism_benches::report::{Table, median};
 use prism_benches::write;
 use prism_loadtest::report::Report;
@@ -16,6 +17,11 @@ use crate::Plan;
 
 /// Connections and requests in flight on each: batched, unbatched, many, idle, saturated.
 pub(crate) const SHAPES: [(usize, usize); 5] = [(8, 16), (64, 1), (512, 1), (1, 1), (64, 16)];
+
+/// Rounds that are repeated at most, over the whole run; after that what comes is taken.
+const DISTURBED_MAX: usize = 60;
+/// Pause after a disturbed round.
+const CALM: Duration = Duration::from_secs(5);
 
 /// What is asked of whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,6 +96,10 @@ pub(crate) struct Calls {
     /// A raw 4 KiB durable write, in turn with the calls of shape 1×1.
     pub(crate) raw_write_p50_us: f64,
     raw_writes: Vec<write::Figures>,
+    /// Rounds that were repeated because the machine did other things as well.
+    disturbed: usize,
+    /// The largest share of the machine that others had in a round that counts.
+    others_max: f64,
 }
 
 impl Calls {
@@ -116,6 +126,15 @@ impl Calls {
                 format!("{:.0} %", figures.generator_busy * 100.0),
             ]);
         }
+        table.row(vec![
+            "raw 4 KiB O_DIRECT+O_DSYNC write".to_owned(),
+            "".to_owned(),
+            format!("{:.0}", self.raw_write_p50_us),
+            "".to_owned(),
+            "".to_owned(),
+            "".to_owned(),
+            format!("others {:.0} %", self.others_max * 100.0),
+        ]);
         table
     }
 }
@@ -133,6 +152,7 @@ pub(crate) fn measure(plan: &Plan) -> Result<Calls> {
         load(plan, case, (8, 16), prism.endpoint, prism.server.id(), true)?;
     }
     let (mut all, mut raw_writes) = (Vec::new(), Vec::new());
+    let (mut disturbed, mut others_max) = (0, 0.0f64);
     for shape in SHAPES {
         let mut group: Vec<Figures> = Case::ALL
             .into_iter()
@@ -149,24 +169,39 @@ pub(crate) fn measure(plan: &Plan) -> Result<Calls> {
                 rounds: Vec::new(),
             })
             .collect();
-        for _ in 0..plan.rounds {
-            for figures in &mut group {
+        let mut kept = 0;
+        while kept < plan.rounds {
+            let watch = Watch::begin(&[prism.server.id(), peer.id()])?;
+            let mut reports = Vec::new();
+            for figures in &group {
                 let (address, id) = match figures.case.is_peer() {
                     true => (peer_address, peer.id()),
                     false => (prism.endpoint, prism.server.id()),
                 };
-                figures.rounds.push(load(plan, figures.case, shape, address, id, false)?);
+                reports.push(load(plan, figures.case, shape, address, id, false)?);
             }
-            if shape == (1, 1) {
-                raw_writes.push(raw_write(plan, &raw_file)?);
+            let raw = if shape == (1, 1) { Some(raw_write(plan, &raw_file)?) } else { None };
+            let others = watch.others()?;
+            if others > OTHERS_MAX && !plan.quick && disturbed < DISTURBED_MAX {
+                disturbed += 1;
+                eprintln!(
+                    "others used {:.0} % of the machine: the round is repeated",
+                    others * 100.0
+                );
+                std::thread::sleep(CALM);
+                continue;
             }
+            others_max = others_max.max(others);
+            raw_writes.extend(raw);
+            group.iter_mut().zip(reports).for_each(|(figures, report)| figures.rounds.push(report));
+            kept += 1;
         }
         group.iter_mut().for_each(Figures::settle);
         eprintln!("measured {}×{}", shape.0, shape.1);
         all.append(&mut group);
     }
     let raw_write_p50_us = median(&raw_writes.iter().map(|round| round.p50_us).collect::<Vec<_>>());
-    Ok(Calls { figures: all, raw_write_p50_us, raw_writes })
+    Ok(Calls { figures: all, raw_write_p50_us, raw_writes, disturbed, others_max })
 }
 
 /// One round of load.

@@ -495,10 +495,9 @@ mod tests {
         Some(Route { id, client_streaming: false, server_streaming: id == 3 })
     }
 
-    fn with_server<F: std::future::Future<Output = ()>>(
-        test: impl FnOnce(SocketAddr, Rc<Connections>) -> F + 'static,
-    ) where
-        F: 'static,
+    fn with_server<F>(test: impl FnOnce(SocketAddr, Rc<Connections>) -> F + 'static)
+    where
+        F: std::future::Future<Output = ()> + 'static,
     {
         rt::run(async {
             let local = "127.0.0.1:0".parse().unwrap();

@@ -37,6 +37,10 @@ fn main() -> Result<()> {
     match arguments.first().map(String::as_str) {
         Some("write") => return writes::child(&arguments[1..]),
         Some("serve") => return echo::child(&arguments[1..]),
+        // A measurement that started the whole benchmark again would never end.
+        Some(word) if !word.starts_with("--") => {
+            return Err(Error::other(format!("unknown measurement {word}")));
+        }
         _ => {}
     }
     let option = |name: &str| {

@@ -77,7 +77,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
 fn run_child(row: &Row, file: &Path, core: &str, milliseconds: &str) -> Result<Figures> {
     let output = Command::new(std::env::current_exe()?)
         .args([
-            "child",
+            "write",
             row.driver,
             core,
             &row.bytes.to_string(),

@@ -617,6 +617,8 @@ mod tests {
             socket.read_exact(&mut [0; 24]).unwrap();
             socket.write_all(bytes).unwrap();
             if !close {
+                // Until the client hangs up; a runtime that ends amid a read may keep its socket open until the process ends.
+                socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
                 let _ = socket.read_to_end(&mut Vec::new());
             }
         });

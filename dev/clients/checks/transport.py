@@ -147,11 +147,12 @@ def a_deadline_ends_a_call_or_leaves_it_alone(client):
     ended = 0
     for n in range(200):
         try:
-            client.call("Set", key="e/one", value=b"%d" % n, timeout=0.0005)
+            # A microsecond is never enough; half a millisecond sometimes is.
+            client.call("Set", key="e/one", value=b"%d" % n, timeout=0.000001 if n % 2 else 0.0005)
         except grpc.RpcError as error:
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED, error
             ended += 1
-    assert ended, "no call took half a millisecond"
+    assert ended >= 100, f"only {ended} of 100 calls ended within a microsecond"
     assert client.call("Set", key="e/one", value=b"last").applied
     assert client.call("Get", key="e/one").entry.value == b"last"
 

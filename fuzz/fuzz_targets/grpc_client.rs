@@ -37,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
                     calls.retain(|call| *call != stream);
                     finished += 1;
                 }
-                ClientEvent::Message { stream, message } => client.release(stream, message.len()),
+                ClientEvent::Message { stream, message, .. } => client.release(stream, message.len()),
                 _ => {}
             }
         }

@@ -54,6 +54,7 @@ fn frames(input: &mut Input<'_>, encoder: &mut Encoder, out: &mut Vec<u8>) -> Op
             encoder.field(&mut block, b":method", b"POST", Indexing::Index);
             encoder.field(&mut block, b":scheme", b"http", Indexing::Index);
             encoder.field(&mut block, b":path", &[b'/', b'a', b'/', kind], Indexing::Index);
+            encoder.field(&mut block, b"te", b"trailers", Indexing::Index);
             encoder.field(&mut block, b"content-type", b"application/grpc", Indexing::Index);
             if flags & 0x10 != 0 {
                 encoder.field(&mut block, b"grpc-timeout", input.bytes(3), Indexing::Index);
@@ -123,7 +124,7 @@ fuzz_target!(|data: &[u8]| {
                     assert!(!open.contains(&stream));
                     open.push(stream);
                 }
-                Event::Message { stream, message } => {
+                Event::Message { stream, message, .. } => {
                     server.release(stream, message.len());
                     let _ = server.send_message(stream, Message::new(&message));
                 }

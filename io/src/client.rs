@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::clock::monotonic_ns;
 use crate::grpc::client::Busy;
+use crate::grpc::compress::{InflateError, inflate};
 use crate::grpc::{
     ClientConnection, ClientEvent, Code, Finished, Limits, Message, Metadata, Output,
 };
@@ -97,6 +98,7 @@ impl Drop for Handle {
 
 struct Link {
     grpc: RefCell<ClientConnection>,
+    message_bytes_max: usize,
     calls: RefCell<HashMap<u32, Rc<Call>>>,
     /// Callers that wait for the server to allow another stream.
     waiting: RefCell<VecDeque<Waker>>,
@@ -108,7 +110,8 @@ struct Link {
 /// One call under way, between its caller and the connection.
 #[derive(Default)]
 struct Call {
-    messages: RefCell<VecDeque<Bytes>>,
+    /// As they came, and whether they are compressed; what is held of them counts against the window.
+    messages: RefCell<VecDeque<(Bytes, bool)>>,
     finished: RefCell<Option<Finished>>,
     caller: Cell<Option<Waker>>,
 }
@@ -147,9 +150,11 @@ impl Client {
     /// Connects to `address`; `limits` bound what the server may send.
     pub async fn connect_with(address: SocketAddr, limits: &Limits) -> io::Result<Self> {
         let stream = Stream::connect(address).await?;
-        let grpc = ClientConnection::new(limits, &address.to_string(), monotonic_ns());
+        let mut grpc = ClientConnection::new(limits, &address.to_string(), monotonic_ns());
+        grpc.accept_compressed();
         let link = Rc::new(Link {
             grpc: RefCell::new(grpc),
+            message_bytes_max: limits.message_bytes_max as usize,
             calls: RefCell::default(),
             waiting: RefCell::default(),
             work: Signal::default(),
@@ -260,6 +265,17 @@ fn too_late() -> Failure {
     Failure::local(Code::DeadlineExceeded, "no answer within the time limit")
 }
 
+fn inflate_failed(error: InflateError) -> Failure {
+    match error {
+        InflateError::TooLarge => {
+            Failure::local(Code::ResourceExhausted, "a message too large once decompressed")
+        }
+        InflateError::Malformed => {
+            Failure::local(Code::Internal, "a compressed message is not valid gzip")
+        }
+    }
+}
+
 fn queue_full() -> Failure {
     Failure::local(Code::ResourceExhausted, "too much is waiting to be sent on this connection")
 }
@@ -296,10 +312,14 @@ impl StreamReply {
         }
         let Guard { link, stream, call } = &self.guard;
         std::future::poll_fn(|context| {
-            if let Some(message) = call.messages.borrow_mut().pop_front() {
+            if let Some((message, compressed)) = call.messages.borrow_mut().pop_front() {
                 link.grpc.borrow_mut().release(*stream, message.len());
                 link.work.set();
-                return Poll::Ready(Ok(Some(message)));
+                if !compressed {
+                    return Poll::Ready(Ok(Some(message)));
+                }
+                let plain = inflate(&message, link.message_bytes_max);
+                return Poll::Ready(plain.map(Some).map_err(inflate_failed));
             }
             let Some(finished) = call.finished.take() else {
                 call.caller.set(Some(context.waker().clone()));
@@ -339,11 +359,11 @@ impl Link {
             let event = self.grpc.borrow_mut().poll_event();
             let Some(event) = event else { break };
             match event {
-                ClientEvent::Message { stream, message } => {
+                ClientEvent::Message { stream, message, compressed } => {
                     let call = self.calls.borrow().get(&stream.number()).cloned();
                     match call {
                         Some(call) => {
-                            call.messages.borrow_mut().push_back(message);
+                            call.messages.borrow_mut().push_back((message, compressed));
                             call.wake();
                         }
                         None => self.grpc.borrow_mut().release(stream, message.len()),

@@ -8,12 +8,12 @@ use prism_io::grpc::Limits;
 const CASES: &[(&str, &str, &str)] = &[
     (
         "an unknown path",
-        "HEADERS 1 eh :method=POST :scheme=http :path=/no/Such content-type=application/grpc",
+        "HEADERS 1 eh :method=POST :scheme=http :path=/no/Such te=trailers content-type=application/grpc",
         "HEADERS 1 end :status=200 grpc-status=12 grpc-message=unknown method /no/Such",
     ),
     (
         "an unknown path whose client is still sending",
-        "HEADERS 1 h :method=POST :scheme=http :path=/no/Such content-type=application/grpc
+        "HEADERS 1 h :method=POST :scheme=http :path=/no/Such te=trailers content-type=application/grpc
          DATA 1 e msg:a",
         "HEADERS 1 end :status=200 grpc-status=12 grpc-message=unknown method /no/Such
          RST_STREAM 1 NO_ERROR",
@@ -35,7 +35,7 @@ const CASES: &[(&str, &str, &str)] = &[
     ),
     (
         "another method",
-        "HEADERS 1 eh :method=GET :scheme=http :path=/t/Unary content-type=application/grpc",
+        "HEADERS 1 eh :method=GET :scheme=http :path=/t/Unary te=trailers content-type=application/grpc",
         "HEADERS 1 end :status=405 allow=POST grpc-status=13 grpc-message=gRPC requests are POSTs",
     ),
     (
@@ -45,9 +45,19 @@ const CASES: &[(&str, &str, &str)] = &[
     ),
     (
         "+proto and parameters are fine",
-        "HEADERS 1 h :method=POST :scheme=http :path=/t/Silent content-type=application/grpc+proto;x=y
+        "HEADERS 1 h :method=POST :scheme=http :path=/t/Silent te=trailers content-type=Application/gRPC+proto;x=y
          DATA 1 e msg:a",
         "Request 1 1",
+    ),
+    (
+        "messages that are not protobuf",
+        "HEADERS 1 eh :method=POST :scheme=http :path=/t/Unary te=trailers content-type=application/grpc+json",
+        "HEADERS 1 end :status=200 grpc-status=12 grpc-message=messages have to be protobuf: application/grpc or application/grpc+proto",
+    ),
+    (
+        "no te",
+        "HEADERS 1 eh :method=POST :scheme=http :path=/t/Unary content-type=application/grpc",
+        "HEADERS 1 end :status=200 grpc-status=13 grpc-message=te: trailers is missing: a proxy on the way may not pass trailers on",
     ),
     (
         "END_STREAM before a message",
@@ -115,13 +125,47 @@ const CASES: &[(&str, &str, &str)] = &[
         "a compressed message in an encoding that is not known",
         "HEADERS 1 h @req grpc-encoding=snappy
          DATA 1 e 0100000001 61",
-        "HEADERS 1 end :status=200 grpc-status=12 grpc-message=messages can only be sent uncompressed grpc-accept-encoding=identity",
+        "HEADERS 1 end :status=200 grpc-status=12 grpc-message=messages can be compressed with gzip and with nothing else grpc-accept-encoding=identity,gzip",
     ),
     (
         "a compressed message without an encoding",
         "HEADERS 1 h @req
          DATA 1 e 0100000001 61",
         "HEADERS 1 end :status=200 grpc-status=13 grpc-message=a compressed message without grpc-encoding",
+    ),
+    (
+        "a compressed message",
+        "HEADERS 1 h @silent grpc-encoding=gzip
+         DATA 1 e 0100000019 1f8b08000000000002ffcb48cdc9c9070086a6103605000000",
+        "Request 1 5 packed",
+    ),
+    (
+        "a compressed message that is cut short",
+        "HEADERS 1 h @req grpc-encoding=gzip
+         DATA 1 e 0100000018 1f8b08000000000002ffcb48cdc9c9070086a61036050000",
+        "HEADERS 1 end :status=200 grpc-status=13 grpc-message=a compressed message is not valid gzip",
+    ),
+    (
+        "a compressed message that claims to grow above the limit",
+        "HEADERS 1 h @req grpc-encoding=gzip
+         DATA 1 e 0100000019 1f8b08000000000002ffcb48cdc9c9070086a6103605000001",
+        "HEADERS 1 end :status=200 grpc-status=8 grpc-message=a message larger than 4194304 bytes once decompressed",
+    ),
+    (
+        "identity means that nothing is compressed",
+        "HEADERS 1 h @req grpc-encoding=identity
+         DATA 1 e 0100000001 61",
+        "HEADERS 1 end :status=200 grpc-status=13 grpc-message=a compressed message without grpc-encoding",
+    ),
+    (
+        "client streaming: compressed and plain messages in turns",
+        "HEADERS 1 h @stream grpc-encoding=gzip
+         DATA 1 e msg:a 0100000001 61 msg:bc",
+        "Open 1
+         Message 1 1
+         Message 1 1 packed
+         Message 1 2
+         HalfClose 1",
     ),
     (
         "an encoding that is announced and not used",

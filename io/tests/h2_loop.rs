@@ -90,7 +90,7 @@ fn a_unary_call_with_metadata_and_trailers() {
         assert_eq!(wire.server.open_streams(), 0);
 
         let events = wire.answer();
-        let Some(ClientEvent::Message { stream, message }) = events.get(1) else {
+        let Some(ClientEvent::Message { stream, message, .. }) = events.get(1) else {
             panic!("{events:?}")
         };
         assert_eq!((*stream, &message[..]), (call, &b"headxxxxxxxxxxxxxxxxxxxx"[..]));
@@ -328,7 +328,7 @@ mod interleavings {
                 match event {
                     Event::Request { stream, message, .. } => self.waiting.push((stream, message)),
                     Event::Open { stream, .. } => self.streams.push((stream, Vec::new(), false)),
-                    Event::Message { stream, message } => {
+                    Event::Message { stream, message, .. } => {
                         let open = self.streams.iter_mut().find(|(id, ..)| *id == stream);
                         open.expect("an open stream").1.push(message);
                     }
@@ -385,7 +385,7 @@ mod interleavings {
         fn client_events(&mut self) {
             while let Some(event) = self.wire.client.poll_event() {
                 match event {
-                    ClientEvent::Message { stream, message } => {
+                    ClientEvent::Message { stream, message, .. } => {
                         self.wire.client.release(stream, message.len());
                         let call = self.calls.get_mut(&stream.number()).expect("a known call");
                         call.2.got.extend_from_slice(&message);

@@ -1,6 +1,7 @@
 //! What a client is told of an answer: its head and its trailers.
 
-use super::head::is_grpc;
+use super::compress::Encoding;
+use super::head::ContentType;
 use super::metadata::{Metadata, decode_base64};
 use super::status::{Code, percent_decode};
 use crate::h2::connection::Sink;
@@ -11,6 +12,7 @@ use crate::h2::hpack::{Field, FieldKind};
 pub(super) struct AnswerSink {
     pub(super) status: u16,
     pub(super) grpc: bool,
+    pub(super) encoding: Encoding,
     pub(super) code: Option<Code>,
     pub(super) message: String,
     pub(super) details: Vec<u8>,
@@ -22,6 +24,7 @@ impl Sink for AnswerSink {
     fn begin(&mut self, _trailers: bool) {
         self.status = 0;
         self.grpc = false;
+        self.encoding = Encoding::Identity;
         self.code = None;
         self.message.clear();
         self.details.clear();
@@ -37,15 +40,17 @@ impl Sink for AnswerSink {
                 let number = std::str::from_utf8(field.value).ok().and_then(|v| v.parse().ok());
                 self.status = number.unwrap_or(0);
             }
-            FieldKind::ContentType => self.grpc = is_grpc(field.value),
+            FieldKind::ContentType => {
+                self.grpc = ContentType::parse(field.value) == ContentType::Grpc;
+            }
             FieldKind::GrpcStatus => self.code = Some(Code::parse(field.value)),
+            FieldKind::GrpcEncoding => self.encoding = Encoding::parse(field.value),
             FieldKind::GrpcMessage => self.message = percent_decode(field.value),
             FieldKind::GrpcStatusDetails => {
                 self.details = decode_base64(field.value).unwrap_or_default();
             }
             FieldKind::ContentLength
             | FieldKind::AcceptEncoding
-            | FieldKind::GrpcEncoding
             | FieldKind::GrpcAcceptEncoding => {}
             _ => self.metadata.push(field.name, field.value),
         }

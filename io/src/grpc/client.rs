@@ -5,8 +5,9 @@
 //! of a repeated call is a few bytes, and a unary call allocates nothing in the steady state.
 
 use super::answer::AnswerSink;
-use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, custom_fields};
-use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError};
+use super::compress::{self, ACCEPTED, Encoding, GZIP};
+use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, GRPC_ENCODING, custom_fields};
+use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError, prefix};
 use super::metadata::Metadata;
 use super::status::Code;
 use super::timeout;
@@ -78,8 +79,11 @@ pub enum ClientEvent {
     Message {
         /// Whose.
         stream: StreamId,
-        /// The message.
+        /// The message as it came.
         message: Bytes,
+        /// It is still compressed, so that no more than one has to be held plain: to be given to [`compress::inflate`] when it
+        /// is consumed. Only after `accept_compressed`.
+        compressed: bool,
     },
     /// The call is over; its handle is dead.
     Finished {
@@ -137,6 +141,9 @@ pub struct ClientConnection {
     paths: Vec<PathBlock>,
     next_path: usize,
     gathered: usize,
+    accepts_gzip: bool,
+    /// Requests from this size on are compressed where that makes them smaller.
+    compress_bytes_min: Option<usize>,
     scratch: Vec<u8>,
 }
 
@@ -152,8 +159,23 @@ impl ClientConnection {
             paths: Vec::new(),
             next_path: 0,
             gathered: 0,
+            accepts_gzip: false,
+            compress_bytes_min: None,
             scratch: Vec::new(),
         }
+    }
+
+    /// Tells the server that answers may come compressed; without it they may not. To be called before the first call.
+    pub fn accept_compressed(&mut self) {
+        self.accepts_gzip = true;
+        self.paths.clear();
+    }
+
+    /// Compresses requests of at least `bytes_min` bytes from now on, where that makes them smaller. The server has to know gzip;
+    /// Prism's does.
+    pub fn compress_requests(&mut self, bytes_min: usize) {
+        self.compress_bytes_min = Some(bytes_min);
+        self.paths.clear();
     }
 
     /// How many more calls the server allows right now.
@@ -184,9 +206,7 @@ impl ClientConnection {
         }
         let stream = self.start(path, metadata, timeout)?;
         self.core.streams.at(stream.slot()).app.unary = true;
-        let prefix = message.prefix();
-        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, true);
-        debug_assert!(taken);
+        self.put_message(stream.slot(), message, true);
         Ok(stream)
     }
 
@@ -210,6 +230,7 @@ impl ClientConnection {
         let at = self.path_block(path);
         let cache = &mut self.paths[at].block;
         let (authority, user_agent) = (&self.authority, &self.user_agent);
+        let (accepts_gzip, sends_gzip) = (self.accepts_gzip, self.compress_bytes_min.is_some());
         let scratch = &mut self.scratch;
         self.core.put_block(number, false, |encoder, out| {
             cache.put(encoder, out, |encoder, out| {
@@ -220,6 +241,12 @@ impl ClientConnection {
                 encoder.field(out, b"te", b"trailers", Indexing::Index);
                 encoder.field(out, CONTENT_TYPE, CONTENT_TYPE_GRPC, Indexing::Index);
                 encoder.field(out, b"user-agent", user_agent, Indexing::Index);
+                if sends_gzip {
+                    encoder.field(out, GRPC_ENCODING, GZIP, Indexing::Index);
+                }
+                if accepts_gzip {
+                    encoder.field(out, b"grpc-accept-encoding", ACCEPTED, Indexing::Index);
+                }
             });
             if let Some(timeout) = timeout {
                 scratch.clear();
@@ -269,10 +296,25 @@ impl ClientConnection {
             self.core.want_room(stream.slot());
             return Err(SendError::QueueFull);
         }
-        let prefix = message.prefix();
-        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, false);
-        debug_assert!(taken);
+        self.put_message(stream.slot(), message, false);
         Ok(self.core.is_writable(stream.slot()))
+    }
+
+    #[inline]
+    fn put_message(&mut self, slot: usize, message: Message<'_>, end: bool) {
+        let deflated = match self.compress_bytes_min {
+            Some(min) if message.len() >= min => {
+                compress::deflate([message.head, &message.tail], message.len())
+            }
+            _ => None,
+        };
+        let taken = match deflated {
+            None => self.core.send_data(slot, &message.prefix(), message.head, message.tail, end),
+            Some(tail) => {
+                self.core.send_data(slot, &prefix(true, tail.len()), b"", tail.into(), end)
+            }
+        };
+        debug_assert!(taken);
     }
 
     /// No more messages will follow.
@@ -351,10 +393,14 @@ impl ClientConnection {
         } else if end {
             self.trailers(stream);
         } else {
+            let call = &mut self.core.streams.at(stream.slot()).app;
             if self.sink.status != 200 || !self.sink.grpc {
-                let call = &mut self.core.streams.at(stream.slot()).app;
                 call.not_grpc = Some(self.sink.status);
             }
+            call.deframer.set_encoding(match self.sink.encoding {
+                Encoding::Gzip if !self.accepts_gzip => Encoding::Unknown,
+                encoding => encoding,
+            });
             let metadata = std::mem::take(&mut self.sink.metadata);
             self.events.push_back(ClientEvent::Headers { stream, metadata });
         }
@@ -382,7 +428,8 @@ impl ClientConnection {
                     if sliced && !call.unary {
                         held += message.len() as u32;
                     }
-                    self.events.push_back(ClientEvent::Message { stream, message });
+                    let compressed = call.deframer.was_compressed();
+                    self.events.push_back(ClientEvent::Message { stream, message, compressed });
                 }
                 Ok(None) => break None,
                 Err(error) => break Some(error),
@@ -400,9 +447,13 @@ impl ClientConnection {
                     Finished::local(Code::ResourceExhausted, "too many large messages at once")
                 }
                 FramingError::BadFlag => Finished::local(Code::Internal, "invalid message framing"),
-                FramingError::Compressed => {
-                    Finished::local(Code::Internal, "a compressed message was not asked for")
+                FramingError::NotAnnounced => {
+                    Finished::local(Code::Internal, "a compressed message without grpc-encoding")
                 }
+                FramingError::UnknownEncoding => Finished::local(
+                    Code::Internal,
+                    "a message in an encoding that was not asked for",
+                ),
             };
             self.end(stream, finished);
         } else if end {

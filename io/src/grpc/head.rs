@@ -5,15 +5,43 @@ use crate::h2::hpack::Encoder;
 
 pub(super) const CONTENT_TYPE: &[u8] = b"content-type";
 pub(super) const CONTENT_TYPE_GRPC: &[u8] = b"application/grpc";
+pub(super) const GRPC_ENCODING: &[u8] = b"grpc-encoding";
 pub(super) const GRPC_STATUS: &[u8] = b"grpc-status";
 
-/// `application/grpc`, alone or with `+proto` or parameters.
-#[inline]
-pub(super) fn is_grpc(content_type: &[u8]) -> bool {
-    match content_type.strip_prefix(b"application/grpc") {
-        Some(b"" | b"+proto" | [b';', ..]) => true,
-        Some(rest) => rest.starts_with(b"+proto;"),
-        None => false,
+/// What a content-type says of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum ContentType {
+    /// gRPC with protobuf: `application/grpc` or `application/grpc+proto`, in any case and with any parameters.
+    Grpc,
+    /// gRPC with messages that are something else, such as `application/grpc+json`.
+    OtherMessages,
+    /// No gRPC.
+    #[default]
+    Other,
+}
+
+impl ContentType {
+    #[inline]
+    pub(super) fn parse(value: &[u8]) -> Self {
+        // As nearly everybody writes it.
+        if value == CONTENT_TYPE_GRPC { Self::Grpc } else { Self::parse_any(value) }
+    }
+
+    fn parse_any(value: &[u8]) -> Self {
+        let end = value.iter().position(|byte| *byte == b';').unwrap_or(value.len());
+        let essence = value[..end].trim_ascii();
+        let Some((start, rest)) = essence.split_at_checked(CONTENT_TYPE_GRPC.len()) else {
+            return Self::Other;
+        };
+        if !start.eq_ignore_ascii_case(CONTENT_TYPE_GRPC) {
+            return Self::Other;
+        }
+        match rest {
+            b"" => Self::Grpc,
+            _ if rest.eq_ignore_ascii_case(b"+proto") => Self::Grpc,
+            [b'+', _, ..] => Self::OtherMessages,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -60,6 +88,33 @@ pub(super) fn custom_fields(
             push(name.as_bytes(), scratch);
         } else {
             push(name.as_bytes(), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_types() {
+        use ContentType::{Grpc, Other, OtherMessages};
+        for (value, kind) in [
+            ("application/grpc", Grpc),
+            ("application/grpc+proto", Grpc),
+            ("Application/GRPC+Proto", Grpc),
+            ("application/grpc;charset=utf-8", Grpc),
+            ("application/grpc+proto ; x=y", Grpc),
+            ("application/grpc+json", OtherMessages),
+            ("application/grpc+protobuf", OtherMessages),
+            ("application/grpc+", Other),
+            ("application/grpc-web", Other),
+            ("application/grpc-web+proto", Other),
+            ("application/grpcx", Other),
+            ("application/json", Other),
+            ("", Other),
+        ] {
+            assert_eq!(ContentType::parse(value.as_bytes()), kind, "{value}");
         }
     }
 }

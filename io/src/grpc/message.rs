@@ -3,6 +3,7 @@
 //! A message that lies whole in one DATA frame is handed out as a slice of the read buffer; one that is spread over frames is
 //! gathered into one buffer with one copy. What is being gathered is bounded per message and per connection.
 
+use super::compress::Encoding;
 use bytes::{Bytes, BytesMut};
 
 /// Bytes of the prefix: a compressed flag and a length.
@@ -37,9 +38,15 @@ impl<'a> Message<'a> {
     /// The prefix of this message, not compressed.
     #[inline]
     pub(crate) fn prefix(&self) -> [u8; PREFIX_BYTES] {
-        let [a, b, c, d] = (self.len() as u32).to_be_bytes();
-        [0, a, b, c, d]
+        prefix(false, self.len())
     }
+}
+
+/// The prefix of a message of `bytes` bytes.
+#[inline]
+pub(crate) fn prefix(compressed: bool, bytes: usize) -> [u8; PREFIX_BYTES] {
+    let [a, b, c, d] = (bytes as u32).to_be_bytes();
+    [u8::from(compressed), a, b, c, d]
 }
 
 /// Why a message was not taken.
@@ -60,8 +67,10 @@ pub(crate) enum FramingError {
     NoRoom,
     /// The compressed flag is neither 0 nor 1.
     BadFlag,
-    /// A compressed message without an encoding that we know.
-    Compressed,
+    /// A compressed message in an encoding that we do not know.
+    UnknownEncoding,
+    /// A compressed message, although the head names no encoding.
+    NotAnnounced,
 }
 
 /// Cuts one direction of a stream into messages.
@@ -70,6 +79,10 @@ pub(crate) struct Deframer {
     /// A prefix that is not whole yet.
     prefix: [u8; PREFIX_BYTES],
     prefix_bytes: u8,
+    /// The encoding that the head of this direction names.
+    encoding: Encoding,
+    /// Whether the message that came last is compressed.
+    compressed: bool,
     /// The message that is being gathered, and how long it will be.
     gathering: Option<Box<BytesMut>>,
     message_bytes: u32,
@@ -79,6 +92,18 @@ pub(crate) struct Deframer {
 const GATHER_BYTES_FIRST: usize = 64 << 10;
 
 impl Deframer {
+    /// Compressed messages are to be in `encoding`.
+    #[inline]
+    pub(crate) fn set_encoding(&mut self, encoding: Encoding) {
+        self.encoding = encoding;
+    }
+
+    /// Whether the message that `next` gave last is compressed.
+    #[inline]
+    pub(crate) fn was_compressed(&self) -> bool {
+        self.compressed
+    }
+
     /// Whether everything so far was whole messages.
     #[inline]
     pub(crate) fn is_clean(&self) -> bool {
@@ -107,7 +132,7 @@ impl Deframer {
             && let Some(&[flag, a, b, c, d]) = data.first_chunk::<PREFIX_BYTES>()
         {
             let length = u32::from_be_bytes([a, b, c, d]);
-            check(flag, length, message_bytes_max)?;
+            self.check(flag, length, message_bytes_max)?;
             let end = PREFIX_BYTES + length as usize;
             if data.len() == end {
                 // The common case: one message in one frame.
@@ -142,7 +167,7 @@ impl Deframer {
             }
             let [flag, a, b, c, d] = self.prefix;
             let length = u32::from_be_bytes([a, b, c, d]);
-            check(flag, length, message_bytes_max)?;
+            self.check(flag, length, message_bytes_max)?;
             if data.len() >= length as usize {
                 self.prefix_bytes = 0;
                 return Ok(Some(data.split_to(length as usize)));
@@ -171,15 +196,22 @@ impl Deframer {
         let message = self.gathering.take().map(|buffer| buffer.freeze());
         Ok(message)
     }
-}
 
-#[inline]
-fn check(flag: u8, length: u32, message_bytes_max: u32) -> Result<(), FramingError> {
-    match flag {
-        0 if length <= message_bytes_max => Ok(()),
-        0 => Err(FramingError::TooLarge(length)),
-        1 => Err(FramingError::Compressed),
-        _ => Err(FramingError::BadFlag),
+    #[inline]
+    fn check(&mut self, flag: u8, length: u32, message_bytes_max: u32) -> Result<(), FramingError> {
+        self.compressed = flag != 0;
+        if flag != 0 {
+            match (flag, self.encoding) {
+                (1, Encoding::Gzip) => {}
+                (1, Encoding::Unknown) => return Err(FramingError::UnknownEncoding),
+                (1, Encoding::Identity) => return Err(FramingError::NotAnnounced),
+                _ => return Err(FramingError::BadFlag),
+            }
+        }
+        if length > message_bytes_max {
+            return Err(FramingError::TooLarge(length));
+        }
+        Ok(())
     }
 }
 
@@ -227,7 +259,7 @@ mod tests {
         };
         assert_eq!(next(&[0, 0, 0, 0, 101], 0), FramingError::TooLarge(101));
         assert_eq!(next(&[0, 0, 0, 0, 100, 1], 51), FramingError::NoRoom);
-        assert_eq!(next(&[1, 0, 0, 0, 1], 0), FramingError::Compressed);
+        assert_eq!(next(&[1, 0, 0, 0, 1], 0), FramingError::NotAnnounced);
         assert_eq!(next(&[2, 0, 0, 0, 1], 0), FramingError::BadFlag);
     }
 }

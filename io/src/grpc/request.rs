@@ -1,6 +1,7 @@
 //! What a server is told: routes, heads of requests, events.
 
-use super::head::is_grpc;
+use super::compress::{Encoding, accepts_gzip};
+use super::head::ContentType;
 use super::metadata::Metadata;
 use super::timeout;
 use crate::h2::StreamId;
@@ -31,6 +32,8 @@ pub struct RequestHead {
     pub timeout: Option<Duration>,
     /// Custom metadata.
     pub metadata: Metadata,
+    /// The message that came with it was compressed; it is no more.
+    pub compressed: bool,
 }
 
 /// One thing that has happened on a connection.
@@ -60,8 +63,13 @@ pub enum Event {
     Message {
         /// Whose.
         stream: StreamId,
-        /// The message.
+        /// The message as it came.
         message: Bytes,
+        /// It is still compressed, so that no more than one has to be held plain: to be given to [`inflate`] when it is
+        /// consumed.
+        ///
+        /// [`inflate`]: super::compress::inflate
+        compressed: bool,
     },
     /// The client of an open stream has sent everything.
     HalfClose {
@@ -81,20 +89,46 @@ pub enum Event {
     },
 }
 
+/// What is remembered of a head besides metadata and timeout: heads repeat.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadFacts {
+    pub(super) route: Option<Route>,
+    pub(super) post: bool,
+    pub(super) content_type: ContentType,
+    pub(super) te: bool,
+    pub(super) timeout_ok: bool,
+    pub(super) encoding: Encoding,
+    pub(super) accepts_gzip: bool,
+}
+
+impl HeadFacts {
+    const NONE: Self = Self {
+        route: None,
+        post: false,
+        content_type: ContentType::Other,
+        te: false,
+        timeout_ok: true,
+        encoding: Encoding::Identity,
+        accepts_gzip: false,
+    };
+
+    /// Whether everything is there and right, apart from the route.
+    #[inline]
+    pub(super) fn make_a_call(&self) -> bool {
+        self.post && self.content_type == ContentType::Grpc && self.te && self.timeout_ok
+    }
+}
+
 /// Gathers what matters of a request's head.
 pub(super) struct HeadSink {
     pub(super) route_of: RouteFn,
     pub(super) trailers: bool,
-    pub(super) post: bool,
-    pub(super) grpc: bool,
-    pub(super) timeout_ok: bool,
-    pub(super) encoded: bool,
-    pub(super) route: Option<Route>,
+    pub(super) facts: HeadFacts,
     /// The path, when it leads nowhere.
     pub(super) unknown_path: Vec<u8>,
     pub(super) head: RequestHead,
-    /// Route, `post`, `grpc`, `timeout_ok`, `encoded` of heads that repeat.
-    saved: [(Option<Route>, bool, bool, bool, bool); HEADS_REMEMBERED],
+    /// Of heads that repeat.
+    saved: [HeadFacts; HEADS_REMEMBERED],
 }
 
 impl HeadSink {
@@ -102,14 +136,10 @@ impl HeadSink {
         Self {
             route_of,
             trailers: false,
-            post: false,
-            grpc: false,
-            timeout_ok: true,
-            encoded: false,
-            route: None,
+            facts: HeadFacts::NONE,
             unknown_path: Vec::new(),
             head: RequestHead::default(),
-            saved: [(None, false, false, false, false); HEADS_REMEMBERED],
+            saved: [HeadFacts::NONE; HEADS_REMEMBERED],
         }
     }
 }
@@ -118,11 +148,7 @@ impl Sink for HeadSink {
     #[inline]
     fn begin(&mut self, trailers: bool) {
         self.trailers = trailers;
-        self.post = false;
-        self.grpc = false;
-        self.timeout_ok = true;
-        self.encoded = false;
-        self.route = None;
+        self.facts = HeadFacts::NONE;
         self.head.timeout = None;
         if !self.head.metadata.is_empty() {
             self.head.metadata = Metadata::new();
@@ -134,42 +160,46 @@ impl Sink for HeadSink {
         if self.trailers {
             return;
         }
+        let facts = &mut self.facts;
         match field.kind {
-            FieldKind::Method => self.post = field.value == b"POST",
+            FieldKind::Method => facts.post = field.value == b"POST",
             FieldKind::Path => {
-                self.route = (self.route_of)(field.value);
-                if self.route.is_none() {
+                facts.route = (self.route_of)(field.value);
+                if facts.route.is_none() {
                     self.unknown_path.clear();
                     self.unknown_path.extend_from_slice(field.value);
                 }
             }
-            FieldKind::ContentType => self.grpc = is_grpc(field.value),
+            FieldKind::ContentType => facts.content_type = ContentType::parse(field.value),
             FieldKind::GrpcTimeout => {
                 self.head.timeout = timeout::parse(field.value);
-                self.timeout_ok = self.head.timeout.is_some();
+                facts.timeout_ok = self.head.timeout.is_some();
             }
-            FieldKind::GrpcEncoding => self.encoded = field.value != b"identity",
+            FieldKind::GrpcEncoding => facts.encoding = Encoding::parse(field.value),
+            FieldKind::GrpcAcceptEncoding => facts.accepts_gzip |= accepts_gzip(field.value),
+            // HTTP/2 has refused every other value.
+            FieldKind::Te => facts.te = true,
             FieldKind::Scheme
             | FieldKind::Authority
-            | FieldKind::Te
             | FieldKind::ContentLength
             | FieldKind::UserAgent
-            | FieldKind::AcceptEncoding
-            | FieldKind::GrpcAcceptEncoding => {}
+            | FieldKind::AcceptEncoding => {}
             _ => self.head.metadata.push(field.name, field.value),
         }
     }
 
     fn save(&mut self, number: usize) -> bool {
-        if self.route.is_none() || self.head.timeout.is_some() || !self.head.metadata.is_empty() {
-            return false;
+        let repeats = self.facts.route.is_some()
+            && self.head.timeout.is_none()
+            && self.head.metadata.is_empty();
+        if repeats {
+            self.saved[number] = self.facts;
         }
-        self.saved[number] = (self.route, self.post, self.grpc, self.timeout_ok, self.encoded);
-        true
+        repeats
     }
 
     #[inline]
     fn restore(&mut self, number: usize) {
-        (self.route, self.post, self.grpc, self.timeout_ok, self.encoded) = self.saved[number];
+        self.facts = self.saved[number];
     }
 }

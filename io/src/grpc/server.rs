@@ -5,8 +5,12 @@
 //! Unary and server-streaming calls appear as one `Event::Request` once their message is there; in the steady state such a
 //! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
 
-use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, GRPC_STATUS, custom_fields};
-use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError};
+use super::compress::{self, ACCEPTED, Compressing, GZIP, InflateError};
+use super::head::{
+    CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, ContentType, GRPC_ENCODING, GRPC_STATUS,
+    custom_fields,
+};
+use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError, prefix};
 use super::metadata::encode_base64;
 use super::request::{Event, HeadSink, RequestHead, RouteFn};
 use super::status::{Code, Status, percent_encode};
@@ -26,10 +30,14 @@ struct Call {
     shown: bool,
     /// Its answer is complete, though some of it may be queued.
     finished: bool,
-    /// `grpc-encoding` was neither absent nor `identity`.
-    encoded: bool,
+    /// The client takes answers in gzip.
+    accepts_gzip: bool,
+    /// The head of the answer names gzip, or will when it is sent.
+    announces_gzip: bool,
+    compressing: Compressing,
     head: RequestHead,
     message: Option<Bytes>,
+    message_compressed: bool,
     deframer: Deframer,
     /// Bytes handed out, prefixes included, and not yet released.
     unreleased: u32,
@@ -68,8 +76,13 @@ pub struct ServerConnection {
     ok_trailers: CachedBlock,
     /// Bytes claimed by messages that are being gathered.
     gathered: usize,
+    /// Bytes that were decompressed since `resume`.
+    inflated: usize,
     scratch: Vec<u8>,
 }
+
+/// Decompression of requests pauses after this many bytes, so that a connection cannot hold the others up with little. 4 MiB.
+const INFLATE_BYTES_TURN: usize = 4 << 20;
 
 impl ServerConnection {
     /// A connection that has just been accepted; nothing is sent before the client's preface.
@@ -81,6 +94,7 @@ impl ServerConnection {
             ok_head: CachedBlock::default(),
             ok_trailers: CachedBlock::default(),
             gathered: 0,
+            inflated: 0,
             scratch: Vec::new(),
         }
     }
@@ -89,6 +103,19 @@ impl ServerConnection {
     /// call first: until then nothing is taken.
     pub fn receive(&mut self, input: &mut BytesMut, now_ns: u64) {
         self.core.accept(input, now_ns);
+        self.inflated = 0;
+    }
+
+    /// Whether `poll_event` has stopped although there is more, because much was decompressed: let others have their turn, then
+    /// `resume`.
+    #[inline]
+    pub fn is_paused(&self) -> bool {
+        self.inflated >= INFLATE_BYTES_TURN
+    }
+
+    /// Goes on after a pause.
+    pub fn resume(&mut self) {
+        self.inflated = 0;
     }
 
     /// The next event, or `None` when everything received has been worked through.
@@ -96,6 +123,9 @@ impl ServerConnection {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Some(event);
+            }
+            if self.is_paused() && !self.core.is_closed() {
+                return None;
             }
             let Some(incoming) = self.core.poll(&mut self.sink) else {
                 if self.core.is_closed() && self.core.streams.len() > 0 {
@@ -120,21 +150,25 @@ impl ServerConnection {
 
     #[inline]
     fn head(&mut self, stream: StreamId, end: bool, too_large: bool) -> Option<Event> {
-        let route = match self.sink.route {
-            Some(route)
-                if !too_large && self.sink.post && self.sink.grpc && self.sink.timeout_ok =>
-            {
-                route
-            }
+        let facts = &self.sink.facts;
+        let route = match facts.route {
+            Some(route) if !too_large && facts.make_a_call() => route,
             _ => {
                 self.refuse(stream, too_large);
                 return None;
             }
         };
+        let compressing = match self.core.limits.compress_bytes_min {
+            u32::MAX => Compressing::Never,
+            _ => Compressing::WhereItPays,
+        };
         let call = &mut self.core.streams.at(stream.slot()).app;
         call.route = route.id;
         call.client_streaming = route.client_streaming;
-        call.encoded = self.sink.encoded;
+        call.deframer.set_encoding(facts.encoding);
+        call.accepts_gzip = facts.accepts_gzip;
+        call.compressing = compressing;
+        call.announces_gzip = facts.accepts_gzip && compressing != Compressing::Never;
         let head = std::mem::take(&mut self.sink.head);
         if !route.client_streaming {
             call.head = head;
@@ -155,11 +189,17 @@ impl ServerConnection {
     fn refuse(&mut self, stream: StreamId, too_large: bool) {
         let (status, code, message) = if too_large {
             ("431", Code::ResourceExhausted, "request headers too large".to_string())
-        } else if !self.sink.post {
+        } else if !self.sink.facts.post {
             ("405", Code::Internal, "gRPC requests are POSTs".to_string())
-        } else if !self.sink.grpc {
+        } else if self.sink.facts.content_type == ContentType::Other {
             ("415", Code::Internal, "the content-type has to be application/grpc".to_string())
-        } else if !self.sink.timeout_ok {
+        } else if self.sink.facts.content_type == ContentType::OtherMessages {
+            let text = "messages have to be protobuf: application/grpc or application/grpc+proto";
+            ("200", Code::Unimplemented, text.to_string())
+        } else if !self.sink.facts.te {
+            let text = "te: trailers is missing: a proxy on the way may not pass trailers on";
+            ("200", Code::Internal, text.to_string())
+        } else if !self.sink.facts.timeout_ok {
             ("200", Code::Internal, "malformed grpc-timeout".to_string())
         } else {
             let path = String::from_utf8_lossy(&self.sink.unknown_path);
@@ -195,7 +235,10 @@ impl ServerConnection {
         }
         loop {
             match call.deframer.next(&mut payload, max, &mut self.gathered, gather as usize) {
-                Ok(Some(message)) if call.message.is_none() => call.message = Some(message),
+                Ok(Some(message)) if call.message.is_none() => {
+                    call.message = Some(message);
+                    call.message_compressed = call.deframer.was_compressed();
+                }
                 Ok(Some(_)) => {
                     self.core.release(stream, payload_bytes);
                     self.violation(stream, Code::Internal, "more than one request message");
@@ -215,6 +258,10 @@ impl ServerConnection {
             self.violation(stream, Code::Internal, "the request ended inside a message");
             None
         } else if let Some(message) = call.message.take() {
+            if call.message_compressed {
+                self.core.release(stream, payload_bytes);
+                return self.inflate_request(stream, &message);
+            }
             call.shown = true;
             let head = std::mem::take(&mut call.head);
             Some(Event::Request { stream, route: call.route, head, message })
@@ -226,6 +273,43 @@ impl ServerConnection {
         event
     }
 
+    /// The request of a unary call, which came compressed.
+    #[cold]
+    fn inflate_request(&mut self, stream: StreamId, message: &[u8]) -> Option<Event> {
+        let max = self.core.limits.message_bytes_max as usize;
+        match compress::inflate(message, max) {
+            Ok(message) => {
+                self.inflated += message.len();
+                let call = &mut self.core.streams.at(stream.slot()).app;
+                call.shown = true;
+                let mut head = std::mem::take(&mut call.head);
+                head.compressed = true;
+                Some(Event::Request { stream, route: call.route, head, message })
+            }
+            Err(error) => {
+                // What a bomb has cost counts as well.
+                self.inflated += if error == InflateError::TooLarge { message.len() } else { max };
+                self.fail_inflate(stream, error);
+                None
+            }
+        }
+    }
+
+    /// Ends a call of which a message could not be decompressed.
+    #[cold]
+    pub fn fail_inflate(&mut self, stream: StreamId, error: InflateError) {
+        let max = self.core.limits.message_bytes_max;
+        match error {
+            InflateError::TooLarge => {
+                let message = format!("a message larger than {max} bytes once decompressed");
+                self.violation(stream, Code::ResourceExhausted, &message);
+            }
+            InflateError::Malformed => {
+                self.violation(stream, Code::Internal, "a compressed message is not valid gzip");
+            }
+        }
+    }
+
     fn stream_data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
         let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = self.core.limits;
         let payload_bytes = payload.len() as u32;
@@ -235,7 +319,8 @@ impl ServerConnection {
             match call.deframer.next(&mut payload, max, &mut self.gathered, gather as usize) {
                 Ok(Some(message)) => {
                     held += (PREFIX_BYTES + message.len()) as u32;
-                    self.events.push_back(Event::Message { stream, message });
+                    let compressed = call.deframer.was_compressed();
+                    self.events.push_back(Event::Message { stream, message, compressed });
                 }
                 Ok(None) => break None,
                 Err(error) => break Some(error),
@@ -276,21 +361,20 @@ impl ServerConnection {
             FramingError::BadFlag => {
                 self.violation(stream, Code::Internal, "invalid compressed flag of a message");
             }
-            FramingError::Compressed => {
-                if self.core.streams.at(stream.slot()).app.encoded {
-                    self.fail(
-                        stream,
-                        &Status {
-                            code: Code::Unimplemented,
-                            message: "messages can only be sent uncompressed",
-                            details: &[],
-                            trailers: &[("grpc-accept-encoding", b"identity")],
-                        },
-                    );
-                } else {
-                    let message = "a compressed message without grpc-encoding";
-                    self.violation(stream, Code::Internal, message);
-                }
+            FramingError::NotAnnounced => {
+                let message = "a compressed message without grpc-encoding";
+                self.violation(stream, Code::Internal, message);
+            }
+            FramingError::UnknownEncoding => {
+                self.fail(
+                    stream,
+                    &Status {
+                        code: Code::Unimplemented,
+                        message: "messages can be compressed with gzip and with nothing else",
+                        details: &[],
+                        trailers: &[("grpc-accept-encoding", ACCEPTED)],
+                    },
+                );
             }
         }
     }
@@ -346,13 +430,70 @@ impl ServerConnection {
             && self.core.streams.get(stream).is_some_and(|entry| !entry.app.finished)
     }
 
+    /// Sends the head of an answer; `gzip` names it as the encoding of its messages.
     #[inline]
-    fn put_ok_head(&mut self, stream: StreamId) {
+    fn put_ok_head(&mut self, stream: StreamId, gzip: bool) {
+        if gzip {
+            return self.put_head(stream, true, &[]);
+        }
         let cache = &mut self.ok_head;
         self.core.put_block(stream.number(), false, |encoder, out| {
             cache.put(encoder, out, encode_ok_head);
         });
         self.core.streams.at(stream.slot()).headers_sent = true;
+    }
+
+    fn put_head(&mut self, stream: StreamId, gzip: bool, metadata: &[(&str, &[u8])]) {
+        let scratch = &mut self.scratch;
+        self.core.put_block(stream.number(), false, |encoder, out| {
+            encode_ok_head(encoder, out);
+            if gzip {
+                encoder.field(out, GRPC_ENCODING, GZIP, Indexing::Index);
+            }
+            custom_fields(metadata, scratch, &mut |name, value| literal(out, name, value));
+        });
+        self.core.streams.at(stream.slot()).headers_sent = true;
+    }
+
+    /// Says when the messages of an answer that follow are compressed, if the client takes gzip. Messages can only be compressed
+    /// if this is called before the first of them, or if `Limits::compress_bytes_min` has it so.
+    pub fn set_compressing(&mut self, stream: StreamId, compressing: Compressing) {
+        let Some(entry) = self.core.streams.get_mut(stream) else { return };
+        entry.app.compressing = compressing;
+        if !entry.headers_sent {
+            entry.app.announces_gzip = entry.app.accepts_gzip;
+        }
+    }
+
+    /// The message in gzip, if that is allowed and wanted.
+    #[inline]
+    fn deflate(&mut self, stream: StreamId, message: &Message<'_>) -> Option<Bytes> {
+        let min = self.core.limits.compress_bytes_min as usize;
+        let call = &self.core.streams.at(stream.slot()).app;
+        if !call.announces_gzip || message.is_empty() {
+            return None;
+        }
+        let bytes_max = match call.compressing {
+            Compressing::Never => return None,
+            Compressing::WhereItPays if message.len() < min => return None,
+            Compressing::WhereItPays => message.len(),
+            Compressing::Always => {
+                // Noise grows a little.
+                let grown = message.len() + message.len() / 8 + 64;
+                if self.core.queue_has_room(PREFIX_BYTES + grown) { grown } else { message.len() }
+            }
+        };
+        compress::deflate([message.head, &message.tail], bytes_max).map(Bytes::from)
+    }
+
+    /// Sends or queues a message behind its prefix.
+    #[inline]
+    fn put_message(&mut self, slot: usize, message: Message<'_>, deflated: Option<Bytes>) {
+        let taken = match deflated {
+            None => self.core.send_data(slot, &message.prefix(), message.head, message.tail, false),
+            Some(tail) => self.core.send_data(slot, &prefix(true, tail.len()), b"", tail, false),
+        };
+        debug_assert!(taken);
     }
 
     /// Answers a call with one message and status OK. False when the call is gone. An answer for which the connection's
@@ -366,19 +507,34 @@ impl ServerConnection {
         if !self.answerable(stream) {
             return false;
         }
+        if message.len() > self.core.limits.send_bytes_max as usize {
+            return self.too_large_to_send(stream, message.len(), trailers);
+        }
         if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
             let message = "carried out, but the reply did not fit: the client reads too slowly";
             let code = Code::ResourceExhausted;
             return self.fail(stream, &Status { code, message, details: &[], trailers });
         }
+        let deflated = self.deflate(stream, &message);
         if !self.core.streams.at(stream.slot()).headers_sent {
-            self.put_ok_head(stream);
+            self.put_ok_head(stream, deflated.is_some());
         }
-        let prefix = message.prefix();
-        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, false);
-        debug_assert!(taken);
+        self.put_message(stream.slot(), message, deflated);
         self.put_trailers(stream, Code::Ok, trailers, |_, _| {});
         true
+    }
+
+    #[cold]
+    fn too_large_to_send(
+        &mut self,
+        stream: StreamId,
+        bytes: usize,
+        trailers: &[(&str, &[u8])],
+    ) -> bool {
+        let max = self.core.limits.send_bytes_max;
+        let message = format!("carried out, but the reply of {bytes} bytes is larger than {max}");
+        let code = Code::ResourceExhausted;
+        self.fail(stream, &Status { code, message: &message, details: &[], trailers })
     }
 
     /// Ends a call that has failed: trailers alone when nothing was sent, else trailers behind what was sent. False when the
@@ -458,12 +614,8 @@ impl ServerConnection {
         if !self.answerable(stream) || self.core.streams.at(stream.slot()).headers_sent {
             return false;
         }
-        let scratch = &mut self.scratch;
-        self.core.put_block(stream.number(), false, |encoder, out| {
-            encode_ok_head(encoder, out);
-            custom_fields(metadata, scratch, &mut |name, value| literal(out, name, value));
-        });
-        self.core.streams.at(stream.slot()).headers_sent = true;
+        let gzip = self.core.streams.at(stream.slot()).app.announces_gzip;
+        self.put_head(stream, gzip, metadata);
         true
     }
 
@@ -477,20 +629,22 @@ impl ServerConnection {
             return Err(SendError::Closed);
         }
         let bytes = PREFIX_BYTES + message.len();
-        if bytes > self.core.limits.queue_bytes_max as usize {
-            self.violation(stream, Code::ResourceExhausted, "a message too large to be queued");
+        let Limits { queue_bytes_max: queue, send_bytes_max: max, .. } = self.core.limits;
+        if bytes > queue as usize || message.len() > max as usize {
+            self.violation(stream, Code::ResourceExhausted, "a message too large to be sent");
             return Err(SendError::Closed);
         }
         if !self.core.queue_has_room(bytes) {
             self.core.want_room(stream.slot());
             return Err(SendError::QueueFull);
         }
-        if !self.core.streams.at(stream.slot()).headers_sent {
-            self.put_ok_head(stream);
+        let deflated = self.deflate(stream, &message);
+        let entry = self.core.streams.at(stream.slot());
+        if !entry.headers_sent {
+            let gzip = entry.app.announces_gzip;
+            self.put_ok_head(stream, gzip);
         }
-        let prefix = message.prefix();
-        let taken = self.core.send_data(stream.slot(), &prefix, message.head, message.tail, false);
-        debug_assert!(taken);
+        self.put_message(stream.slot(), message, deflated);
         Ok(self.core.is_writable(stream.slot()))
     }
 

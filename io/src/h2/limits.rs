@@ -5,6 +5,11 @@
 pub struct Limits {
     /// Largest gRPC message that is accepted, bytes; a larger one fails its call with RESOURCE_EXHAUSTED. 4 MiB.
     pub message_bytes_max: u32,
+    /// Largest gRPC message that is sent, bytes; a larger one fails its call with RESOURCE_EXHAUSTED. 64 MiB.
+    pub send_bytes_max: u32,
+    /// Smallest message of an answer that is compressed, bytes, if its reader takes gzip; `u32::MAX` compresses none unless its
+    /// handler asks for it. `u32::MAX`.
+    pub compress_bytes_min: u32,
     /// Largest header list (RFC 9113, section 6.5.2), bytes; a larger request gets 431. 16 KiB.
     pub header_list_bytes_max: u32,
     /// Largest encoded header block over all of its frames, bytes; beyond it the connection ends. 32 KiB.
@@ -59,6 +64,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             message_bytes_max: 4 << 20,
+            send_bytes_max: 64 << 20,
+            compress_bytes_min: u32::MAX,
             header_list_bytes_max: 16 << 10,
             header_block_bytes_max: 32 << 10,
             continuations_max: 16,

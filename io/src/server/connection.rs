@@ -13,10 +13,11 @@ use super::listen::Traffic;
 use super::vectored::write_output;
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
-use crate::grpc::{Event, Message, SendError, ServerConnection, Status};
+use crate::grpc::compress::inflate;
+use crate::grpc::{Compressing, Event, Message, SendError, ServerConnection, Status};
 use crate::h2::{CloseReason, Output, StreamId};
 use crate::net::{ReadHalf, WriteHalf};
-use crate::rt::Signal;
+use crate::rt::{self, Signal};
 
 /// Buffers above this many bytes are given back when they are empty.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
@@ -26,6 +27,7 @@ pub(super) const WRITE_STALL_NS: u64 = 30_000_000_000;
 /// A connection of this shard.
 pub struct Connection {
     grpc: RefCell<ServerConnection>,
+    message_bytes_max: usize,
     peer: SocketAddr,
     traffic: Rc<Traffic>,
     /// Set when there is something to write, or when the connection has to end.
@@ -49,7 +51,8 @@ pub struct Connection {
 
 #[derive(Default)]
 struct StreamState {
-    messages: RefCell<VecDeque<Bytes>>,
+    /// As they came, and whether they are compressed; what is held of them counts against the client's window.
+    messages: RefCell<VecDeque<(Bytes, bool)>>,
     half_closed: Cell<bool>,
     closed: Cell<bool>,
     waiters: RefCell<Vec<Waker>>,
@@ -76,6 +79,7 @@ impl Connection {
                 options.route,
                 clock::monotonic_ns(),
             )),
+            message_bytes_max: options.limits.message_bytes_max as usize,
             peer,
             traffic,
             work: Signal::default(),
@@ -111,6 +115,18 @@ impl Connection {
     pub fn respond(&self, stream: StreamId, message: Message<'_>, trailers: &[(&str, &[u8])]) {
         self.grpc.borrow_mut().respond(stream, message, trailers);
         self.work.set();
+    }
+
+    /// Sends the head of an answer with custom metadata, ahead of `respond`. False when it is too late.
+    pub fn send_headers(&self, stream: StreamId, metadata: &[(&str, &[u8])]) -> bool {
+        let sent = self.grpc.borrow_mut().send_headers(stream, metadata);
+        self.work.set();
+        sent
+    }
+
+    /// Says when messages of an answer are compressed, if its reader takes gzip. To be called before the answer.
+    pub fn set_compressing(&self, stream: StreamId, compressing: Compressing) {
+        self.grpc.borrow_mut().set_compressing(stream, compressing);
     }
 
     /// Ends a call with a status other than OK.
@@ -204,9 +220,9 @@ impl Connection {
                 Event::Open { stream, route, head } => {
                     service.open(self.stream(stream), route, head);
                 }
-                Event::Message { stream, message } => match self.state(stream) {
+                Event::Message { stream, message, compressed } => match self.state(stream) {
                     Some(state) => {
-                        state.messages.borrow_mut().push_back(message);
+                        state.messages.borrow_mut().push_back((message, compressed));
                         state.wake();
                     }
                     // Nobody listens any more: the window is given back all the same.
@@ -259,6 +275,13 @@ impl Connection {
             self.deliver(&*service);
             service.turn_ended();
             self.work.set();
+            while self.grpc.borrow().is_paused() && !self.ended.get() {
+                rt::yield_now().await;
+                self.grpc.borrow_mut().resume();
+                self.deliver(&*service);
+                service.turn_ended();
+                self.work.set();
+            }
             size = if full {
                 (size * 2).min(READ_BYTES_MAX)
             } else {
@@ -348,7 +371,7 @@ impl Connection {
         }
         let _ = write.shutdown().await;
         // A peer that keeps its side open after our end is not waited for.
-        crate::rt::timeout(std::time::Duration::from_secs(1), async {
+        rt::timeout(std::time::Duration::from_secs(1), async {
             while !self.ended.get() {
                 self.work.wait().await;
             }
@@ -382,11 +405,35 @@ impl StreamCall {
 
     /// The next message of the caller, `None` after its last one. Its bytes are given back to the caller's window.
     pub async fn next(&self) -> Result<Option<Bytes>, StreamClosed> {
+        Ok(self.next_as_it_came().await?.map(|(message, _)| message))
+    }
+
+    /// Like [`StreamCall::next`], with whether the message came compressed; it is no more.
+    pub async fn next_as_it_came(&self) -> Result<Option<(Bytes, bool)>, StreamClosed> {
+        let Some((message, compressed)) = self.take().await? else { return Ok(None) };
+        if !compressed {
+            return Ok(Some((message, false)));
+        }
+        // A message may cost much more than it weighed on the wire: the others have their turn between two.
+        rt::yield_now().await;
+        let max = self.connection.message_bytes_max;
+        match inflate(&message, max) {
+            Ok(message) => Ok(Some((message, true))),
+            Err(error) => {
+                self.connection.grpc.borrow_mut().fail_inflate(self.stream, error);
+                self.connection.work.set();
+                self.state.closed.set(true);
+                Err(StreamClosed)
+            }
+        }
+    }
+
+    async fn take(&self) -> Result<Option<(Bytes, bool)>, StreamClosed> {
         std::future::poll_fn(|context| {
-            if let Some(message) = self.state.messages.borrow_mut().pop_front() {
+            if let Some((message, compressed)) = self.state.messages.borrow_mut().pop_front() {
                 self.connection.grpc.borrow_mut().release(self.stream, message.len());
                 self.connection.work.set();
-                return Poll::Ready(Ok(Some(message)));
+                return Poll::Ready(Ok(Some((message, compressed))));
             }
             if self.state.closed.get() {
                 return Poll::Ready(Err(StreamClosed));
@@ -442,6 +489,17 @@ impl StreamCall {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Says when the messages that follow are compressed, if the caller takes gzip. For the first time before the first of them.
+    pub fn set_compressing(&self, compressing: Compressing) {
+        self.connection.set_compressing(self.stream, compressing);
+    }
+
+    /// Sends the head of the answer with custom metadata; without it the first message sends a plain one. False when it is too
+    /// late.
+    pub fn send_headers(&self, metadata: &[(&str, &[u8])]) -> bool {
+        self.connection.send_headers(self.stream, metadata)
     }
 
     /// Ends the call with OK.

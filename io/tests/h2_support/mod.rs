@@ -254,19 +254,21 @@ impl Server {
         loop {
             while let Some(event) = self.grpc.poll_event() {
                 lines.push(match event {
-                    Event::Request { stream, route, message, .. } => {
+                    Event::Request { stream, route, message, head } => {
                         self.stream = Some(stream);
                         if route == 1 && self.echo {
                             self.grpc.respond(stream, Message::new(&message), &[]);
                         }
-                        format!("Request {} {}", stream.number(), message.len())
+                        let packed = if head.compressed { " packed" } else { "" };
+                        format!("Request {} {}{packed}", stream.number(), message.len())
                     }
                     Event::Open { stream, .. } => {
                         self.stream = Some(stream);
                         format!("Open {}", stream.number())
                     }
-                    Event::Message { stream, message } => {
-                        format!("Message {} {}", stream.number(), message.len())
+                    Event::Message { stream, message, compressed } => {
+                        let packed = if compressed { " packed" } else { "" };
+                        format!("Message {} {}{packed}", stream.number(), message.len())
                     }
                     Event::HalfClose { stream } => format!("HalfClose {}", stream.number()),
                     Event::Cancelled { stream } => format!("Cancelled {}", stream.number()),

@@ -216,7 +216,7 @@ impl State {
         let before = self.sent.len();
         while let Some(event) = self.client.poll_event() {
             match event {
-                ClientEvent::Message { stream, message } => {
+                ClientEvent::Message { stream, message, .. } => {
                     let earlier = if message.is_empty() { None } else { found.replace(stream) };
                     if let Some(sent) =
                         earlier.and_then(|stream| self.sent.get_mut(&stream.number()))

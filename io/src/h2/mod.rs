@@ -5,6 +5,7 @@
 //! allocates nothing per stream after warm-up. It does not know gRPC: heads go field by field to a `Sink` of the layer above,
 //! payloads are handed out as slices of the read buffer. It never touches a socket or a clock.
 
+pub mod bare;
 pub(crate) mod block;
 pub(crate) mod connection;
 pub mod fields;
@@ -18,6 +19,7 @@ mod receive;
 pub(crate) mod send;
 pub(crate) mod stream;
 
+pub use bare::{BareConnection, BareEvent};
 pub use connection::{CloseReason, Role};
 pub use fields::Fields;
 pub use frame::ErrorCode;

@@ -17,7 +17,7 @@ use super::status::{Code, Status, percent_encode};
 use crate::h2::connection::{Connection, Incoming, Role};
 use crate::h2::hpack::{Encoder, Indexing, encode::literal};
 use crate::h2::stream::Recycle;
-use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
+use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, Refusal, StreamId};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -26,6 +26,8 @@ use std::collections::VecDeque;
 struct Call {
     route: u32,
     client_streaming: bool,
+    /// Asked by a browser, or whoever else does not speak gRPC; whether with POST.
+    not_grpc: Option<bool>,
     /// The caller knows of it.
     shown: bool,
     /// Its answer is complete, though some of it may be queued.
@@ -38,6 +40,8 @@ struct Call {
     head: RequestHead,
     message: Option<Bytes>,
     message_compressed: bool,
+    /// Bytes of `message` that count as gathered, while the end of its request has not come.
+    held: usize,
     deframer: Deframer,
     /// Bytes handed out, prefixes included, and not yet released.
     unreleased: u32,
@@ -47,9 +51,11 @@ impl Recycle for Call {
     #[inline]
     fn recycle(&mut self) {
         self.client_streaming = false;
+        self.not_grpc = None;
         self.shown = false;
         self.finished = false;
         self.unreleased = 0;
+        self.held = 0;
         if self.message.is_some() {
             self.message = None;
         }
@@ -60,7 +66,16 @@ impl Recycle for Call {
             self.head = RequestHead::default();
         }
     }
+
+    fn awaits_more(&self) -> bool {
+        // A call that streams may be silent between its messages.
+        !self.finished
+            && if self.client_streaming { !self.deframer.is_clean() } else { !self.shown }
+    }
 }
+
+/// A message up to this size may be a slice of a frame, and is copied if it has to wait; a larger one was gathered.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 
 fn encode_ok_head(encoder: &mut Encoder, out: &mut Vec<u8>) {
     encoder.field(out, b":status", b"200", Indexing::Index);
@@ -154,7 +169,7 @@ impl ServerConnection {
         let route = match facts.route {
             Some(route) if !too_large && facts.make_a_call() => route,
             _ => {
-                self.refuse(stream, too_large);
+                self.refuse(stream, end, too_large);
                 return None;
             }
         };
@@ -186,7 +201,17 @@ impl ServerConnection {
 
     /// Answers a request that cannot become a call.
     #[cold]
-    fn refuse(&mut self, stream: StreamId, too_large: bool) {
+    fn refuse(&mut self, stream: StreamId, end: bool, too_large: bool) {
+        let not_grpc = !too_large && self.sink.facts.content_type == ContentType::Other;
+        if not_grpc && !end {
+            // As with any HTTP server, the request is heard out.
+            let call = &mut self.core.streams.at(stream.slot()).app;
+            call.not_grpc = Some(self.sink.facts.post);
+            return;
+        }
+        if not_grpc && !self.sink.facts.post {
+            return self.refuse_in_text(stream);
+        }
         let (status, code, message) = if too_large {
             ("431", Code::ResourceExhausted, "request headers too large".to_string())
         } else if !self.sink.facts.post {
@@ -220,14 +245,37 @@ impl ServerConnection {
         self.core.end_local(stream.slot());
     }
 
+    /// Answers a browser, or whoever else does not speak gRPC.
+    #[cold]
+    fn refuse_in_text(&mut self, stream: StreamId) {
+        const TEXT: &[u8] = b"gRPC requests are POSTs: use a gRPC client, or grpcurl.\n";
+        self.core.put_block(stream.number(), false, |encoder, out| {
+            encoder.field(out, b":status", b"405", Indexing::Plain);
+            literal(out, CONTENT_TYPE, b"text/plain; charset=utf-8");
+            literal(out, b"allow", b"POST");
+        });
+        let entry = self.core.streams.at(stream.slot());
+        entry.headers_sent = true;
+        entry.app.finished = true;
+        if !self.core.send_data(stream.slot(), b"", TEXT, Bytes::new(), true) {
+            self.core.end_data(stream.slot());
+        }
+    }
+
     #[inline]
     fn data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
         let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = self.core.limits;
         let payload_bytes = payload.len() as u32;
         let entry = self.core.streams.at(stream.slot());
         let call = &mut entry.app;
-        if call.finished {
+        if call.finished || call.not_grpc.is_some() {
+            let not_grpc = call.not_grpc.take_if(|_| end);
             self.core.release(stream, payload_bytes);
+            if let Some(post) = not_grpc {
+                let facts = &mut self.sink.facts;
+                (facts.content_type, facts.post) = (ContentType::Other, post);
+                self.refuse(stream, true, false);
+            }
             return None;
         }
         if call.client_streaming {
@@ -253,11 +301,15 @@ impl ServerConnection {
             }
         }
         let event = if !end {
+            if call.message.is_some() && call.held == 0 && !self.hold(stream) {
+                self.framing_error(stream, FramingError::NoRoom);
+            }
             None
         } else if !call.deframer.is_clean() {
             self.violation(stream, Code::Internal, "the request ended inside a message");
             None
         } else if let Some(message) = call.message.take() {
+            self.gathered -= std::mem::take(&mut call.held);
             if call.message_compressed {
                 self.core.release(stream, payload_bytes);
                 return self.inflate_request(stream, &message);
@@ -301,6 +353,7 @@ impl ServerConnection {
         let max = self.core.limits.message_bytes_max;
         match error {
             InflateError::TooLarge => {
+                self.core.refusals.count(Refusal::MessageSize);
                 let message = format!("a message larger than {max} bytes once decompressed");
                 self.violation(stream, Code::ResourceExhausted, &message);
             }
@@ -308,6 +361,22 @@ impl ServerConnection {
                 self.violation(stream, Code::Internal, "a compressed message is not valid gzip");
             }
         }
+    }
+
+    /// A message whose request has not ended: it counts until then, and must not keep its whole read buffer.
+    #[cold]
+    fn hold(&mut self, stream: StreamId) -> bool {
+        let call = &mut self.core.streams.at(stream.slot()).app;
+        let Some(message) = &mut call.message else { return true };
+        if self.gathered + message.len() > self.core.limits.gather_bytes_max as usize {
+            return false;
+        }
+        if message.len() <= COPIED_BYTES_MAX {
+            *message = Bytes::copy_from_slice(message);
+        }
+        call.held = message.len();
+        self.gathered += call.held;
+        true
     }
 
     fn stream_data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
@@ -348,6 +417,11 @@ impl ServerConnection {
     #[cold]
     fn framing_error(&mut self, stream: StreamId, error: FramingError) {
         let max = self.core.limits.message_bytes_max;
+        match error {
+            FramingError::TooLarge(_) => self.core.refusals.count(Refusal::MessageSize),
+            FramingError::NoRoom => self.core.refusals.count(Refusal::Gathered),
+            _ => {}
+        }
         match error {
             FramingError::TooLarge(bytes) => {
                 let message = format!("message of {bytes} bytes, the limit is {max}");
@@ -402,6 +476,7 @@ impl ServerConnection {
         if call.message.is_some() {
             call.message = None;
         }
+        self.gathered -= std::mem::take(&mut call.held);
         let claim = call.deframer.gathered_claim();
         let unreleased = std::mem::take(&mut call.unreleased);
         if claim > 0 {
@@ -511,6 +586,7 @@ impl ServerConnection {
             return self.too_large_to_send(stream, message.len(), trailers);
         }
         if !self.core.queue_has_room(PREFIX_BYTES + message.len()) {
+            self.core.refusals.count(Refusal::Queued);
             let message = "carried out, but the reply did not fit: the client reads too slowly";
             let code = Code::ResourceExhausted;
             return self.fail(stream, &Status { code, message, details: &[], trailers });
@@ -631,6 +707,7 @@ impl ServerConnection {
         let bytes = PREFIX_BYTES + message.len();
         let Limits { queue_bytes_max: queue, send_bytes_max: max, .. } = self.core.limits;
         if bytes > queue as usize || message.len() > max as usize {
+            self.core.refusals.count(Refusal::Queued);
             self.violation(stream, Code::ResourceExhausted, "a message too large to be sent");
             return Err(SendError::Closed);
         }
@@ -739,6 +816,21 @@ impl ServerConnection {
     /// Why it has ended.
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.core.close_reason()
+    }
+
+    /// What was refused or cut off since the last time, by kind.
+    pub fn take_refusals(&mut self, each: impl FnMut(Refusal, u32)) {
+        self.core.refusals.take(each);
+    }
+
+    /// Ends the connection for a limit that its driver keeps.
+    pub fn cut_off(&mut self, kind: Refusal, reason: &'static str) {
+        self.core.cut_off(kind, ErrorCode::ENHANCE_YOUR_CALM, reason);
+    }
+
+    /// Bytes that it holds: of messages that are being gathered or wait for their end, and of answers that wait.
+    pub fn buffered_bytes(&self) -> usize {
+        self.gathered + self.core.queue_bytes + self.core.output.len()
     }
 
     /// Streams that are open.

@@ -4,6 +4,7 @@ use super::connection::{Connection, Fault, Role, Sink};
 use super::frame::ErrorCode;
 use super::hpack::table::ENTRY_OVERHEAD_BYTES;
 use super::hpack::{DecodeError, Field, FieldKind};
+use super::refusal::Refusal;
 use super::stream::Recycle;
 
 /// A header block that has begun and waits for CONTINUATION frames.
@@ -13,6 +14,7 @@ pub(crate) struct Block {
     pub(crate) end_stream: bool,
     pub(crate) depends_on_itself: bool,
     pub(crate) continuations: u32,
+    pub(crate) begun_ns: u64,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -21,6 +23,7 @@ pub(crate) struct Block {
 pub(crate) struct Head {
     pub(crate) malformed: bool,
     pub(crate) too_large: bool,
+    pub(crate) too_many: bool,
     pub(crate) content_length: Option<u64>,
     /// `:status` of a response.
     pub(crate) status: u16,
@@ -50,22 +53,46 @@ struct Check {
     /// Kinds of fields that were there.
     seen: u32,
     list_bytes: usize,
+    count: u32,
     connect: bool,
+    options: bool,
+    asterisk: bool,
+    /// What `:authority` and `host` name, to be compared; 0 while they are not there.
+    authority: u64,
+    host: u64,
+}
+
+/// What a list may hold.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    list_bytes_max: usize,
+    count_max: u32,
+    /// Secret of this connection, so that nobody finds two names that come to the same number.
+    key: u64,
+}
+
+/// A number for the name of a host, letters of either case alike.
+fn host_number(key: u64, name: &[u8]) -> u64 {
+    let mut mix = key;
+    for chunk in name.chunks(7) {
+        let word = chunk.iter().fold(chunk.len() as u64, |word, byte| {
+            word << 8 | u64::from(byte.to_ascii_lowercase())
+        });
+        mix = (mix ^ word).wrapping_mul(key).rotate_left(29);
+    }
+    mix | 1
 }
 
 impl Check {
     #[inline]
-    fn field<S: Sink>(
-        &mut self,
-        field: &Field<'_>,
-        wanted: u32,
-        list_bytes_max: usize,
-        sink: &mut S,
-    ) {
+    fn field<S: Sink>(&mut self, field: &Field<'_>, wanted: u32, bounds: Bounds, sink: &mut S) {
         let head = &mut self.head;
         self.list_bytes += field.name.len() + field.value.len() + ENTRY_OVERHEAD_BYTES;
-        if self.list_bytes > list_bytes_max || !field.valid {
-            head.too_large |= self.list_bytes > list_bytes_max;
+        self.count += 1;
+        if self.list_bytes > bounds.list_bytes_max || self.count > bounds.count_max || !field.valid
+        {
+            head.too_large |= self.list_bytes > bounds.list_bytes_max;
+            head.too_many |= self.count > bounds.count_max;
             head.malformed |= !field.valid;
             return;
         }
@@ -77,7 +104,16 @@ impl Check {
         }
         self.seen |= bit;
         match field.kind {
-            FieldKind::Method => self.connect = field.value == b"CONNECT",
+            FieldKind::Method => {
+                self.connect = field.value == b"CONNECT";
+                self.options = field.value == b"OPTIONS";
+            }
+            FieldKind::Path => self.asterisk = field.value == b"*",
+            FieldKind::Authority => self.authority = host_number(bounds.key, field.value),
+            FieldKind::Host => {
+                head.malformed |= self.host != 0;
+                self.host = host_number(bounds.key, field.value);
+            }
             FieldKind::Status => match status(field.value) {
                 Some(status) => head.status = status,
                 None => head.malformed = true,
@@ -155,7 +191,11 @@ impl<T: Recycle> Connection<T> {
             self.decoder.decode(block, |_| {}).map_err(compression_error)?;
             return Ok(Head::default());
         }
-        let list_bytes_max = self.limits.header_list_bytes_max as usize;
+        let bounds = Bounds {
+            list_bytes_max: self.limits.header_list_bytes_max as usize,
+            count_max: self.limits.header_count_max,
+            key: self.streams.secret(),
+        };
         let wanted = match kind {
             HeadKind::Request => METHOD | SCHEME | PATH | AUTHORITY,
             HeadKind::Response => STATUS,
@@ -165,13 +205,20 @@ impl<T: Recycle> Connection<T> {
         let mut check = Check::default();
         let mut rest = block;
         if kind == HeadKind::Request {
-            rest = self.remembered_head(block, &mut check, wanted, list_bytes_max, sink)?;
+            rest = self.remembered_head(block, &mut check, wanted, bounds, sink)?;
         }
-        let decoded = self
-            .decoder
-            .decode(rest, |field: &Field<'_>| check.field(field, wanted, list_bytes_max, sink));
+        let decoded =
+            self.decoder.decode(rest, |field: &Field<'_>| check.field(field, wanted, bounds, sink));
         let Check { mut head, seen, connect, .. } = check;
         decoded.map_err(compression_error)?;
+        if head.too_large || head.too_many {
+            self.refusals.count(if head.too_large {
+                Refusal::HeaderList
+            } else {
+                Refusal::HeaderCount
+            });
+            head.too_large = true;
+        }
         let required = match kind {
             HeadKind::Request if connect => METHOD | AUTHORITY,
             HeadKind::Request => METHOD | SCHEME | PATH,
@@ -182,7 +229,11 @@ impl<T: Recycle> Connection<T> {
         if !head.too_large && seen & required != required {
             head.malformed = true;
         }
-        if connect && seen & (SCHEME | PATH) != 0 {
+        if connect && seen & (SCHEME | PATH) != 0 || check.asterisk && !check.options {
+            head.malformed = true;
+        }
+        // Two names for one host: the next hop may believe the other one (section 8.3.1).
+        if check.host != 0 && check.authority != 0 && check.host != check.authority {
             head.malformed = true;
         }
         Ok(head)
@@ -195,7 +246,7 @@ impl<T: Recycle> Connection<T> {
         block: &'a [u8],
         check: &mut Check,
         wanted: u32,
-        list_bytes_max: usize,
+        bounds: Bounds,
         sink: &mut S,
     ) -> Result<&'a [u8], Fault> {
         let (run, rest) = block.split_at(RememberedHeads::run(block));
@@ -211,9 +262,13 @@ impl<T: Recycle> Connection<T> {
             sink.restore(number);
             return Ok(rest);
         }
-        let look = |field: &Field<'_>| check.field(field, wanted, list_bytes_max, sink);
+        let look = |field: &Field<'_>| check.field(field, wanted, bounds, sink);
         self.decoder.decode(run, look).map_err(compression_error)?;
-        if !check.head.malformed && !check.head.too_large && sink.save(number) {
+        if !check.head.malformed
+            && !check.head.too_large
+            && !check.head.too_many
+            && sink.save(number)
+        {
             self.heads.keep(run, number, epoch, *check);
         }
         Ok(rest)

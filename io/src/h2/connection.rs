@@ -8,6 +8,8 @@ use super::frame::{self, ErrorCode, PREFACE, setting};
 use super::hpack::{Decoder, Encoder};
 use super::limits::{Budget, Limits};
 use super::output::Output;
+use super::refusal::{Refusal, Refusals};
+use super::state::State;
 use super::stream::{RecentlyClosed, Recycle, StreamId, StreamTable};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -45,6 +47,8 @@ pub(crate) enum Fault {
     Connection(ErrorCode, &'static str),
     /// RFC 9113, section 5.4.2.
     Stream(u32, ErrorCode),
+    /// A limit that only somebody who means harm exceeds: the connection ends with ENHANCE_YOUR_CALM.
+    Limit(Refusal, &'static str),
 }
 
 /// One thing that has arrived, for the layer above.
@@ -119,6 +123,25 @@ pub(crate) struct Budgets {
     pub(crate) settings: Budget,
     pub(crate) empty_data: Budget,
     pub(crate) idle_frames: Budget,
+    pub(crate) window_updates: Budget,
+}
+
+/// What has been waited for since when, for the time-outs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clocks {
+    /// The connection began, or its preface was complete.
+    pub(crate) started_ns: u64,
+    /// Something was received.
+    pub(crate) heard: bool,
+    /// A frame has begun and is not whole: since when, and whether it may be part of a header block.
+    pub(crate) partial: Option<(u64, bool)>,
+    /// Bytes of the frame that is not whole.
+    pub(crate) partial_bytes: u32,
+    /// The last stream ended.
+    pub(crate) idle_since_ns: u64,
+    /// When the streams are looked at next for peers that read or write too slowly.
+    pub(crate) readers_due_ns: u64,
+    pub(crate) writers_due_ns: u64,
 }
 
 pub(crate) struct Connection<T> {
@@ -126,7 +149,7 @@ pub(crate) struct Connection<T> {
     pub(crate) limits: Limits,
     pub(crate) now_ns: u64,
     pub(crate) phase: Phase,
-    pub(crate) started_ns: u64,
+    pub(crate) clocks: Clocks,
     /// Whole frames that are being worked through, and how far.
     pub(crate) inbox: Bytes,
     pub(crate) position: usize,
@@ -154,6 +177,10 @@ pub(crate) struct Connection<T> {
     pub(crate) closed: RecentlyClosed,
     pub(crate) reset_by_us: RecentlyClosed,
     pub(crate) budgets: Budgets,
+    /// What was refused or cut off, and not yet asked for.
+    pub(crate) refusals: Refusals,
+    /// Streams that were reset for being too slow; the layer above is still to hear of it.
+    pub(crate) too_slow: VecDeque<StreamId>,
     pub(crate) settings_acknowledged: bool,
     pub(crate) drain: Drain,
     /// The peer's GOAWAY.
@@ -181,7 +208,15 @@ impl<T: Recycle> Connection<T> {
                 Role::Server => Phase::Preface,
                 Role::Client => Phase::FirstSettings,
             },
-            started_ns: now_ns,
+            clocks: Clocks {
+                started_ns: now_ns,
+                heard: false,
+                partial: None,
+                partial_bytes: 0,
+                idle_since_ns: now_ns,
+                readers_due_ns: now_ns.saturating_add(limits.slow_reader_min.period_ns),
+                writers_due_ns: now_ns.saturating_add(limits.slow_writer_min.period_ns),
+            },
             inbox: Bytes::new(),
             position: 0,
             decoder: Decoder::new(),
@@ -216,7 +251,10 @@ impl<T: Recycle> Connection<T> {
                 settings: budget(limits.settings),
                 empty_data: budget(limits.empty_data),
                 idle_frames: budget(limits.idle_frames),
+                window_updates: budget(limits.window_updates),
             },
+            refusals: Refusals::default(),
+            too_slow: VecDeque::new(),
             settings_acknowledged: false,
             drain: Drain::No,
             peer_goaway: None,
@@ -254,6 +292,7 @@ impl<T: Recycle> Connection<T> {
     /// `poll` until it returns `None` first.
     pub(crate) fn accept(&mut self, input: &mut BytesMut, now_ns: u64) {
         self.now_ns = now_ns;
+        self.clocks.heard |= !input.is_empty();
         if self.phase == Phase::Preface && !self.accept_preface(input) {
             return;
         }
@@ -283,6 +322,28 @@ impl<T: Recycle> Connection<T> {
             self.inbox = input.split_to(whole).freeze();
             self.position = 0;
         }
+        if input.is_empty() {
+            self.clocks.partial = None;
+        } else {
+            self.partial_frame(input, whole > 0);
+        }
+    }
+
+    /// The beginning of a frame waits for the rest of it, which has to come in time.
+    #[cold]
+    fn partial_frame(&mut self, input: &[u8], is_new: bool) {
+        use frame::kind::{CONTINUATION, HEADERS};
+        let since_ns = match self.clocks.partial {
+            Some((since_ns, _)) if !is_new => since_ns,
+            _ => self.now_ns,
+        };
+        // A kind that has not come yet is the smallest of frames.
+        let of_block = input.get(3).is_none_or(|&kind| kind == HEADERS || kind == CONTINUATION);
+        self.clocks.partial = Some((since_ns, of_block));
+        self.clocks.partial_bytes = match *input {
+            [a, b, c, ..] => u32::from_be_bytes([0, a, b, c]),
+            _ => 0,
+        };
     }
 
     /// True once the client's preface has been consumed.
@@ -294,7 +355,6 @@ impl<T: Recycle> Connection<T> {
             }
             let _ = input.split_to(seen);
             self.phase = Phase::FirstSettings;
-            self.started_ns = self.now_ns;
             self.put_settings();
             return true;
         }
@@ -302,9 +362,13 @@ impl<T: Recycle> Connection<T> {
         if token == input.len() && token <= METHOD_BYTES_MAX {
             return false; // may become the request line of HTTP/1
         }
-        let http1 = input.get(token) == Some(&b' ')
+        let method = input.get(token) == Some(&b' ')
             && (1..=METHOD_BYTES_MAX).contains(&token)
             && input[..token] != PREFACE[..3];
+        if method && input.len() == token + 1 {
+            return false; // what follows shows whether it is a target
+        }
+        let http1 = method && matches!(input[token + 1], b'/' | b'*' | b'a'..=b'z');
         if http1 {
             const BODY: &str = "This port speaks gRPC over HTTP/2 with prior knowledge, not HTTP/1.1.\n\
                  Use a gRPC client, grpcurl, or curl --http2-prior-knowledge.\n";
@@ -342,6 +406,15 @@ impl<T: Recycle> Connection<T> {
         self.close(CloseReason::Error(code, reason));
     }
 
+    /// Counts a refusal and ends the connection for it.
+    #[cold]
+    pub(crate) fn cut_off(&mut self, kind: Refusal, code: ErrorCode, reason: &'static str) {
+        if !self.is_closed() {
+            self.refusals.count(kind);
+            self.fail(code, reason);
+        }
+    }
+
     pub(crate) fn close(&mut self, reason: CloseReason) {
         if !self.is_closed() {
             self.phase = Phase::Closed(reason);
@@ -349,6 +422,35 @@ impl<T: Recycle> Connection<T> {
         self.inbox = Bytes::new();
         self.block = None;
         self.ready.clear();
+        self.too_slow.clear();
+    }
+
+    /// Where a stream stands, and its slot while it is live.
+    #[inline]
+    pub(crate) fn locate(&mut self, number: u32) -> (State, Option<usize>) {
+        match self.streams.find(number) {
+            Some(slot) => {
+                let stream = self.streams.at(slot);
+                (State::of_live(stream.local_closed, stream.remote_closed), Some(slot))
+            }
+            None => (self.state_of_dead(number), None),
+        }
+    }
+
+    fn state_of_dead(&self, number: u32) -> State {
+        let ours = (number & 1 == 1) == (self.role == Role::Client);
+        if ours && number >= self.next_local_stream {
+            State::Barred
+        } else if !ours && number > self.last_peer_stream {
+            // Push is off, so a server opens none.
+            if self.role == Role::Client { State::Barred } else { State::Idle }
+        } else if self.reset_by_us.contains(number) {
+            State::ResetByUs
+        } else if self.closed.contains(number) {
+            State::Closed
+        } else {
+            State::Passed
+        }
     }
 
     #[inline]
@@ -412,46 +514,5 @@ impl<T: Recycle> Connection<T> {
         self.ready = VecDeque::new();
         self.writable = VecDeque::new();
         self.output = Output::default();
-    }
-
-    /// When `handle_timeout` is to be called, in the clock of `now_ns`.
-    pub(crate) fn poll_timeout(&self) -> Option<u64> {
-        match self.phase {
-            Phase::Closed(_) => return None,
-            Phase::Preface | Phase::FirstSettings => {
-                return Some(self.started_ns.saturating_add(self.limits.preface_timeout_ns));
-            }
-            Phase::Open => {}
-        }
-        let settings = (!self.settings_acknowledged)
-            .then(|| self.started_ns.saturating_add(self.limits.settings_timeout_ns));
-        let drain = match self.drain {
-            Drain::Announced { until_ns } => Some(until_ns),
-            _ => None,
-        };
-        [settings, drain].into_iter().flatten().min()
-    }
-
-    pub(crate) fn handle_timeout(&mut self, now_ns: u64) {
-        self.now_ns = now_ns;
-        if self.poll_timeout().is_none_or(|due_ns| now_ns < due_ns) {
-            return;
-        }
-        match self.phase {
-            Phase::Preface => self
-                .close(CloseReason::Error(ErrorCode::PROTOCOL_ERROR, "no HTTP/2 preface in time")),
-            Phase::FirstSettings => {
-                self.fail(ErrorCode::SETTINGS_TIMEOUT, "no SETTINGS in time");
-            }
-            Phase::Open => {
-                let settings_due = self.started_ns.saturating_add(self.limits.settings_timeout_ns);
-                if !self.settings_acknowledged && now_ns >= settings_due {
-                    self.fail(ErrorCode::SETTINGS_TIMEOUT, "SETTINGS not acknowledged in time");
-                } else {
-                    self.drain_last();
-                }
-            }
-            Phase::Closed(_) => {}
-        }
     }
 }

@@ -1,10 +1,12 @@
 //! HEADERS and CONTINUATION in: new streams, responses, trailers (RFC 9113, sections 4.3, 5.1 and 6.2).
 
 use super::block::{Block, Head, HeadKind};
-use super::connection::{Connection, Drain, Fault, Incoming, Role, Sink};
+use super::connection::{Connection, Drain, Fault, Incoming, Sink};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{self, ErrorCode, FrameHeader, flag};
 use super::receive::{Handled, calm, dependency, protocol, size};
+use super::refusal::Refusal;
+use super::state::{Received, Verdict};
 use super::stream::Recycle;
 
 impl<T: Recycle> Connection<T> {
@@ -54,10 +56,16 @@ impl<T: Recycle> Connection<T> {
             return self.head(stream, end_stream, depends_on_itself, part, sink);
         }
         if part.len() > self.limits.header_block_bytes_max as usize {
-            return Err(calm("header block too large"));
+            return Err(calm(Refusal::HeaderBlock, "header block too large"));
         }
-        let bytes = part.to_vec();
-        self.block = Some(Block { stream, end_stream, depends_on_itself, continuations: 0, bytes });
+        self.block = Some(Block {
+            stream,
+            end_stream,
+            depends_on_itself,
+            continuations: 0,
+            begun_ns: self.now_ns,
+            bytes: part.to_vec(),
+        });
         Ok(None)
     }
 
@@ -72,10 +80,10 @@ impl<T: Recycle> Connection<T> {
         };
         block.continuations += 1;
         if block.continuations > self.limits.continuations_max {
-            return Err(calm("too many CONTINUATION frames"));
+            return Err(calm(Refusal::Continuations, "too many CONTINUATION frames"));
         }
         if block.bytes.len() + payload.len() > self.limits.header_block_bytes_max as usize {
-            return Err(calm("header block too large"));
+            return Err(calm(Refusal::HeaderBlock, "header block too large"));
         }
         block.bytes.extend_from_slice(payload);
         if !header.has(flag::END_HEADERS) {
@@ -96,30 +104,21 @@ impl<T: Recycle> Connection<T> {
         block: &[u8],
         sink: &mut S,
     ) -> Handled {
-        if let Some(slot) = self.streams.find(number) {
-            return self.head_of_known(slot, end, block, sink);
-        }
-        if self.role == Role::Client {
-            if self.is_idle(number) {
-                return Err(protocol("HEADERS on a stream that was not opened"));
+        let (state, slot) = self.locate(number);
+        match (state.on(Received::Headers), slot) {
+            (Verdict::Accept, Some(slot)) => return self.head_of_known(slot, end, block, sink),
+            (Verdict::Accept, None) => {}
+            (verdict, _) => {
+                // Whatever becomes of it, the tables stay in step.
+                self.decode_block(block, HeadKind::Ignored, sink)?;
+                return match verdict {
+                    Verdict::ConnectionError(code) => {
+                        Err(Fault::Connection(code, "HEADERS on a stream that is not to have them"))
+                    }
+                    Verdict::StreamError(code) => Err(Fault::Stream(number, code)),
+                    Verdict::Accept | Verdict::Ignore => self.idle_frame(Refusal::IdleFrames),
+                };
             }
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            return self.late_frame(number);
-        }
-        if number & 1 == 0 {
-            return Err(protocol("a client's streams have odd numbers"));
-        }
-        if number <= self.last_peer_stream {
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            if self.reset_by_us.contains(number) {
-                return Ok(None);
-            }
-            let code = if self.closed.contains(number) {
-                ErrorCode::STREAM_CLOSED
-            } else {
-                ErrorCode::PROTOCOL_ERROR
-            };
-            return Err(Fault::Connection(code, "HEADERS on a stream that has ended"));
         }
         if let Drain::Last(_) = self.drain {
             // Announced as not processed: the client repeats it elsewhere.
@@ -135,6 +134,7 @@ impl<T: Recycle> Connection<T> {
         }
         let head = self.decode_block(block, HeadKind::Request, sink)?;
         if head.malformed || depends_on_itself {
+            self.refusals.count(Refusal::MalformedHead);
             return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
         }
         if end && head.content_length.is_some_and(|length| length > 0) {
@@ -173,16 +173,15 @@ impl<T: Recycle> Connection<T> {
     ) -> Handled {
         let stream = self.streams.at(slot);
         let number = stream.number;
-        if stream.remote_closed {
-            self.decode_block(block, HeadKind::Ignored, sink)?;
-            return Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED));
-        }
         let received = stream.headers_received;
         let content_left = stream.content_left;
         let kind = self.head_kind(received);
-        let Head { malformed, too_large, content_length, status } =
+        let Head { malformed, too_large, content_length, status, .. } =
             self.decode_block(block, kind, sink)?;
         let stream = self.streams.id(slot);
+        if malformed {
+            self.refusals.count(Refusal::MalformedHead);
+        }
         if kind == HeadKind::Trailers {
             if malformed || !end || content_left.is_some_and(|left| left > 0) {
                 return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
@@ -198,7 +197,7 @@ impl<T: Recycle> Connection<T> {
             if end || status == 101 {
                 return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
             }
-            return self.idle_frame();
+            return self.idle_frame(Refusal::IdleFrames);
         }
         let entry = self.streams.at(slot);
         entry.headers_received = true;

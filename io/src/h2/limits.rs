@@ -12,6 +12,8 @@ pub struct Limits {
     pub compress_bytes_min: u32,
     /// Largest header list (RFC 9113, section 6.5.2), bytes; a larger request gets 431. 16 KiB.
     pub header_list_bytes_max: u32,
+    /// Most fields of a header list; a larger request gets 431. 128.
+    pub header_count_max: u32,
     /// Largest encoded header block over all of its frames, bytes; beyond it the connection ends. 32 KiB.
     pub header_block_bytes_max: u32,
     /// Most CONTINUATION frames of one header block; beyond it the connection ends. 16.
@@ -50,12 +52,25 @@ pub struct Limits {
     pub settings: Rate,
     /// DATA frames without a byte and without END_STREAM.
     pub empty_data: Rate,
-    /// PRIORITY frames, unknown frames, and acknowledgements of nothing.
+    /// PRIORITY frames, unknown frames, acknowledgements of nothing, and frames of streams that have ended; each HEADERS frame of
+    /// ours refills the burst, because an end crosses with what the peer had sent before it heard of it.
     pub idle_frames: Rate,
-    /// Time for the whole preface, nanoseconds. 10 s.
+    /// WINDOW_UPDATE frames; each one of our HEADERS or DATA frames refills the burst.
+    pub window_updates: Rate,
+    /// Time for the first byte of a connection, nanoseconds. 5 s.
+    pub first_byte_timeout_ns: u64,
+    /// Time for the whole preface and the first SETTINGS, nanoseconds. 10 s.
     pub preface_timeout_ns: u64,
     /// Time for the acknowledgement of our SETTINGS, nanoseconds. 20 s.
     pub settings_timeout_ns: u64,
+    /// Time for a header block from its first byte to its last, nanoseconds. 10 s.
+    pub headers_timeout_ns: u64,
+    /// A connection without a call for this long is asked to leave (GOAWAY), nanoseconds. 30 min; `u64::MAX` is for ever.
+    pub idle_timeout_ns: u64,
+    /// What a peer has to read at least of replies that wait for its windows, or of the socket. 64 KiB in 60 s.
+    pub slow_reader_min: Pace,
+    /// What a peer has to write at least of a frame or a message that it has begun. 32 KiB in 30 s.
+    pub slow_writer_min: Pace,
     /// Time between the two GOAWAYs of a drain if the PING is not answered, nanoseconds. 1 s.
     pub drain_ping_timeout_ns: u64,
 }
@@ -67,6 +82,7 @@ impl Default for Limits {
             send_bytes_max: 64 << 20,
             compress_bytes_min: u32::MAX,
             header_list_bytes_max: 16 << 10,
+            header_count_max: 128,
             header_block_bytes_max: 32 << 10,
             continuations_max: 16,
             streams_max: 1024,
@@ -86,8 +102,14 @@ impl Default for Limits {
             settings: Rate { burst: 50, per_second: 5 },
             empty_data: Rate { burst: 100, per_second: 10 },
             idle_frames: Rate { burst: 1000, per_second: 500 },
+            window_updates: Rate { burst: 10_000, per_second: 1000 },
+            first_byte_timeout_ns: 5_000_000_000,
             preface_timeout_ns: 10_000_000_000,
             settings_timeout_ns: 20_000_000_000,
+            headers_timeout_ns: 10_000_000_000,
+            idle_timeout_ns: 1_800_000_000_000,
+            slow_reader_min: Pace { bytes: 64 << 10, period_ns: 60 * NS_PER_SECOND },
+            slow_writer_min: Pace { bytes: 32 << 10, period_ns: 30 * NS_PER_SECOND },
             drain_ping_timeout_ns: 1_000_000_000,
         }
     }
@@ -102,6 +124,8 @@ impl Limits {
         self.connection_window_bytes =
             self.connection_window_bytes.clamp(WINDOW_DEFAULT, WINDOW_MAX);
         self.header_block_bytes_max = self.header_block_bytes_max.max(1024);
+        self.slow_reader_min.period_ns = self.slow_reader_min.period_ns.max(NS_PER_SECOND);
+        self.slow_writer_min.period_ns = self.slow_writer_min.period_ns.max(NS_PER_SECOND);
         self
     }
 }
@@ -113,6 +137,25 @@ pub struct Rate {
     pub burst: u32,
     /// Events per second in the long run.
     pub per_second: u32,
+}
+
+/// The least that has to move while something waits to be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Bytes in each period; 0 asks for nothing.
+    pub bytes: u32,
+    /// How long a period is, nanoseconds.
+    pub period_ns: u64,
+}
+
+impl Pace {
+    /// When `bytes` have to be there that began to come at `since_ns`: a period, and more where they need more than one.
+    pub(crate) fn due_ns(self, since_ns: u64, bytes: u32) -> u64 {
+        if self.bytes == 0 {
+            return u64::MAX;
+        }
+        since_ns.saturating_add(self.period_ns.saturating_mul(u64::from(bytes / self.bytes) + 1))
+    }
 }
 
 const NS_PER_SECOND: u64 = 1_000_000_000;

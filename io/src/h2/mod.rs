@@ -16,13 +16,17 @@ pub mod hpack;
 pub mod limits;
 pub mod output;
 mod receive;
+pub mod refusal;
 pub(crate) mod send;
+pub mod state;
 pub(crate) mod stream;
+mod timers;
 
 pub use bare::{BareConnection, BareEvent};
 pub use connection::{CloseReason, Role};
 pub use fields::Fields;
 pub use frame::ErrorCode;
-pub use limits::{Limits, Rate};
+pub use limits::{Limits, Pace, Rate};
 pub use output::{Large, Output};
+pub use refusal::{REFUSALS, Refusal};
 pub use stream::StreamId;

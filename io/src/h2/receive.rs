@@ -2,6 +2,8 @@
 
 use super::connection::{CloseReason, Connection, DRAIN_PING, Fault, Incoming, Phase, Role, Sink};
 use super::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
+use super::refusal::Refusal;
+use super::state::{Received, State, Verdict};
 use super::stream::{Recycle, StreamId};
 use bytes::Bytes;
 
@@ -15,8 +17,8 @@ pub(super) const fn size(reason: &'static str) -> Fault {
     Fault::Connection(ErrorCode::FRAME_SIZE_ERROR, reason)
 }
 
-pub(super) const fn calm(reason: &'static str) -> Fault {
-    Fault::Connection(ErrorCode::ENHANCE_YOUR_CALM, reason)
+pub(super) const fn calm(kind: Refusal, reason: &'static str) -> Fault {
+    Fault::Limit(kind, reason)
 }
 
 impl<T: Recycle> Connection<T> {
@@ -25,6 +27,11 @@ impl<T: Recycle> Connection<T> {
     pub(crate) fn poll<S: Sink>(&mut self, sink: &mut S) -> Option<Incoming> {
         if let Some(stream) = self.writable.pop_front() {
             return Some(Incoming::Writable { stream });
+        }
+        while let Some(stream) = self.too_slow.pop_front() {
+            if self.streams.get(stream).is_some() {
+                return Some(Incoming::Reset { stream, code: ErrorCode::ENHANCE_YOUR_CALM });
+            }
         }
         if self.inbox.is_empty() {
             return None;
@@ -38,7 +45,8 @@ impl<T: Recycle> Connection<T> {
             let header = FrameHeader::parse(bytes);
             let start = self.position + HEADER_BYTES;
             if header.length > self.limits.frame_bytes_max {
-                self.fail(ErrorCode::FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE");
+                let reason = "frame larger than SETTINGS_MAX_FRAME_SIZE";
+                self.cut_off(Refusal::FrameSize, ErrorCode::FRAME_SIZE_ERROR, reason);
                 return None;
             }
             self.position = start + header.length as usize;
@@ -50,24 +58,36 @@ impl<T: Recycle> Connection<T> {
                     }
                     return Some(incoming);
                 }
-                Err(Fault::Connection(code, reason)) => {
-                    self.fail(code, reason);
-                    return None;
-                }
-                Err(Fault::Stream(number, code)) => match self.stream_error(number, code) {
-                    Ok(None) => {}
-                    Ok(Some(incoming)) => {
+                Err(fault) => match self.fault(fault) {
+                    None => {}
+                    Some(incoming) => {
                         if self.position < inbox.len() {
                             self.inbox = inbox;
                         }
                         return Some(incoming);
                     }
-                    Err(_) => {
-                        self.fail(ErrorCode::ENHANCE_YOUR_CALM, "too many stream errors provoked");
-                        return None;
-                    }
                 },
             }
+        }
+        None
+    }
+
+    /// What a frame did wrong has its consequence, and is counted.
+    #[cold]
+    fn fault(&mut self, fault: Fault) -> Option<Incoming> {
+        let fault = match fault {
+            Fault::Stream(number, code) => match self.stream_error(number, code) {
+                Ok(incoming) => return incoming,
+                Err(fault) => fault,
+            },
+            fault => fault,
+        };
+        match fault {
+            Fault::Connection(code, reason) => {
+                self.cut_off(Refusal::ConnectionError, code, reason);
+            }
+            Fault::Limit(kind, reason) => self.cut_off(kind, ErrorCode::ENHANCE_YOUR_CALM, reason),
+            Fault::Stream(..) => {}
         }
         None
     }
@@ -103,23 +123,26 @@ impl<T: Recycle> Connection<T> {
             kind::GOAWAY => self.goaway(header, payload),
             kind::PRIORITY => self.priority(header, payload),
             kind::PUSH_PROMISE => Err(protocol("PUSH_PROMISE is not allowed here")),
-            _ => self.idle_frame(),
+            _ => self.idle_frame(Refusal::IdleFrames),
         }
     }
 
     /// A frame that asks for nothing: tolerated at a rate.
-    pub(super) fn idle_frame(&mut self) -> Handled {
+    pub(super) fn idle_frame(&mut self, kind: Refusal) -> Handled {
         if self.budgets.idle_frames.take(self.now_ns) {
             Ok(None)
         } else {
-            Err(calm("too many frames without effect"))
+            Err(calm(kind, "too many frames without effect"))
         }
     }
 
-    /// Whether a stream number was never used. What is not idle and not in the table has ended.
-    pub(super) fn is_idle(&self, number: u32) -> bool {
-        let ours = (number & 1 == 1) == (self.role == Role::Client);
-        if ours { number >= self.next_local_stream } else { number > self.last_peer_stream }
+    /// DATA without a byte that ends nothing: tolerated at a rate.
+    fn empty_data(&mut self) -> Handled {
+        if self.budgets.empty_data.take(self.now_ns) {
+            Ok(None)
+        } else {
+            Err(calm(Refusal::EmptyData, "too many empty DATA frames"))
+        }
     }
 
     #[inline]
@@ -128,9 +151,10 @@ impl<T: Recycle> Connection<T> {
         if number == 0 {
             return Err(protocol("DATA on stream 0"));
         }
-        let slot = self.streams.find(number);
-        if slot.is_none() && self.is_idle(number) {
-            return Err(protocol("DATA on an idle stream"));
+        let (state, slot) = self.locate(number);
+        let verdict = state.on(Received::Data);
+        if let Verdict::ConnectionError(code) = verdict {
+            return Err(Fault::Connection(code, "DATA on a stream that was not opened"));
         }
         let mut end = start + length as usize;
         let mut start = start;
@@ -151,22 +175,19 @@ impl<T: Recycle> Connection<T> {
             ));
         }
         let payload_bytes = (end - start) as u32;
-        let Some(slot) = slot else {
+        let (Some(slot), Verdict::Accept) = (slot, verdict) else {
+            // Nobody will consume it: the connection's window opens again at once.
             self.release_connection(length);
-            if length == 0 && !self.budgets.empty_data.take(self.now_ns) {
-                return Err(calm("too many empty DATA frames"));
-            }
-            return self.late_frame(number);
+            return match verdict {
+                Verdict::StreamError(code) => Err(Fault::Stream(number, code)),
+                _ if payload_bytes == 0 => self.empty_data(),
+                _ => Ok(None),
+            };
         };
         let stream = self.streams.at(slot);
-        if stream.remote_closed || !stream.headers_received {
-            let code = if stream.remote_closed {
-                ErrorCode::STREAM_CLOSED
-            } else {
-                ErrorCode::PROTOCOL_ERROR
-            };
+        if !stream.headers_received {
             self.release_connection(length);
-            return Err(Fault::Stream(number, code));
+            return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
         }
         let end_stream = header.has(flag::END_STREAM);
         let fits = stream.receive_window.receive(length);
@@ -186,26 +207,15 @@ impl<T: Recycle> Connection<T> {
             return Err(Fault::Stream(number, code));
         }
         stream.remote_closed = end_stream;
+        stream.received_bytes = stream.received_bytes.saturating_add(payload_bytes);
         let stream = self.streams.id(slot);
         if payload_bytes != length {
             self.release(stream, length - payload_bytes);
         }
         if payload_bytes == 0 && !end_stream {
-            return if self.budgets.empty_data.take(self.now_ns) {
-                Ok(None)
-            } else {
-                Err(calm("too many empty DATA frames"))
-            };
+            return self.empty_data();
         }
         Ok(Some(Incoming::Data { stream, payload: inbox.slice(start..end), end: end_stream }))
-    }
-
-    /// DATA or HEADERS for a stream that has ended: expected for a while after we have reset it.
-    pub(super) fn late_frame(&mut self, number: u32) -> Handled {
-        if self.reset_by_us.contains(number) {
-            return Ok(None);
-        }
-        Err(Fault::Stream(number, ErrorCode::STREAM_CLOSED))
     }
 
     fn window_update(&mut self, header: FrameHeader, payload: &[u8]) -> Handled {
@@ -213,6 +223,9 @@ impl<T: Recycle> Connection<T> {
             return Err(size("WINDOW_UPDATE is four bytes"));
         };
         let increment = i64::from(u32::from_be_bytes(bytes) & frame::WINDOW_MAX);
+        if !self.budgets.window_updates.take(self.now_ns) {
+            return Err(calm(Refusal::WindowUpdates, "too many WINDOW_UPDATE frames"));
+        }
         if header.stream == 0 {
             if increment == 0 {
                 return Err(protocol("WINDOW_UPDATE of 0"));
@@ -225,12 +238,14 @@ impl<T: Recycle> Connection<T> {
                 )),
             };
         }
-        let Some(slot) = self.streams.find(header.stream) else {
-            if self.is_idle(header.stream) {
-                return Err(protocol("WINDOW_UPDATE on an idle stream"));
+        let (state, slot) = self.locate(header.stream);
+        let slot = match (state.on(Received::WindowUpdate), slot) {
+            (Verdict::Accept, Some(slot)) => slot,
+            (Verdict::ConnectionError(code), _) => {
+                return Err(Fault::Connection(code, "WINDOW_UPDATE on an idle stream"));
             }
             // Crossed with the end of the stream, as happens all the time.
-            return Ok(None);
+            _ => return self.idle_frame(Refusal::IdleFrames),
         };
         if increment == 0 {
             return Err(Fault::Stream(header.stream, ErrorCode::PROTOCOL_ERROR));
@@ -249,14 +264,16 @@ impl<T: Recycle> Connection<T> {
         if header.stream == 0 {
             return Err(protocol("RST_STREAM on stream 0"));
         }
-        let Some(slot) = self.streams.find(header.stream) else {
-            if self.is_idle(header.stream) {
-                return Err(protocol("RST_STREAM on an idle stream"));
+        let (state, slot) = self.locate(header.stream);
+        let slot = match (state.on(Received::RstStream), slot) {
+            (Verdict::Accept, Some(slot)) => slot,
+            (Verdict::ConnectionError(code), _) => {
+                return Err(Fault::Connection(code, "RST_STREAM on an idle stream"));
             }
-            return Ok(None);
+            _ => return self.idle_frame(Refusal::IdleFrames),
         };
         if self.role == Role::Server && !self.budgets.peer_resets.take(self.now_ns) {
-            return Err(calm("too many streams reset"));
+            return Err(calm(Refusal::PeerResets, "too many streams reset"));
         }
         let stream = self.streams.id(slot);
         let code = ErrorCode(u32::from_be_bytes(bytes));
@@ -283,13 +300,13 @@ impl<T: Recycle> Connection<T> {
                 }
                 return Ok(None);
             }
-            return self.idle_frame();
+            return self.idle_frame(Refusal::IdleFrames);
         }
         if !payload.len().is_multiple_of(6) {
             return Err(size("SETTINGS are six bytes each"));
         }
         if !self.budgets.settings.take(self.now_ns) {
-            return Err(calm("too many SETTINGS"));
+            return Err(calm(Refusal::Settings, "too many SETTINGS"));
         }
         for entry in payload.chunks_exact(6) {
             let id = u16::from_be_bytes([entry[0], entry[1]]);
@@ -344,10 +361,10 @@ impl<T: Recycle> Connection<T> {
                 self.drain_last();
                 return Ok(None);
             }
-            return self.idle_frame();
+            return self.idle_frame(Refusal::IdleFrames);
         }
         if !self.budgets.pings.take(self.now_ns) {
-            return Err(calm("too_many_pings"));
+            return Err(calm(Refusal::Pings, "too_many_pings"));
         }
         self.control_room()?;
         frame::put_ping(&mut self.output.inline, true, bytes);
@@ -365,7 +382,7 @@ impl<T: Recycle> Connection<T> {
         let last = u32::from_be_bytes([a, b, c, d]) & frame::STREAM_ID_MAX;
         let code = ErrorCode(u32::from_be_bytes([e, f, g, h]));
         if self.peer_goaway.is_some() && !self.budgets.settings.take(self.now_ns) {
-            return Err(calm("too many GOAWAYs"));
+            return Err(calm(Refusal::Settings, "too many GOAWAYs"));
         }
         self.peer_goaway = Some((last, code));
         if self.role == Role::Server && code != ErrorCode::NO_ERROR {
@@ -388,23 +405,27 @@ impl<T: Recycle> Connection<T> {
         if dependency(&bytes) == header.stream {
             return self.priority_error(header.stream, ErrorCode::PROTOCOL_ERROR);
         }
-        self.idle_frame()
+        self.idle_frame(Refusal::Priorities)
     }
 
     /// A stream error, but an idle stream cannot be reset (section 5.1).
     fn priority_error(&mut self, number: u32, code: ErrorCode) -> Handled {
-        if self.streams.find(number).is_none() && self.is_idle(number) {
-            return Err(Fault::Connection(code, "invalid PRIORITY"));
+        match self.locate(number).0 {
+            State::Idle | State::Barred => Err(Fault::Connection(code, "invalid PRIORITY")),
+            _ => Err(Fault::Stream(number, code)),
         }
-        Err(Fault::Stream(number, code))
     }
 
     /// RST_STREAM for what the peer did wrong. Err when it does so too often.
     fn stream_error(&mut self, number: u32, code: ErrorCode) -> Handled {
         if !self.budgets.provoked_resets.take(self.now_ns) {
-            return Err(calm("too many stream errors provoked"));
+            return Err(calm(Refusal::ProvokedResets, "too many stream errors provoked"));
         }
         self.control_room()?;
+        self.refusals.count(match code {
+            ErrorCode::REFUSED_STREAM => Refusal::Streams,
+            _ => Refusal::StreamError,
+        });
         frame::put_reset(&mut self.output.inline, number, code);
         self.reset_by_us.push(number);
         let Some(slot) = self.streams.find(number) else { return Ok(None) };
@@ -415,7 +436,7 @@ impl<T: Recycle> Connection<T> {
     /// Answers to control frames need room in the output: a peer that only sends is cut off.
     fn control_room(&self) -> Result<(), Fault> {
         if self.output.inline.len() > self.limits.output_bytes_max as usize {
-            return Err(calm("the peer does not read"));
+            return Err(calm(Refusal::Output, "the peer does not read"));
         }
         Ok(())
     }

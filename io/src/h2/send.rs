@@ -40,6 +40,8 @@ impl<T: Recycle> Connection<T> {
             out[start..start + 3].copy_from_slice(&[a, b, c]);
         }
         self.budgets.pings.refill();
+        self.budgets.window_updates.refill();
+        self.budgets.idle_frames.refill();
     }
 
     /// Cuts the block at the end of the output into frames.
@@ -80,6 +82,7 @@ impl<T: Recycle> Connection<T> {
         self.send_window.take(bytes);
         self.streams.at(slot).send_window.take(bytes);
         self.budgets.pings.refill();
+        self.budgets.window_updates.refill();
     }
 
     /// Sends or queues DATA made of two parts. False when the connection's queue is full: nothing was taken.
@@ -205,6 +208,9 @@ impl<T: Recycle> Connection<T> {
         self.closed.push(self.streams.at(slot).number);
         self.queue_bytes -= self.streams.remove(slot);
         self.offer_room();
+        if self.streams.len() == 0 {
+            self.clocks.idle_since_ns = self.now_ns;
+        }
         self.close_if_drained();
     }
 
@@ -309,6 +315,7 @@ impl<T: Recycle> Connection<T> {
                 left -= part;
             }
             stream.queue_bytes -= bytes;
+            stream.sent_bytes = stream.sent_bytes.saturating_add(bytes as u32);
             self.queue_bytes -= bytes;
             self.sent(slot, bytes);
         }

@@ -43,6 +43,11 @@ pub(crate) enum Ending {
 pub(crate) trait Recycle: Default {
     /// Becomes as good as new.
     fn recycle(&mut self);
+
+    /// Whether the peer has begun something that it has to bring to an end, such as a message.
+    fn awaits_more(&self) -> bool {
+        false
+    }
 }
 
 /// One stream; `T` is what the layer above keeps for it.
@@ -62,6 +67,11 @@ pub(crate) struct Stream<T> {
     pub(crate) in_ready: bool,
     /// The layer above was told to stop and wants to hear when there is room.
     pub(crate) wants_room: bool,
+    /// Bytes received, and of the queue sent, since the streams were looked at for slow peers; and what was waited for then.
+    pub(crate) received_bytes: u32,
+    pub(crate) sent_bytes: u32,
+    pub(crate) awaited_more: bool,
+    pub(crate) was_queued: bool,
     pub(crate) send_window: SendWindow,
     pub(crate) receive_window: ReceiveWindow,
     /// Bytes of DATA that `content-length` still promises.
@@ -110,6 +120,12 @@ impl<T: Recycle> StreamTable<T> {
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// An odd number that the peer cannot know.
+    #[inline]
+    pub(crate) fn secret(&self) -> u64 {
+        self.multiplier
     }
 
     #[inline]
@@ -180,6 +196,10 @@ impl<T: Recycle> StreamTable<T> {
                 stream.local_closed = false;
                 stream.remote_closed = false;
                 stream.wants_room = false;
+                stream.received_bytes = 0;
+                stream.sent_bytes = 0;
+                stream.awaited_more = false;
+                stream.was_queued = false;
                 stream.content_left = None;
                 slot
             }
@@ -192,6 +212,10 @@ impl<T: Recycle> StreamTable<T> {
                     remote_closed: false,
                     in_ready: false,
                     wants_room: false,
+                    received_bytes: 0,
+                    sent_bytes: 0,
+                    awaited_more: false,
+                    was_queued: false,
                     send_window,
                     receive_window,
                     content_left: None,

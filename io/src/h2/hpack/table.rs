@@ -67,7 +67,7 @@ pub static STATIC: [(&str, &str, FieldKind); STATIC_ENTRIES] = [
     ("expect", "", FieldKind::Other),
     ("expires", "", FieldKind::Other),
     ("from", "", FieldKind::Other),
-    ("host", "", FieldKind::Other),
+    ("host", "", FieldKind::Host),
     ("if-match", "", FieldKind::Other),
     ("if-modified-since", "", FieldKind::Other),
     ("if-none-match", "", FieldKind::Other),

@@ -1,11 +1,13 @@
 //! A request's life, as one straight function: [`answer`].
 //!
-//! It runs to completion where it arrives: a read is answered in the pass over the read buffer that brought it. What has to
-//! wait (for the log, for another shard) waits in its slot. Promises: nothing is appended that would be refused afterwards,
-//! nothing is applied before it is durable (levels `wal` and `strong`), and a call that was appended takes effect whether or
-//! not its caller still waits.
+//! It runs to completion where it arrives: a read is answered in the pass over the read buffer that brought it. A write that
+//! is in the log waits for the disk as a [`Logged`], without a future, and goes on in [`logged::carry_out`]; what waits for
+//! something else (another shard, an earlier record) waits in its slot. Promises: nothing is appended that would be refused
+//! afterwards, nothing is applied before it is durable (levels `wal` and `strong`), and a call that was appended takes effect
+//! whether or not its caller still waits.
 
 mod durability;
+pub(crate) mod logged;
 mod permit;
 mod retry;
 pub(crate) mod stream;
@@ -18,7 +20,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use prism_adapters::memory::{Memstore, Outcome as FirstOutcome, Ticket};
-use prism_adapters::{Backend, Context, Error, Kind, Reply, interfaces};
+use prism_adapters::{Backend, Context, Error, Kind, Limits, Reply, interfaces};
 use prism_io::clock;
 use prism_io::grpc::Metadata;
 use prism_io::h2::StreamId;
@@ -28,10 +30,11 @@ use prism_wal::{Lane, Record, RecordHead};
 
 use crate::config::Durability;
 use crate::namespaces::{Namespace, Namespaces};
-use crate::shard::Shard;
+use crate::shard::{Held, Shard};
 use crate::{remote, status};
 
 pub(crate) use durability::{LsnToken, level_from_number};
+pub(crate) use logged::Logged;
 pub(crate) use permit::permit;
 use retry::Admission;
 pub(crate) use trace::LineBudget;
@@ -72,6 +75,16 @@ pub(crate) enum Origin {
     Shard { shard: usize, ticket: u64 },
 }
 
+impl Origin {
+    /// The connection's count of bytes in flight; those of another shard's caller are counted there.
+    pub(crate) fn bytes_in_flight(&self) -> Option<&Cell<u64>> {
+        match self {
+            Origin::Caller { connection, .. } => Some(connection.bytes_in_flight()),
+            Origin::Shard { .. } => None,
+        }
+    }
+}
+
 /// What a call is answered that was carried out, now or as the first with its idempotency key.
 #[derive(Default)]
 pub(crate) struct Answer {
@@ -91,6 +104,14 @@ pub(crate) struct Facts {
     pub(crate) lsn: Option<LsnToken>,
     /// It is the outcome of an earlier call with the same idempotency key.
     pub(crate) replayed: bool,
+}
+
+/// Where the journey has led when its function returns.
+enum Step {
+    /// To its answer.
+    Answered(Answer),
+    /// Into the log: the rest follows when the record is durable.
+    Logged(logged::Rest),
 }
 
 /// How far a call has come, for whoever stops waiting for it.
@@ -126,27 +147,25 @@ pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
     let progress = Progress::default();
     let message = std::mem::take(&mut call.message);
     let namespace = Cell::new(None);
-    let mut answer = pin!(answer(&shard, &call, message, &progress, &namespace));
-    let in_time = std::future::poll_fn(|context| match answer.as_mut().poll(context) {
-        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-        Poll::Pending if shard.deadlines.is_past(progress.give_up_ns(call.deadline_ns)) => {
-            Poll::Ready(None)
-        }
-        Poll::Pending => {
-            shard.deadlines.watch(progress.give_up_ns(call.deadline_ns));
-            Poll::Pending
-        }
-    })
-    .await;
-    match in_time {
-        Some(outcome) => finish(&shard, &call, namespace.get(), outcome),
-        None => {
-            finish(&shard, &call, namespace.get(), Err(expired(progress.stage.get())));
-            if progress.stage.get() == Stage::Logged {
-                // The effect happens all the same; the order of the lane depends on it.
-                let _ = answer.await;
+    let in_time = {
+        let mut answer = pin!(answer(&shard, &call, message, &progress, &namespace));
+        std::future::poll_fn(|context| match answer.as_mut().poll(context) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending if shard.deadlines.is_past(progress.give_up_ns(call.deadline_ns)) => {
+                Poll::Ready(None)
             }
-        }
+            Poll::Pending => {
+                shard.deadlines.watch(progress.give_up_ns(call.deadline_ns));
+                Poll::Pending
+            }
+        })
+        .await
+    };
+    match in_time {
+        Some(Ok(Step::Answered(answer))) => finish(&shard, &call, namespace.get(), Ok(answer)),
+        Some(Ok(Step::Logged(rest))) => shard.log.wait(Logged { call, rest }, &shard.deadlines),
+        Some(Err(error)) => finish(&shard, &call, namespace.get(), Err(error)),
+        None => finish(&shard, &call, namespace.get(), Err(expired(progress.stage.get()))),
     }
 }
 
@@ -157,22 +176,22 @@ async fn answer(
     message: Bytes,
     progress: &Progress,
     seen: &Cell<Option<usize>>,
-) -> Result<Answer, Error> {
+) -> Result<Step, Error> {
     let namespace = permit(shard, call.method, &message, seen)?;
-    let _held = shard.hold(namespace, call, message.len())?;
+    let held = shard.hold(namespace, call, message.len())?;
     if namespace.home != shard.index {
         progress.forwarded.set(true);
         if call.method.access() == Access::Write {
             progress.stage.set(Stage::Elsewhere);
         }
-        return remote::ask(shard, call, namespace, message).await;
+        return remote::ask(shard, call, namespace, message).await.map(Step::Answered);
     }
     if call.is_late() {
         return Err(expired(Stage::Nothing));
     }
     match call.method.access() {
-        Access::Read => read(shard, call, namespace, message).await,
-        Access::Write => write(shard, call, namespace, message, progress).await,
+        Access::Read => read(shard, call, namespace, message).await.map(Step::Answered),
+        Access::Write => write(shard, call, namespace, message, held, progress).await,
     }
 }
 
@@ -204,15 +223,16 @@ async fn write(
     call: &Call,
     namespace: &Namespace,
     message: Bytes,
+    held: Held<'_>,
     progress: &Progress,
-) -> Result<Answer, Error> {
+) -> Result<Step, Error> {
     let level = durability::level(namespace, &call.metadata)?;
     let key = retry::key(&call.metadata)?;
     if key.is_empty() {
         shard.admit(namespace, call.method, &message)?;
     }
     if level == Durability::Memory && key.is_empty() && !shard.log.holds(namespace.id) {
-        return write_unlogged(shard, call, namespace, &message).await;
+        return write_unlogged(shard, call, namespace, &message).await.map(Step::Answered);
     }
     // What gets a record must be fit to be carried out.
     interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
@@ -221,7 +241,9 @@ async fn write(
     let ticket = match admission {
         Admission::Unkeyed => None,
         Admission::First(ticket) => Some(ticket),
-        Admission::Again(outcome) => return Ok(retry::first_outcome(shard, outcome)),
+        Admission::Again(outcome) => {
+            return Ok(Step::Answered(retry::first_outcome(shard, outcome)));
+        }
     };
     let head = RecordHead {
         lane: Lane { namespace: namespace.id, partition: 0 },
@@ -242,17 +264,18 @@ async fn write(
             return Err(error);
         }
     };
-    progress.stage.set(Stage::Logged);
     shard.metrics.connections.payload_copies.increment();
     shard.metrics.connections.payload_copied_bytes.add(message.len() as u64);
     // From here on the log's buffer is the one copy.
     drop(message);
-    let record = shard.log.durable(appended.lsn).await?;
-    let mut reply = shard.replies.take();
-    let outcome = apply(&shard.target(), &record.get(), ticket, &mut reply).await;
-    let facts = Facts { level: Some(level), lsn: Some(shard.token(appended.lsn)), replayed: false };
-    let outcome = outcome.inspect_err(|error| shard.count_backend_error(namespace.index, error));
-    outcome.map(|()| Answer { reply, code: 0, facts })
+    Ok(Step::Logged(logged::Rest {
+        lsn: appended.lsn,
+        namespace: namespace.index,
+        level,
+        ticket,
+        held_bytes: held.keep(),
+        answered: false,
+    }))
 }
 
 /// A write of level `memory`: the backend's answer is all there is to wait for.
@@ -293,21 +316,21 @@ pub(crate) struct Target<'a> {
 async fn apply(
     target: &Target<'_>,
     record: &Record<'_>,
+    namespace_name: &str,
+    limits: &Limits,
     ticket: Option<Ticket>,
     reply: &mut Reply,
 ) -> Result<(), Error> {
     let Some(method) = Method::by_id(record.head.method) else {
         return Err(method_unknown());
     };
-    let limits = prism_adapters::Limits::default();
-    let served = target.namespaces.by_id(record.head.lane.namespace);
     let context = Context {
         namespace: record.head.lane.namespace,
-        namespace_name: served.map_or("", |namespace| &namespace.name),
+        namespace_name,
         partition: record.head.lane.partition,
         now_us: record.log_time_us,
         revision: prism_adapters::Revision::logged(record.lsn),
-        limits: served.map_or(&limits, |namespace| &namespace.limits),
+        limits,
     };
     let outcome = target.store.unary(&context, method, record.body, reply).await;
     if let Some(ticket) = ticket {
@@ -323,10 +346,20 @@ async fn apply(
 
 /// Counts the call and sends its answer to wherever it came from.
 fn finish(shard: &Shard, call: &Call, namespace: Option<usize>, outcome: Result<Answer, Error>) {
+    finish_at(shard, call, namespace, outcome, clock::monotonic_ns());
+}
+
+/// As [`finish`], by a clock that was read already.
+fn finish_at(
+    shard: &Shard,
+    call: &Call,
+    namespace: Option<usize>,
+    outcome: Result<Answer, Error>,
+    now_ns: u64,
+) {
     let code = outcome.as_ref().map_or_else(|error| error.kind().grpc_code(), |answer| answer.code);
     match &call.origin {
         Origin::Caller { connection, stream } => {
-            let now_ns = clock::monotonic_ns();
             shard.metrics.request(namespace, 0, code, now_ns.saturating_sub(call.received_ns));
             trace::log_line(shard, call, namespace, code, now_ns);
             match outcome {
@@ -390,10 +423,20 @@ pub(crate) fn replay(
         return Err(method_unknown());
     }
     let ticket = retry::ticket_of_record(target, record)?;
-    let mut applied = pin!(apply(target, record, ticket, reply));
-    match applied.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-        // What was refused the first time is refused again, and for the same reason.
-        Poll::Ready(_) => Ok(()),
+    let defaults = Limits::default();
+    let served = target.namespaces.by_id(record.head.lane.namespace);
+    let name = served.map_or("", |namespace| &namespace.name);
+    let limits = served.map_or(&defaults, |namespace| &namespace.limits);
+    // What was refused the first time is refused again, and for the same reason.
+    let _ = at_once(apply(target, record, name, limits, ticket, reply));
+    Ok(())
+}
+
+/// The outcome of a future that needs nothing to happen before it ends.
+fn at_once<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        Poll::Ready(output) => output,
         Poll::Pending => unreachable!("memstore answers at once"),
     }
 }

@@ -1,7 +1,7 @@
 //! Deadlines of calls that wait: one earliest time and one look at all of them when it comes.
 //!
 //! A call that ends in place never gets here. Most calls that wait end long before their deadline, so nothing is kept per
-//! call; when the earliest deadline passes, every waiting call is polled once and registers again what is still to come.
+//! call; when the earliest deadline passes, every waiting call is looked at once and registers again what is still to come.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,6 +10,8 @@ use std::time::Duration;
 use prism_io::calls::StartCall;
 use prism_io::rt::Signal;
 use prism_io::{clock, rt};
+
+use super::Shard;
 
 /// Calls are looked at no more often than this.
 const TICK_MIN: Duration = Duration::from_millis(1);
@@ -45,7 +47,7 @@ impl Deadlines {
     }
 
     /// Ticks for ever.
-    pub(crate) async fn run<A>(&self, calls: Rc<dyn StartCall<A>>) {
+    pub(crate) async fn run<A>(&self, shard: &Shard, calls: Rc<dyn StartCall<A>>) {
         loop {
             let left_ns = self.earliest_ns.get().saturating_sub(clock::monotonic_ns());
             let left = Duration::from_nanos(left_ns).clamp(TICK_MIN, TICK_MAX);
@@ -54,6 +56,7 @@ impl Deadlines {
             self.now_ns.set(now_ns);
             if now_ns >= self.earliest_ns.get() {
                 self.earliest_ns.set(u64::MAX);
+                shard.log.expire(shard, now_ns);
                 calls.wake_all();
                 calls.poll_woken();
             }

@@ -1,6 +1,6 @@
-//! The shard's log as the request path sees it: append, and wait until the record is durable.
+//! The shard's log as the request path sees it: append, and stand in line until the record is durable.
 //!
-//! When a write has completed, the calls behind it are polled in one pass, in the order of their records, each with its
+//! When a write has completed, the calls behind it are carried out in one pass, in the order of their records, each with its
 //! record at hand in the buffer that was written. That order is the order in which the backend sees them.
 
 use std::cell::{Cell, RefCell};
@@ -13,14 +13,17 @@ use prism_adapters::{Error, Kind};
 use prism_io::calls::StartCall;
 use prism_io::clock;
 use prism_wal::driver::Writer;
-use prism_wal::{AppendError, Appended, DurableBatch, Record, RecordHead};
+use prism_wal::{AppendError, Appended, DurableBatch, RecordHead, RecordKind};
 use slab::Slab;
 
-use super::RETRY_DELAY;
-use crate::request::Call;
+use super::{Deadlines, RETRY_DELAY, Shard};
+use crate::request::{Call, Logged, logged};
 
 /// After how long a write that found the log full may be tried again.
 const FULL_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Calls that may wait for the log at once.
+const WAITING_MAX: usize = 64 * 1024;
 
 /// By namespace: its last record.
 pub(super) type Held = HashMap<u32, u64, ahash::RandomState>;
@@ -28,14 +31,10 @@ pub(super) type Held = HashMap<u32, u64, ahash::RandomState>;
 /// The log of one shard.
 pub(crate) struct Log {
     writer: Rc<Writer>,
-    /// Who waits for which record, in the order of the records.
-    waiting: RefCell<VecDeque<(u64, Waker)>>,
+    /// The calls whose records are not durable yet, in the order of their records.
+    waiting: RefCell<VecDeque<Logged>>,
     /// Who waits to read the effects of which record.
     readers: RefCell<Slab<(u64, Waker)>>,
-    /// The last record that was given to its call.
-    handed_out: Cell<u64>,
-    /// The batch whose calls are being polled.
-    current: RefCell<Option<DurableBatch>>,
     last: Cell<u64>,
     applied: Cell<u64>,
     failed: Cell<bool>,
@@ -60,8 +59,6 @@ impl Log {
             writer,
             waiting: RefCell::default(),
             readers: RefCell::default(),
-            handed_out: Cell::new(last),
-            current: RefCell::default(),
             last: Cell::new(last),
             applied: Cell::new(last),
             failed: Cell::new(false),
@@ -78,7 +75,12 @@ impl Log {
     }
 
     /// Copies one record into the batch that goes out next.
+    ///
+    /// The call is to [`wait`](Self::wait) for it before the next one is appended.
     pub(crate) fn append(&self, head: &RecordHead<'_>, body: &[u8]) -> Result<Appended, Error> {
+        if self.waiting.borrow().len() >= WAITING_MAX {
+            return Err(refused(AppendError::Busy));
+        }
         let appended =
             self.writer.append(self.time_us(clock::wall_us()), head, body).map_err(refused)?;
         self.last.set(appended.lsn);
@@ -129,26 +131,27 @@ impl Log {
         self.snapshotted.set(lsn);
     }
 
-    /// Waits until the record is on stable storage, and gives it. Each record is waited for once, by the call that appended
-    /// it, and to the end: what gives records their order here is the order in which their calls wait.
-    pub(crate) async fn durable(&self, lsn: u64) -> Result<DurableRecord, Error> {
-        let mut registered = false;
-        std::future::poll_fn(|context| {
-            if let Some(batch) = &*self.current.borrow()
-                && let Some(index) = index_of(batch, lsn)
-            {
-                assert!(lsn > self.handed_out.replace(lsn), "records are applied in their order");
-                return Poll::Ready(Ok(DurableRecord { batch: batch.clone(), index }));
+    /// Puts a call behind those that were appended before it.
+    pub(crate) fn wait(&self, call: Logged, deadlines: &Deadlines) {
+        deadlines.watch(call.call.deadline_ns);
+        let mut waiting = self.waiting.borrow_mut();
+        let last = waiting.back().map_or(0, |last| last.rest.lsn);
+        assert!(last < call.rest.lsn, "calls wait in the order of their records");
+        waiting.push_back(call);
+    }
+
+    /// Calls that wait for their records.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
+    /// Answers the callers whose time is up, and has the others' deadlines watched.
+    pub(crate) fn expire(&self, shard: &Shard, now_ns: u64) {
+        for call in self.waiting.borrow_mut().iter_mut() {
+            if let Some(deadline_ns) = call.expire(shard, now_ns) {
+                shard.deadlines.watch(deadline_ns);
             }
-            if self.failed.get() {
-                return Poll::Ready(Err(failed()));
-            }
-            if !std::mem::replace(&mut registered, true) {
-                self.waiting.borrow_mut().push_back((lsn, context.waker().clone()));
-            }
-            Poll::Pending
-        })
-        .await
+        }
     }
 
     /// Waits until the effects of the records up to `lsn` can be read. May be given up.
@@ -171,24 +174,31 @@ impl Log {
         .await
     }
 
-    /// Polls the calls whose records are in `batch`, then those that wait to read what they have done. Every batch comes here
-    /// once, in order.
-    pub(crate) fn settle(&self, batch: DurableBatch, calls: &dyn StartCall<Call>) {
-        let last = batch.last_lsn();
-        self.applied_us.set(batch.record(batch.len() - 1).log_time_us);
-        *self.current.borrow_mut() = Some(batch);
-        self.wake_up_to(last);
-        calls.poll_woken();
-        *self.current.borrow_mut() = None;
-        self.applied.set(last);
+    /// Carries out the calls whose records are in `batch`, then polls those that wait to read what they have done. Every
+    /// batch comes here once, in order.
+    pub(crate) fn settle(&self, shard: &Shard, batch: &DurableBatch, calls: &dyn StartCall<Call>) {
+        let now_ns = clock::monotonic_ns();
+        for record in batch.records() {
+            self.applied_us.set(record.log_time_us);
+            if record.kind == RecordKind::Data {
+                let next = self.waiting.borrow_mut().pop_front();
+                let call = next.expect("every record of a call has its call waiting");
+                assert!(call.rest.lsn == record.lsn, "records are applied in their order");
+                logged::carry_out(shard, call, &record, now_ns);
+            }
+        }
+        self.applied.set(batch.last_lsn());
         self.wake_readers();
         calls.poll_woken();
     }
 
     /// Tells everybody who waits that the log has failed.
-    pub(crate) fn fail(&self, calls: &dyn StartCall<Call>) {
+    pub(crate) fn fail(&self, shard: &Shard, calls: &dyn StartCall<Call>) {
         self.failed.set(true);
-        self.wake_up_to(u64::MAX);
+        let now_ns = clock::monotonic_ns();
+        for call in self.waiting.take() {
+            call.fail(shard, failed(), now_ns);
+        }
         self.wake_readers();
         calls.poll_woken();
     }
@@ -197,21 +207,6 @@ impl Log {
         for (_, (lsn, waker)) in self.readers.borrow().iter() {
             if self.failed.get() || self.applied.get() >= *lsn {
                 waker.wake_by_ref();
-            }
-        }
-    }
-
-    fn wake_up_to(&self, lsn: u64) {
-        loop {
-            let next = match &mut *self.waiting.borrow_mut() {
-                waiting if waiting.front().is_some_and(|(waits_for, _)| *waits_for <= lsn) => {
-                    waiting.pop_front()
-                }
-                _ => None,
-            };
-            match next {
-                Some((_, waker)) => waker.wake(),
-                None => return,
             }
         }
     }
@@ -228,25 +223,6 @@ impl Drop for ReaderPlace<'_> {
         if let Some(key) = self.key {
             self.log.readers.borrow_mut().remove(key);
         }
-    }
-}
-
-fn index_of(batch: &DurableBatch, lsn: u64) -> Option<usize> {
-    (batch.first_lsn()..=batch.last_lsn())
-        .contains(&lsn)
-        .then(|| (lsn - batch.first_lsn()) as usize)
-}
-
-/// A record in the buffer that was written.
-pub(crate) struct DurableRecord {
-    batch: DurableBatch,
-    index: usize,
-}
-
-impl DurableRecord {
-    /// The record.
-    pub(crate) fn get(&self) -> Record<'_> {
-        self.batch.record(self.index)
     }
 }
 

@@ -28,7 +28,7 @@ use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::remote::Peers;
 use crate::request::stream::STREAMS_MAX;
-use crate::request::{Call, LineBudget, LsnToken, Origin, Target};
+use crate::request::{Call, LineBudget, LsnToken, Target};
 use crate::services::Health;
 
 /// Reply buffers that a shard keeps.
@@ -109,10 +109,7 @@ impl Shard {
             return Err(busy("NAMESPACE_BUSY", "namespace", namespace.bytes_in_flight_max)
                 .with("namespace", namespace.name.to_string()));
         }
-        let of_connection = match &call.origin {
-            Origin::Caller { connection, .. } => Some(connection.bytes_in_flight()),
-            Origin::Shard { .. } => None,
-        };
+        let of_connection = call.origin.bytes_in_flight();
         if let Some(held) = of_connection {
             if held.get() + bytes > self.connection_bytes_max {
                 return Err(busy("CONNECTION_BUSY", "connection", self.connection_bytes_max));
@@ -121,6 +118,12 @@ impl Shard {
         }
         of_namespace.set(of_namespace.get() + bytes);
         Ok(Held { of_namespace, of_connection, bytes })
+    }
+
+    /// Gives back the room of a call for which it was kept ([`Held::keep`]).
+    pub(crate) fn give_back(&self, namespace: usize, call: &Call, bytes: u64) {
+        let of_connection = call.origin.bytes_in_flight();
+        drop(Held { of_namespace: &self.in_flight[namespace], of_connection, bytes });
     }
 
     /// What an unlogged write stamps on its entries.
@@ -206,6 +209,15 @@ pub(crate) struct Held<'a> {
     of_namespace: &'a Cell<u64>,
     of_connection: Option<&'a Cell<u64>>,
     bytes: u64,
+}
+
+impl Held<'_> {
+    /// Leaves it to [`Shard::give_back`] to give back so many bytes.
+    pub(crate) fn keep(self) -> u64 {
+        let bytes = self.bytes;
+        std::mem::forget(self);
+        bytes
+    }
 }
 
 impl Drop for Held<'_> {

@@ -218,12 +218,12 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
             connections.abort();
             return match drained {
                 Some(()) => Ended::Clean,
-                None => Ended::Undrained { calls: calls.in_flight() + shard.streams.get() },
+                None => Ended::Undrained { calls: calls.in_flight() + shard.log.waiting() + shard.streams.get() },
             };
         }
     }
     shard.health.stop();
-    shard.log.fail(&*calls);
+    shard.log.fail(&shard, &*calls);
     let began = Instant::now();
     while !connections.is_flushed() && began.elapsed() < FAILED_FLUSH {
         rt::sleep(DRAIN_TICK).await;
@@ -242,7 +242,7 @@ fn wire(shard: &Rc<Shard>) -> Rc<dyn StartCall<Call>> {
     }
     rt::spawn(pump(calls.clone()));
     let (of_ticks, ticked) = (shard.clone(), calls.clone());
-    rt::spawn(async move { of_ticks.deadlines.run(ticked).await });
+    rt::spawn(async move { of_ticks.deadlines.run(&of_ticks, ticked).await });
     let (of_mesh, of_turns, woken) = (shard.clone(), shard.clone(), calls.clone());
     rt::spawn(shard.peers.port().receive(
         move |from, message| remote::deliver(&of_mesh, from, message),
@@ -277,7 +277,7 @@ async fn write_log(shard: Rc<Shard>, calls: Rc<dyn StartCall<Call>>, failure: Rc
             wal.records.add(batch.len() as u64);
             wal.append_bytes.add(batch.bytes() as u64);
             wal.sync.record(Duration::from_micros(batch.write_us()));
-            shard.log.settle(batch, &*calls);
+            shard.log.settle(&shard, &batch, &*calls);
         }
     };
     if let Err(error) = writer.run(settle).await {
@@ -308,7 +308,8 @@ async fn drain(
     failure: &LogFailure,
 ) {
     loop {
-        let idle = calls.in_flight() == 0 && shard.streams.get() == 0 && shard.peers.waiting() == 0;
+        let idle = calls.in_flight() + shard.log.waiting() + shard.streams.get() == 0
+            && shard.peers.waiting() == 0;
         if idle && connections.is_drained() || failure.get().is_some() {
             return;
         }

@@ -218,7 +218,9 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
             connections.abort();
             return match drained {
                 Some(()) => Ended::Clean,
-                None => Ended::Undrained { calls: calls.in_flight() + shard.log.waiting() + shard.streams.get() },
+                None => Ended::Undrained {
+                    calls: calls.in_flight() + shard.log.waiting() + shard.streams.get(),
+                },
             };
         }
     }

@@ -3,6 +3,8 @@
 //! A figure is never reported alone: the thing it is compared with runs in the same minute on the same core, in
 //! alternating rounds, and the medians are set against each other. Nothing here is part of the product.
 
+pub mod aims;
+pub mod echo;
 pub mod prism;
 pub mod process;
 pub mod quiet;

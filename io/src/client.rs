@@ -414,7 +414,7 @@ impl Link {
                     break;
                 }
                 let result;
-                (result, output) = write_output(&mut write, output).await;
+                (result, output) = write.write_output(output, || ()).await;
                 if result.is_err() {
                     self.end();
                     break;
@@ -449,18 +449,6 @@ impl Link {
         self.deliver();
         self.work.set();
     }
-}
-
-/// Writes all of `output` and gives its buffers back. Large parts are joined first: one copy and one call.
-async fn write_output(write: &mut WriteHalf, mut output: Output) -> (io::Result<()>, Output) {
-    if output.is_contiguous() {
-        let (result, inline) = write.write_all(std::mem::take(&mut output.inline)).await;
-        output.inline = inline;
-        return (result, output);
-    }
-    let joined = output.segments().collect::<Vec<_>>().concat();
-    let (result, _) = write.write_all(joined).await;
-    (result, output)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Promises: a port that another process listens on is refused, although the shards of this process share it.
 #![allow(unsafe_code)]
 
+mod output;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -109,15 +111,6 @@ impl WriteHalf {
     /// Writes all of `chunk`, which others may share.
     pub async fn write_shared(&mut self, chunk: bytes::Bytes) -> io::Result<()> {
         self.0.write_all(chunk).await.0.map(|_| ())
-    }
-
-    /// Writes what the kernel takes of `parts` in one call, and gives them back.
-    pub(crate) async fn write_vectored<T: monoio::buf::IoVecBuf + 'static>(
-        &mut self,
-        parts: T,
-    ) -> (io::Result<usize>, T) {
-        use monoio::io::AsyncWriteRent;
-        self.0.writev(parts).await
     }
 
     /// Ends both directions; a read that waits on the other half returns.

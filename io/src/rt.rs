@@ -133,6 +133,11 @@ impl Signal {
         }
     }
 
+    /// Sets it and wakes nobody: for the waiting task itself, which looks at it before its turn ends.
+    pub(crate) fn note(&self) {
+        self.set.set(true);
+    }
+
     /// Waits until [`Signal::set`] was called, and takes that wake-up.
     pub async fn wait(&self) {
         std::future::poll_fn(|context| {

@@ -289,7 +289,7 @@ fn a_full_stream_hears_when_there_is_room() {
     }
     assert_eq!(sent, 6);
     assert!(!server.grpc.is_writable(stream));
-    assert_eq!(server.say("WU 3 1000"), ["HEADERS 3 :status=200", "DATA 3 1000", "DATA 3 1000"]);
+    assert_eq!(server.say("WU 3 1000"), ["HEADERS 3 :status=200", "DATA 3 2000"]);
     let lines = server.say("WU 3 10000");
     assert_eq!(lines, ["DATA 3 10000", "Writable 3"]);
     assert!(server.grpc.is_writable(stream));

@@ -1,50 +1,9 @@
 //! The figures beside the bars that they have to pass and the aims that they are meant to reach.
 
-use prism_benches::report::Table;
-use serde::Serialize;
+use prism_benches::aims::Row;
 
 use crate::around::Around;
 use crate::calls::{Calls, Case};
-
-/// One measure with its bar and its aim.
-#[derive(Serialize)]
-pub(crate) struct Row {
-    measure: &'static str,
-    measured: f64,
-    bar: f64,
-    aim: f64,
-    unit: &'static str,
-    /// Larger is better.
-    at_least: bool,
-}
-
-impl Row {
-    fn at_most(
-        measure: &'static str,
-        measured: f64,
-        bar: f64,
-        aim: f64,
-        unit: &'static str,
-    ) -> Self {
-        Self { measure, measured, bar, aim, unit, at_least: false }
-    }
-
-    fn at_least(measure: &'static str, measured: f64, bar: f64, aim: f64) -> Self {
-        Self { measure, measured, bar, aim, unit: "×", at_least: true }
-    }
-
-    fn reaches(&self, mark: f64) -> bool {
-        if self.at_least { self.measured >= mark } else { self.measured <= mark }
-    }
-
-    fn verdict(&self) -> &'static str {
-        match (self.reaches(self.bar), self.reaches(self.aim)) {
-            (_, true) => "aim reached",
-            (true, false) => "bar passed",
-            (false, false) => "FALLS SHORT",
-        }
-    }
-}
 
 pub(crate) fn rows(calls: &Calls, around: &Around) -> Vec<Row> {
     let cpu = |case, peer, shape| calls.of(case, shape).cpu_us / calls.of(peer, shape).cpu_us;
@@ -68,21 +27,4 @@ pub(crate) fn rows(calls: &Calls, around: &Around) -> Vec<Row> {
         Row::at_least("recovery against sequential read", around.recovery_ratio, 0.5, 0.8),
         Row::at_most("idle connection", around.bytes_per_connection / 1024.0, 24.0, 8.0, "KiB"),
     ]
-}
-
-pub(crate) fn table(rows: &[Row]) -> Table {
-    let mut table =
-        Table::new("Against bar and aim", &["measure", "measured", "bar", "aim", "verdict"]);
-    for row in rows {
-        let sign = if row.at_least { "≥" } else { "≤" };
-        let digits = if row.measured < 10.0 { 2 } else { 1 };
-        table.row(vec![
-            row.measure.to_owned(),
-            format!("{:.digits$} {}", row.measured, row.unit),
-            format!("{sign} {}", row.bar),
-            format!("{sign} {}", row.aim),
-            row.verdict().to_owned(),
-        ]);
-    }
-    table
 }

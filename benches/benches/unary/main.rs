@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     let calls = calls::measure(&plan)?;
     let around = around::measure(&plan)?;
     let rows = aims::rows(&calls, &around);
-    println!("{}\n{}\n{}", calls.table(), around.table(), aims::table(&rows));
+    println!("{}\n{}\n{}", calls.table(), around.table(), prism_benches::aims::table(&rows));
     let path = save("unary", &Results { machine, quick: plan.quick, calls, around, aims: rows })?;
     println!("written to {}", path.display());
     Ok(())
@@ -57,7 +57,7 @@ struct Results {
     quick: bool,
     calls: calls::Calls,
     around: around::Around,
-    aims: Vec<aims::Row>,
+    aims: Vec<prism_benches::aims::Row>,
 }
 
 fn plan(arguments: &[String]) -> Result<Plan> {

@@ -1,27 +1,66 @@
 //! The peer that every figure stands beside: Get and Set over tonic on one current-thread tokio runtime, answered without
-//! doing anything.
+//! doing anything, and the echo of the transport's benchmark.
 //!
 //! `tonic-echo <core> [address]` prints the address that it listens on and serves until it is killed. It speaks the same messages as
 //! `prism serve`, so that the same load generator drives both. It stores nothing and writes nothing.
 
 use std::io::Write;
+use std::pin::Pin;
 
+use prism_benches::echo::{Payload, StreamRequest};
 use prism_proto::prism::keyvalue::v1::{GetRequest, GetResponse, SetRequest, SetResponse};
 use prism_proto::prism::r#type::v1::Entry;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 /// What tonic's generator makes of the service; its style is not ours.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/prism.keyvalue.v1.KeyValueService.rs"));
+    include!(concat!(env!("OUT_DIR"), "/prism.bench.v1.Echo.rs"));
 }
+use generated::echo_server::EchoServer;
 use generated::key_value_service_server::{KeyValueService, KeyValueServiceServer};
 
 /// Bytes of the value in every answer to Get.
 const VALUE_BYTES: usize = 128;
+/// Messages that a channel holds between a handler's task and its stream, as in tonic's own examples of streaming.
+const CHANNEL_MESSAGES: usize = 128;
 
 struct Echo {
     value: bytes::Bytes,
+}
+
+#[tonic::async_trait]
+impl generated::echo_server::Echo for Echo {
+    type StreamStream = Pin<Box<dyn Stream<Item = Result<Payload, Status>> + Send>>;
+
+    async fn unary(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        Ok(Response::new(request.into_inner()))
+    }
+
+    async fn stream(
+        &self,
+        request: Request<StreamRequest>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let StreamRequest { messages, value_bytes, through_channel } = request.into_inner();
+        let value = bytes::Bytes::from(vec![b'v'; value_bytes as usize]);
+        let message = move || Payload { key: bytes::Bytes::new(), value: value.clone() };
+        if !through_channel {
+            let all = tokio_stream::iter(0..messages).map(move |_| Ok(message()));
+            return Ok(Response::new(Box::pin(all)));
+        }
+        let (sender, receiver) = tokio::sync::mpsc::channel(CHANNEL_MESSAGES);
+        tokio::spawn(async move {
+            for _ in 0..messages {
+                if sender.send(Ok(message())).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
 }
 
 #[tonic::async_trait]
@@ -48,9 +87,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::io::stdout().flush()?;
         let incoming =
             tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-        let echo = Echo { value: bytes::Bytes::from(vec![b'v'; VALUE_BYTES]) };
+        let echo = || Echo { value: bytes::Bytes::from(vec![b'v'; VALUE_BYTES]) };
         tonic::transport::Server::builder()
-            .add_service(KeyValueServiceServer::new(echo))
+            .add_service(KeyValueServiceServer::new(echo()))
+            .add_service(EchoServer::new(echo()))
             .serve_with_incoming(incoming)
             .await?;
         Ok(())

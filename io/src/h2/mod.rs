@@ -15,6 +15,7 @@ mod heads;
 pub mod hpack;
 pub mod limits;
 pub mod output;
+pub(crate) mod queue;
 mod receive;
 pub mod refusal;
 pub(crate) mod send;

@@ -1,5 +1,6 @@
 //! What a connection wants to have written: one buffer, and large payloads by reference between its parts.
 
+use super::frame;
 use bytes::Bytes;
 
 /// Bytes to write, in order. Small replies are always in `inline` alone, so that one `write` does it.
@@ -10,6 +11,19 @@ pub struct Output {
     /// Large payloads, each to be written after the first `at` bytes of `inline`; `at` never decreases.
     pub large: Vec<Large>,
     large_bytes: usize,
+    last_data: Option<LastData>,
+}
+
+/// The DATA frame that was put last. More of the same stream may join it as long as nothing has been put behind it.
+#[derive(Debug, Clone, Copy)]
+struct LastData {
+    stream: u32,
+    /// Where its header begins in `inline`.
+    start: usize,
+    /// Bytes of its payload.
+    bytes: usize,
+    /// `inline` and `large` end here if nothing came behind it.
+    end: (usize, usize),
 }
 
 /// A payload that is written from where it lies.
@@ -45,6 +59,7 @@ impl Output {
         self.inline.clear();
         self.large.clear();
         self.large_bytes = 0;
+        self.last_data = None;
     }
 
     /// The slices to write, in order (for a vectored write). None is empty.
@@ -62,6 +77,41 @@ impl Output {
             .filter(|slice| !slice.is_empty())
     }
 
+    /// Puts the header of `bytes` more of DATA, or makes the last frame longer by them when it is the stream's, is open (no END_STREAM),
+    /// stands at the end, and stays within `frame_bytes_max`. `put` then appends the payload.
+    #[inline]
+    pub(crate) fn put_data(
+        &mut self,
+        stream: u32,
+        bytes: usize,
+        end_stream: bool,
+        frame_bytes_max: usize,
+        put: impl FnOnce(&mut Self),
+    ) {
+        let here = (self.inline.len(), self.large.len());
+        let flags = if end_stream { frame::flag::END_STREAM } else { 0 };
+        let mut data = match self.last_data {
+            Some(last)
+                if last.stream == stream
+                    && last.end == here
+                    && last.bytes + bytes <= frame_bytes_max =>
+            {
+                let [_, a, b, c] = ((last.bytes + bytes) as u32).to_be_bytes();
+                let header = &mut self.inline[last.start..last.start + frame::HEADER_BYTES];
+                header[..3].copy_from_slice(&[a, b, c]);
+                header[4] = flags;
+                LastData { bytes: last.bytes + bytes, ..last }
+            }
+            _ => {
+                frame::put_header(&mut self.inline, bytes, frame::kind::DATA, flags, stream);
+                LastData { stream, start: here.0, bytes, end: here }
+            }
+        };
+        put(self);
+        data.end = (self.inline.len(), self.large.len());
+        self.last_data = if end_stream { None } else { Some(data) };
+    }
+
     pub(crate) fn push_large(&mut self, bytes: Bytes) {
         self.large_bytes += bytes.len();
         self.large.push(Large { at: self.inline.len(), bytes });
@@ -71,6 +121,50 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// RFC 9113, section 6.1: how DATA is cut into frames means nothing, but END_STREAM ends the stream.
+    #[test]
+    fn data_joins_the_last_frame_of_its_stream() {
+        let mut output = Output::default();
+        let mut put = |stream, text: &'static [u8], end| {
+            output.put_data(stream, text.len(), end, 8, |output| {
+                if text.len() > 3 {
+                    output.push_large(Bytes::from_static(text));
+                } else {
+                    output.inline.extend_from_slice(text);
+                }
+            });
+        };
+        put(1, b"ab", false);
+        put(1, b"LARGE", false);
+        put(1, b"c", false);
+        put(1, b"d", false); // the frame is full
+        put(3, b"e", false);
+        put(1, b"f", false);
+        put(1, b"", true);
+        put(1, b"g", false); // never behind END_STREAM
+        let all = output.segments().collect::<Vec<_>>().concat();
+        let mut frames = Vec::new();
+        let mut rest = &all[..];
+        while let Some((header, more)) = rest.split_first_chunk() {
+            let header = frame::FrameHeader::parse(header);
+            let (payload, more) = more.split_at(header.length as usize);
+            frames.push((header.stream, payload, header.has(frame::flag::END_STREAM)));
+            rest = more;
+        }
+        let expected: [(u32, &[u8], bool); 5] = [
+            (1, b"abLARGEc", false),
+            (1, b"d", false),
+            (3, b"e", false),
+            (1, b"f", true),
+            (1, b"g", false),
+        ];
+        assert_eq!(frames, expected);
+        output.inline.extend_from_slice(b"another frame");
+        let before = output.inline.len();
+        output.put_data(1, 0, true, 8, |_| ());
+        assert_eq!(output.inline.len(), before + frame::HEADER_BYTES);
+    }
 
     #[test]
     fn segments_come_in_order() {

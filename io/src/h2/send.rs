@@ -9,11 +9,10 @@ use super::frame::{self, ErrorCode, flag, kind};
 use super::hpack::{Encoder, Indexing};
 use super::limits::Limits;
 use super::output::Output;
+use super::queue::REFERENCE_BYTES_MIN;
 use super::stream::{Ending, Recycle, StreamId};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
-/// From this many bytes on a payload is written from where it lies instead of being copied into the output.
-pub(crate) const REFERENCE_BYTES_MIN: usize = 4096;
 /// Most bytes of one stream in a row, so that a large reply does not hold up the small ones.
 const TURN_BYTES: usize = 64 << 10;
 
@@ -98,21 +97,16 @@ impl<T: Recycle> Connection<T> {
         let total = prefix.len() + head.len() + tail.len();
         if total <= self.room(slot) {
             let number = self.streams.at(slot).number;
-            let out = &mut self.output.inline;
-            frame::put_header(
-                out,
-                total,
-                kind::DATA,
-                if end { flag::END_STREAM } else { 0 },
-                number,
-            );
-            out.extend_from_slice(prefix);
-            out.extend_from_slice(head);
-            if tail.len() >= REFERENCE_BYTES_MIN {
-                self.output.push_large(tail);
-            } else {
-                out.extend_from_slice(&tail);
-            }
+            let frame_bytes_max = self.peer.frame_bytes_max as usize;
+            self.output.put_data(number, total, end, frame_bytes_max, |output| {
+                output.inline.extend_from_slice(prefix);
+                output.inline.extend_from_slice(head);
+                if tail.len() >= REFERENCE_BYTES_MIN {
+                    output.push_large(tail);
+                } else {
+                    output.inline.extend_from_slice(&tail);
+                }
+            });
             self.sent(slot, total);
             if end {
                 self.end_local(slot);
@@ -122,11 +116,7 @@ impl<T: Recycle> Connection<T> {
         if !self.queue_has_room(total) {
             return false;
         }
-        let mut start = Vec::with_capacity(prefix.len() + head.len());
-        start.extend_from_slice(prefix);
-        start.extend_from_slice(head);
-        self.enqueue(slot, start.into());
-        self.enqueue(slot, tail);
+        self.enqueue(slot, prefix, head, tail);
         if end {
             self.end_data(slot);
         }
@@ -141,14 +131,17 @@ impl<T: Recycle> Connection<T> {
         self.queue_bytes + bytes <= self.limits.queue_bytes_max as usize
     }
 
-    fn enqueue(&mut self, slot: usize, bytes: Bytes) {
-        if bytes.is_empty() {
-            return;
-        }
-        self.queue_bytes += bytes.len();
+    fn enqueue(&mut self, slot: usize, prefix: &[u8], head: &[u8], tail: Bytes) {
+        let bytes = prefix.len() + head.len() + tail.len();
+        self.queue_bytes += bytes;
         let stream = self.streams.at(slot);
-        stream.queue_bytes += bytes.len();
-        stream.queue.push_back(bytes);
+        stream.queue_bytes += bytes;
+        if tail.len() >= REFERENCE_BYTES_MIN {
+            stream.queue.push([prefix, head, &[]]);
+            stream.queue.push_shared(tail);
+        } else {
+            stream.queue.push([prefix, head, &tail]);
+        }
     }
 
     /// Ends our side with END_STREAM on DATA, after what is queued.
@@ -156,7 +149,8 @@ impl<T: Recycle> Connection<T> {
         let stream = self.streams.at(slot);
         if stream.queue.is_empty() {
             let number = stream.number;
-            frame::put_header(&mut self.output.inline, 0, kind::DATA, flag::END_STREAM, number);
+            let frame_bytes_max = self.peer.frame_bytes_max as usize;
+            self.output.put_data(number, 0, true, frame_bytes_max, |_| ());
             self.end_local(slot);
         } else {
             stream.ending = Ending::Flag;
@@ -297,23 +291,9 @@ impl<T: Recycle> Connection<T> {
             }
             turn = turn.saturating_sub(bytes);
             let last = bytes == stream.queue_bytes && matches!(stream.ending, Ending::Flag);
-            let flags = if last { flag::END_STREAM } else { 0 };
-            frame::put_header(&mut self.output.inline, bytes, kind::DATA, flags, stream.number);
-            let mut left = bytes;
-            while left > 0 {
-                let Some(front) = stream.queue.front_mut() else { break };
-                let part = left.min(front.len());
-                if part >= REFERENCE_BYTES_MIN {
-                    self.output.push_large(front.split_to(part));
-                } else {
-                    self.output.inline.extend_from_slice(&front[..part]);
-                    front.advance(part);
-                }
-                if front.is_empty() {
-                    stream.queue.pop_front();
-                }
-                left -= part;
-            }
+            self.output.put_data(stream.number, bytes, last, frame_bytes_max, |output| {
+                stream.queue.move_to(output, bytes);
+            });
             stream.queue_bytes -= bytes;
             stream.sent_bytes = stream.sent_bytes.saturating_add(bytes as u32);
             self.queue_bytes -= bytes;

@@ -5,8 +5,7 @@
 
 use super::fields::Fields;
 use super::flow::{ReceiveWindow, SendWindow};
-use bytes::Bytes;
-use std::collections::VecDeque;
+use super::queue::Queue;
 use std::hash::{BuildHasher, Hasher};
 
 /// A stream of one connection. Stays harmless after the stream has ended.
@@ -76,7 +75,7 @@ pub(crate) struct Stream<T> {
     pub(crate) receive_window: ReceiveWindow,
     /// Bytes of DATA that `content-length` still promises.
     pub(crate) content_left: Option<u64>,
-    pub(crate) queue: VecDeque<Bytes>,
+    pub(crate) queue: Queue,
     pub(crate) queue_bytes: usize,
     pub(crate) ending: Ending,
     pub(crate) app: T,
@@ -219,7 +218,7 @@ impl<T: Recycle> StreamTable<T> {
                     send_window,
                     receive_window,
                     content_left: None,
-                    queue: VecDeque::new(),
+                    queue: Queue::default(),
                     queue_bytes: 0,
                     ending: Ending::Open,
                     app: T::default(),

@@ -1,4 +1,6 @@
-//! One connection: the state machine between a reading and a writing task, and the handles that answer its calls.
+//! One connection: the state machine between a socket's two halves, and the handles that answer its calls.
+//!
+//! One task for each connection: what a pass over its input answers leaves in the same turn, without a wake.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,13 +12,12 @@ use std::task::{Poll, Waker};
 use bytes::{Bytes, BytesMut};
 
 use super::listen::Traffic;
-use super::vectored::write_output;
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
 use crate::grpc::compress::inflate;
 use crate::grpc::{Compressing, Event, Message, SendError, ServerConnection, Status};
 use crate::h2::{CloseReason, Output, StreamId};
-use crate::net::{ReadHalf, WriteHalf};
+use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
 
 /// Buffers above this many bytes are given back when they are empty.
@@ -32,6 +33,8 @@ pub struct Connection {
     traffic: Rc<Traffic>,
     /// Set when there is something to write, or when the connection has to end.
     work: Signal,
+    /// The connection's own task is running: it looks for work before its turn ends, and need not be woken.
+    own_turn: Cell<bool>,
     /// Set when the output has become short again.
     drained: Signal,
     ended: Cell<bool>,
@@ -83,6 +86,7 @@ impl Connection {
             peer,
             traffic,
             work: Signal::default(),
+            own_turn: Cell::new(false),
             drained: Signal::default(),
             ended: Cell::new(false),
             aborted: Signal::default(),
@@ -114,13 +118,13 @@ impl Connection {
     /// Answers a unary call. Does nothing when the caller has gone.
     pub fn respond(&self, stream: StreamId, message: Message<'_>, trailers: &[(&str, &[u8])]) {
         self.grpc.borrow_mut().respond(stream, message, trailers);
-        self.work.set();
+        self.has_work();
     }
 
     /// Sends the head of an answer with custom metadata, ahead of `respond`. False when it is too late.
     pub fn send_headers(&self, stream: StreamId, metadata: &[(&str, &[u8])]) -> bool {
         let sent = self.grpc.borrow_mut().send_headers(stream, metadata);
-        self.work.set();
+        self.has_work();
         sent
     }
 
@@ -132,7 +136,7 @@ impl Connection {
     /// Ends a call with a status other than OK.
     pub fn fail(&self, stream: StreamId, status: &Status<'_>) {
         self.grpc.borrow_mut().fail(stream, status);
-        self.work.set();
+        self.has_work();
     }
 
     /// Makes a handle for a call that streams either way.
@@ -145,7 +149,7 @@ impl Connection {
     /// Tells the peer to go elsewhere with new calls; those that run may finish.
     pub fn drain(&self) {
         self.grpc.borrow_mut().drain(clock::monotonic_ns());
-        self.work.set();
+        self.has_work();
     }
 
     /// Calls that have not ended.
@@ -167,8 +171,16 @@ impl Connection {
     /// Ends the connection after the write that is going on.
     fn end(&self) {
         self.ended.set(true);
-        self.work.set();
+        self.has_work();
         self.drained.set();
+    }
+
+    fn has_work(&self) {
+        if self.own_turn.get() {
+            self.work.note();
+        } else {
+            self.work.set();
+        }
     }
 
     fn count_fault(&self) {
@@ -194,7 +206,7 @@ impl Connection {
         if grpc.poll_timeout().is_some_and(|due| due <= now_ns) {
             grpc.handle_timeout(now_ns);
             drop(grpc);
-            self.work.set();
+            self.has_work();
         }
     }
 
@@ -249,8 +261,25 @@ impl Connection {
         }
     }
 
+    /// Serves a socket until both of its directions have ended.
+    pub(super) async fn serve<S: Service>(self: Rc<Self>, socket: Stream, service: Rc<S>) {
+        let (read, write) = socket.split();
+        let mut reading = pin!(self.read_all(read, &*service));
+        let mut writing = pin!(self.write_all(write, &*service));
+        let (mut read, mut written) = (false, false);
+        // First what has come, then what it lets go: the writer finds the answers of this very turn.
+        std::future::poll_fn(|context| {
+            self.own_turn.set(true);
+            read = read || reading.as_mut().poll(context).is_ready();
+            written = written || writing.as_mut().poll(context).is_ready();
+            self.own_turn.set(false);
+            if read && written { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     /// Reads until the peer or the connection ends.
-    pub(super) async fn read_all<S: Service>(self: Rc<Self>, mut read: ReadHalf, service: Rc<S>) {
+    async fn read_all<S: Service>(self: &Rc<Self>, mut read: ReadHalf, service: &S) {
         let mut size = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(size);
         loop {
@@ -272,15 +301,15 @@ impl Connection {
             self.traffic.received_bytes.set(self.traffic.received_bytes.get() + count as u64);
             self.received_ns.set(clock::monotonic_ns());
             self.grpc.borrow_mut().receive(&mut buffer, self.received_ns.get());
-            self.deliver(&*service);
+            self.deliver(service);
             service.turn_ended();
-            self.work.set();
+            self.has_work();
             while self.grpc.borrow().is_paused() && !self.ended.get() {
                 rt::yield_now().await;
                 self.grpc.borrow_mut().resume();
-                self.deliver(&*service);
+                self.deliver(service);
                 service.turn_ended();
-                self.work.set();
+                self.has_work();
             }
             size = if full {
                 (size * 2).min(READ_BYTES_MAX)
@@ -303,7 +332,7 @@ impl Connection {
             self.count_fault();
         }
         self.grpc.borrow_mut().lost();
-        self.deliver(&*service);
+        self.deliver(service);
         self.close_streams();
         self.end();
     }
@@ -318,7 +347,7 @@ impl Connection {
         self.writing.set(true);
         progressed();
         let result = {
-            let mut writing = pin!(write_output(write, output, progressed));
+            let mut writing = pin!(write.write_output(output, progressed));
             let mut aborted = pin!(self.aborted.wait());
             std::future::poll_fn(|context| match writing.as_mut().poll(context) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
@@ -331,11 +360,7 @@ impl Connection {
     }
 
     /// Writes until the connection ends.
-    pub(super) async fn write_all<S: Service>(
-        self: Rc<Self>,
-        mut write: WriteHalf,
-        service: Rc<S>,
-    ) {
+    async fn write_all<S: Service>(self: &Rc<Self>, mut write: WriteHalf, service: &S) {
         let mut output = Output::default();
         while !self.ended.get() {
             self.work.wait().await;
@@ -346,7 +371,7 @@ impl Connection {
                     break;
                 }
                 // Room in the output is what streams that were told to wait are waiting for.
-                self.deliver(&*service);
+                self.deliver(service);
                 self.traffic.sent_bytes.set(self.traffic.sent_bytes.get() + output.len() as u64);
                 let written = self.write(&mut write, output).await;
                 output = match written {
@@ -421,7 +446,7 @@ impl StreamCall {
             Ok(message) => Ok(Some((message, true))),
             Err(error) => {
                 self.connection.grpc.borrow_mut().fail_inflate(self.stream, error);
-                self.connection.work.set();
+                self.connection.has_work();
                 self.state.closed.set(true);
                 Err(StreamClosed)
             }
@@ -432,7 +457,7 @@ impl StreamCall {
         std::future::poll_fn(|context| {
             if let Some((message, compressed)) = self.state.messages.borrow_mut().pop_front() {
                 self.connection.grpc.borrow_mut().release(self.stream, message.len());
-                self.connection.work.set();
+                self.connection.has_work();
                 return Poll::Ready(Ok(Some((message, compressed))));
             }
             if self.state.closed.get() {
@@ -458,7 +483,7 @@ impl StreamCall {
                 self.state.register(context.waker());
                 return Poll::Pending;
             }
-            self.connection.work.set();
+            self.connection.has_work();
             Poll::Ready(sent.map_err(|_| StreamClosed))
         })
         .await?;
@@ -505,7 +530,7 @@ impl StreamCall {
     /// Ends the call with OK.
     pub fn finish(self, trailers: &[(&str, &[u8])]) {
         self.connection.grpc.borrow_mut().finish(self.stream, trailers);
-        self.connection.work.set();
+        self.connection.has_work();
     }
 
     /// Ends the call with a status other than OK.
@@ -518,6 +543,6 @@ impl Drop for StreamCall {
     fn drop(&mut self) {
         self.connection.streams.borrow_mut().retain(|(stream, _)| *stream != self.stream);
         self.connection.grpc.borrow_mut().abandon(self.stream);
-        self.connection.work.set();
+        self.connection.has_work();
     }
 }

@@ -23,13 +23,13 @@ pub struct Traffic {
     pub faulted: Cell<u64>,
 }
 
-/// One of the connections that are open, until both of its tasks have ended.
+/// One of the connections that are open, until its task has ended.
 struct Open(Rc<Cell<usize>>);
 
 impl Open {
-    fn new(count: &Rc<Cell<usize>>) -> Rc<Self> {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
         count.set(count.get() + 1);
-        Rc::new(Self(count.clone()))
+        Self(count.clone())
     }
 }
 
@@ -145,16 +145,9 @@ pub async fn accept<S: Service>(
         let open = Open::new(&connections.open);
         let connection = Rc::new(Connection::new(&options, peer, connections.traffic.clone()));
         connections.list.borrow_mut().push(Rc::downgrade(&connection));
-        let (read, write) = stream.split();
-        let writer = connection.clone().write_all(write, service.clone());
-        let reader = connection.read_all(read, service.clone());
-        let also_open = open.clone();
+        let serving = connection.serve(stream, service.clone());
         rt::spawn(async move {
-            writer.await;
-            drop(also_open);
-        });
-        rt::spawn(async move {
-            reader.await;
+            serving.await;
             drop(open);
         });
     }
@@ -249,7 +242,7 @@ mod tests {
                 rt::yield_now().await;
             }
         };
-        rt::timeout(Duration::from_secs(20), gone).await.expect("both tasks end");
+        rt::timeout(Duration::from_secs(20), gone).await.expect("its task ends");
     }
 
     #[test]

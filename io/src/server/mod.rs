@@ -6,7 +6,6 @@
 
 mod connection;
 mod listen;
-mod vectored;
 
 pub use connection::{Connection, StreamCall, StreamClosed};
 pub use listen::{Connections, Traffic, accept};

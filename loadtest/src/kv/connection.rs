@@ -174,7 +174,7 @@ impl Connection {
             })
             .await;
             let result;
-            (result, output) = write_output(&mut write, output).await;
+            (result, output) = write.write_output(output, || ()).await;
             if result.is_err() {
                 return;
             }
@@ -247,16 +247,4 @@ impl State {
             writer.wake();
         }
     }
-}
-
-/// Writes all of `output` and gives its buffers back. Large values are joined first.
-async fn write_output(write: &mut WriteHalf, mut output: Output) -> (Result<()>, Output) {
-    if output.is_contiguous() {
-        let (result, inline) = write.write_all(std::mem::take(&mut output.inline)).await;
-        output.inline = inline;
-        return (result, output);
-    }
-    let joined = output.segments().collect::<Vec<_>>().concat();
-    let (result, _) = write.write_all(joined).await;
-    (result, output)
 }

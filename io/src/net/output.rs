@@ -1,0 +1,119 @@
+//! One output of a connection into its socket: at once as far as the kernel takes it, the rest through the ring; large parts are not
+//! copied together.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use monoio::buf::IoVecBuf;
+use monoio::io::{AsyncWriteRent, AsyncWriteRentExt};
+
+use super::WriteHalf;
+use crate::h2::Output;
+
+/// Most parts in one system call (the kernel's IOV_MAX is 1,024).
+const PARTS_MAX: usize = 512;
+/// Above this many bytes a write shows how far it has come; smaller ones are one operation without a list of parts.
+const WHOLE_BYTES_MAX: usize = 16 * 1024;
+/// What the kernel takes at once is written without asking the ring: it never waits, and it breaks no signal handler.
+const AT_ONCE: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Lists what `output` holds behind its first `start` bytes.
+fn list_parts(output: &Output, start: usize, parts: &mut Vec<libc::iovec>) {
+    let mut skip = start;
+    parts.clear();
+    for segment in output.segments() {
+        if skip >= segment.len() {
+            skip -= segment.len();
+            continue;
+        }
+        let rest = &segment[std::mem::take(&mut skip)..];
+        parts.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() });
+        if parts.len() == PARTS_MAX {
+            break;
+        }
+    }
+}
+
+/// An output from somewhere on, as the kernel wants it.
+struct Vectored {
+    output: Output,
+    parts: Vec<libc::iovec>,
+}
+
+// SAFETY: the parts point into `output`, which is owned by the same value and is not touched while the kernel reads: its
+// `inline` buffer and its `Bytes` keep their heap addresses when the value itself moves. The count is that of the vector.
+unsafe impl IoVecBuf for Vectored {
+    fn read_iovec_ptr(&self) -> *const libc::iovec {
+        self.parts.as_ptr()
+    }
+
+    fn read_iovec_len(&self) -> usize {
+        self.parts.len()
+    }
+}
+
+impl WriteHalf {
+    /// Writes all of `output` and gives its buffers back; `progress` is told each time the kernel has taken some.
+    pub async fn write_output(
+        &mut self,
+        mut output: Output,
+        progress: impl Fn(),
+    ) -> (io::Result<()>, Output) {
+        let all = output.len();
+        let mut parts = Vec::new();
+        let mut written = 0;
+        while written < all {
+            match self.send_at_once(&output, written, &mut parts) {
+                Ok(count) => {
+                    written += count;
+                    progress();
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return (Err(error), output),
+            }
+            // The socket is full: the ring waits until there is room, and takes what fits then.
+            if output.is_contiguous() && written == 0 && all <= WHOLE_BYTES_MAX {
+                let (result, inline) = self.0.write_all(std::mem::take(&mut output.inline)).await;
+                output.inline = inline;
+                progress();
+                return (result.map(|_| ()), output);
+            }
+            list_parts(&output, written, &mut parts);
+            let (result, vectored) = self.0.writev(Vectored { output, parts }).await;
+            (output, parts) = (vectored.output, vectored.parts);
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), output),
+                Ok(count) => {
+                    written += count;
+                    progress();
+                }
+                Err(error) => return (Err(error), output),
+            }
+        }
+        (Ok(()), output)
+    }
+
+    /// Hands the kernel what it takes without waiting, of what `output` holds behind its first `start` bytes.
+    fn send_at_once(
+        &self,
+        output: &Output,
+        start: usize,
+        parts: &mut Vec<libc::iovec>,
+    ) -> io::Result<usize> {
+        let sent = if output.is_contiguous() {
+            let rest = &output.inline[start..];
+            // SAFETY: the descriptor is open as long as this half lives, and the kernel has read `rest` when the call returns.
+            unsafe { libc::send(self.1, rest.as_ptr().cast(), rest.len(), AT_ONCE) }
+        } else {
+            list_parts(output, start, parts);
+            // SAFETY: an all-zero `msghdr` is valid: no name, no control data, no parts.
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
+            // SAFETY: as above; `parts` point into `output`, which outlives the call.
+            unsafe { libc::sendmsg(self.1, &message, AT_ONCE) }
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+}

@@ -5,6 +5,8 @@
 
 pub mod aims;
 pub mod echo;
+pub mod echo_server;
+pub mod load;
 pub mod prism;
 pub mod process;
 pub mod quiet;

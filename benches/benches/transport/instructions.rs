@@ -11,8 +11,7 @@ use prism_io::grpc::{
 };
 use serde::Serialize;
 
-use crate::server::{echo, route};
-use prism_benches::echo::{Payload, UNARY};
+use prism_benches::echo::{Payload, UNARY, echo, route};
 use prost::Message as _;
 
 /// Calls that are counted.

@@ -9,18 +9,17 @@
 //! brings). Results: `target/bench/transport.json`.
 
 mod instructions;
-mod load;
-mod server;
 
-use std::io::{Error, Result};
+use std::io::{Error, Result, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use instructions::Instructions;
-use load::{Figures, Kind, Load};
 use prism_benches::aims::{self, Row};
+use prism_benches::echo_server;
+use prism_benches::load::{self, Figures, Kind, Load};
 use prism_benches::process::Server;
 use prism_benches::quiet::{OTHERS_MAX, Watch};
 use prism_benches::report::{Table, median, save};
@@ -92,7 +91,7 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["serve", core] => return server::run(core.parse().map_err(Error::other)?),
+        ["serve", core] => return serve(core.parse().map_err(Error::other)?),
         ["turns", calls, prost] => {
             let parse = Error::other::<std::num::ParseIntError>;
             instructions::run(calls.parse().map_err(parse)?, prost == "true");
@@ -118,6 +117,15 @@ fn main() -> Result<()> {
         Results { quick: plan.quick, comparisons, instructions, aims, others_max, disturbed };
     println!("written to {}", save("transport", &results)?.display());
     Ok(())
+}
+
+/// `serve <core>`: prints where it listens and serves until it is killed.
+fn serve(core: usize) -> Result<()> {
+    prism_io::rt::pin(core)?;
+    let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    println!("{}", socket.local_addr()?);
+    std::io::stdout().flush()?;
+    echo_server::serve(socket, None)
 }
 
 fn plan(arguments: &[String]) -> Result<Plan> {

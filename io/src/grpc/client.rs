@@ -309,9 +309,9 @@ impl ClientConnection {
             _ => None,
         };
         let taken = match deflated {
-            None => self.core.send_data(slot, &message.prefix(), message.head, message.tail, end),
+            None => self.core.send_data(slot, &message.prefix(), message.head, &message.tail, end),
             Some(tail) => {
-                self.core.send_data(slot, &prefix(true, tail.len()), b"", tail.into(), end)
+                self.core.send_data(slot, &prefix(true, tail.len()), b"", &tail.into(), end)
             }
         };
         debug_assert!(taken);

@@ -563,10 +563,11 @@ impl ServerConnection {
 
     /// Sends or queues a message behind its prefix.
     #[inline]
-    fn put_message(&mut self, slot: usize, message: Message<'_>, deflated: Option<Bytes>) {
+    fn put_message(&mut self, slot: usize, message: &Message<'_>, deflated: Option<Bytes>) {
+        let Message { head, tail } = message;
         let taken = match deflated {
-            None => self.core.send_data(slot, &message.prefix(), message.head, message.tail, false),
-            Some(tail) => self.core.send_data(slot, &prefix(true, tail.len()), b"", tail, false),
+            None => self.core.send_data(slot, &message.prefix(), head, tail, false),
+            Some(tail) => self.core.send_data(slot, &prefix(true, tail.len()), b"", &tail, false),
         };
         debug_assert!(taken);
     }
@@ -595,7 +596,7 @@ impl ServerConnection {
         if !self.core.streams.at(stream.slot()).headers_sent {
             self.put_ok_head(stream, deflated.is_some());
         }
-        self.put_message(stream.slot(), message, deflated);
+        self.put_message(stream.slot(), &message, deflated);
         self.put_trailers(stream, Code::Ok, trailers, |_, _| {});
         true
     }
@@ -701,6 +702,16 @@ impl ServerConnection {
         stream: StreamId,
         message: Message<'_>,
     ) -> Result<bool, SendError> {
+        self.try_send(stream, &message)
+    }
+
+    /// The same for a message that the caller keeps until it was taken.
+    #[inline]
+    pub(crate) fn try_send(
+        &mut self,
+        stream: StreamId,
+        message: &Message<'_>,
+    ) -> Result<bool, SendError> {
         if !self.answerable(stream) {
             return Err(SendError::Closed);
         }
@@ -715,7 +726,7 @@ impl ServerConnection {
             self.core.want_room(stream.slot());
             return Err(SendError::QueueFull);
         }
-        let deflated = self.deflate(stream, &message);
+        let deflated = self.deflate(stream, message);
         let entry = self.core.streams.at(stream.slot());
         if !entry.headers_sent {
             let gzip = entry.app.announces_gzip;

@@ -214,7 +214,7 @@ impl BareConnection {
 
     /// Sends or queues payload. False when the stream is gone or `Limits::queue_bytes_max` is reached.
     pub fn send_data(&mut self, stream: StreamId, payload: Bytes, end: bool) -> bool {
-        self.sendable(stream) && self.core.send_data(stream.slot(), &[], &[], payload, end)
+        self.sendable(stream) && self.core.send_data(stream.slot(), &[], &[], &payload, end)
     }
 
     /// Ends our side with trailers, after what is queued. False when the stream is gone.

@@ -84,14 +84,14 @@ impl<T: Recycle> Connection<T> {
         self.budgets.window_updates.refill();
     }
 
-    /// Sends or queues DATA made of two parts. False when the connection's queue is full: nothing was taken.
+    /// Sends or queues DATA made of three parts. False when the connection's queue is full: nothing was taken.
     #[inline]
     pub(crate) fn send_data(
         &mut self,
         slot: usize,
         prefix: &[u8],
         head: &[u8],
-        tail: Bytes,
+        tail: &Bytes,
         end: bool,
     ) -> bool {
         let total = prefix.len() + head.len() + tail.len();
@@ -102,9 +102,9 @@ impl<T: Recycle> Connection<T> {
                 output.inline.extend_from_slice(prefix);
                 output.inline.extend_from_slice(head);
                 if tail.len() >= REFERENCE_BYTES_MIN {
-                    output.push_large(tail);
-                } else {
-                    output.inline.extend_from_slice(&tail);
+                    output.push_large(tail.clone());
+                } else if !tail.is_empty() {
+                    output.inline.extend_from_slice(tail);
                 }
             });
             self.sent(slot, total);
@@ -131,16 +131,16 @@ impl<T: Recycle> Connection<T> {
         self.queue_bytes + bytes <= self.limits.queue_bytes_max as usize
     }
 
-    fn enqueue(&mut self, slot: usize, prefix: &[u8], head: &[u8], tail: Bytes) {
+    fn enqueue(&mut self, slot: usize, prefix: &[u8], head: &[u8], tail: &Bytes) {
         let bytes = prefix.len() + head.len() + tail.len();
         self.queue_bytes += bytes;
         let stream = self.streams.at(slot);
         stream.queue_bytes += bytes;
         if tail.len() >= REFERENCE_BYTES_MIN {
             stream.queue.push([prefix, head, &[]]);
-            stream.queue.push_shared(tail);
+            stream.queue.push_shared(tail.clone());
         } else {
-            stream.queue.push([prefix, head, &tail]);
+            stream.queue.push([prefix, head, tail]);
         }
     }
 

@@ -474,20 +474,39 @@ impl StreamCall {
 
     /// Sends one message, and waits while the caller's window and the bound on queued output are full.
     pub async fn send(&self, message: Message<'_>) -> Result<(), StreamClosed> {
-        let has_room = std::future::poll_fn(|context| {
-            if self.state.closed.get() {
-                return Poll::Ready(Err(StreamClosed));
+        loop {
+            match self.try_send(&message) {
+                Ok(true) => return Ok(()),
+                Ok(false) => return self.writable().await,
+                Err(SendError::QueueFull) => self.woken().await,
+                Err(SendError::Closed) => return Err(StreamClosed),
             }
-            let sent = self.connection.grpc.borrow_mut().send_message(self.stream, message.clone());
-            if sent == Err(SendError::QueueFull) {
-                self.state.register(context.waker());
-                return Poll::Pending;
-            }
+        }
+    }
+
+    #[inline]
+    fn try_send(&self, message: &Message<'_>) -> Result<bool, SendError> {
+        if self.state.closed.get() {
+            return Err(SendError::Closed);
+        }
+        let sent = self.connection.grpc.borrow_mut().try_send(self.stream, message);
+        if sent != Err(SendError::QueueFull) {
             self.connection.has_work();
-            Poll::Ready(sent.map_err(|_| StreamClosed))
+        }
+        sent
+    }
+
+    /// Waits until something has happened to the stream.
+    async fn woken(&self) {
+        let mut waited = false;
+        std::future::poll_fn(|context| {
+            if std::mem::replace(&mut waited, true) || self.state.closed.get() {
+                return Poll::Ready(());
+            }
+            self.state.register(context.waker());
+            Poll::Pending
         })
-        .await?;
-        if has_room { Ok(()) } else { self.writable().await }
+        .await;
     }
 
     async fn writable(&self) -> Result<(), StreamClosed> {

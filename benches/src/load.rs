@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hdrhistogram::Histogram;
-use prism_benches::echo::{Payload, STREAM, StreamRequest, UNARY};
 use prism_io::clock::monotonic_ns;
 use prism_io::grpc::{ClientConnection, ClientEvent, Code, Limits, Message};
 use prism_io::h2::Output;
@@ -26,6 +25,8 @@ use prism_loadtest::report::{Latency, histogram};
 use prost::Message as _;
 use serde::Serialize;
 
+use crate::echo::{Payload, STREAM, StreamRequest, UNARY};
+
 const READ_BYTES: usize = 256 << 10;
 const READ_BYTES_MIN: usize = 16 << 10;
 /// How long the answers that are missing at the end are waited for.
@@ -33,41 +34,60 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is called, and how large it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Echoes of a 16 B key and a value.
-    Echo { value_bytes: usize },
-    /// Streams of that many messages with values of 128 B.
-    Stream { messages: u64, through_channel: bool },
+    Echo {
+        /// Bytes of the value.
+        value_bytes: usize,
+    },
+    /// Streams of messages with values of 128 B.
+    Stream {
+        /// Messages of each.
+        messages: u64,
+        /// See [`StreamRequest`].
+        through_channel: bool,
+    },
 }
 
 /// Bytes of the value in each message of a stream.
-pub(crate) const STREAMED_BYTES: u32 = 128;
+pub const STREAMED_BYTES: u32 = 128;
 
 /// One run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Load {
-    pub(crate) address: SocketAddr,
+pub struct Load {
+    /// The server.
+    pub address: SocketAddr,
     /// The server's process id.
-    pub(crate) server: u32,
-    pub(crate) core: usize,
-    pub(crate) kind: Kind,
-    pub(crate) connections: usize,
-    pub(crate) in_flight: usize,
-    pub(crate) warmup: Duration,
-    pub(crate) duration: Duration,
+    pub server: u32,
+    /// Where the load runs.
+    pub core: usize,
+    /// What is called.
+    pub kind: Kind,
+    /// Connections.
+    pub connections: usize,
+    /// Calls in flight on each.
+    pub in_flight: usize,
+    /// Load before the measurement.
+    pub warmup: Duration,
+    /// The measurement.
+    pub duration: Duration,
 }
 
 /// What a run found. "Messages" are answers; of a stream each of its messages.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Figures {
-    pub(crate) messages: u64,
-    pub(crate) messages_per_second: f64,
+pub struct Figures {
+    /// Messages in the measured window.
+    pub messages: u64,
+    /// The same per second.
+    pub messages_per_second: f64,
     /// Of calls, whole streams included.
-    pub(crate) latency: Latency,
+    pub latency: Latency,
     /// CPU time of the server per message.
-    pub(crate) server_cpu_us: f64,
-    pub(crate) server_busy: f64,
-    pub(crate) load_busy: f64,
+    pub server_cpu_us: f64,
+    /// Share of its core that the server used.
+    pub server_busy: f64,
+    /// Share of its core that the load used: near one, it was the bottleneck itself.
+    pub load_busy: f64,
 }
 
 struct Tally {
@@ -89,7 +109,7 @@ struct Shared {
 }
 
 /// Runs it on a thread of its own, pinned to its core.
-pub(crate) fn run(load: Load) -> Result<Figures> {
+pub fn run(load: Load) -> Result<Figures> {
     let thread = std::thread::spawn(move || {
         rt::pin(load.core)?;
         rt::run(measure(load))?

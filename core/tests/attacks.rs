@@ -289,7 +289,7 @@ fn a_reader_that_never_reads_costs_bounded_memory() {
             // Another value each time: an answer that waits is all that holds the one before.
             run(async move {
                 let caller = Caller::to(listen, "keyvalue").await;
-                caller.set("megabyte", &vec![round as u8; 1 << 20]).await;
+                caller.set_when_there_is_room("megabyte", &vec![round as u8; 1 << 20]).await;
             });
             for reader in &mut readers {
                 reader.call(round * 2 + 1, GET, &[], &get("megabyte"));
@@ -313,7 +313,8 @@ fn a_stream_that_is_never_read_costs_bounded_memory() {
         run(async move {
             let caller = Caller::to(listen, "keyvalue").await;
             for key in 0..200 {
-                caller.set(&format!("scanned-{key}"), &vec![b's'; 100 << 10]).await;
+                let value = vec![b's'; 100 << 10];
+                caller.set_when_there_is_room(&format!("scanned-{key}"), &value).await;
             }
         });
         let scan = ScanRequest { namespace: "keyvalue".into(), ..Default::default() };

@@ -137,6 +137,19 @@ impl Caller {
         trailers
     }
 
+    /// Stores a value that may come faster than the log makes new segments: repeats the call as its refusals ask for.
+    pub async fn set_when_there_is_room(&self, key: &str, value: &[u8]) {
+        let request = self.set_request(key, value);
+        let stored = async {
+            while let Err(refusal) = self.try_set(&[], &request).await {
+                assert_eq!(refusal.reason, "WAL_FULL", "set {key}: {refusal:?}");
+                prism_io::rt::yield_now().await;
+            }
+        };
+        let in_time = prism_io::rt::timeout(PATIENCE, stored).await;
+        in_time.expect("the log has room in time");
+    }
+
     pub async fn try_get(
         &self,
         metadata: Fields<'_>,

@@ -257,7 +257,7 @@ impl ServerConnection {
         let entry = self.core.streams.at(stream.slot());
         entry.headers_sent = true;
         entry.app.finished = true;
-        if !self.core.send_data(stream.slot(), b"", TEXT, Bytes::new(), true) {
+        if !self.core.send_data(stream.slot(), b"", TEXT, &Bytes::new(), true) {
             self.core.end_data(stream.slot());
         }
     }

@@ -1,4 +1,6 @@
 //! A connection is a stream of bytes: wherever reads cut it, the same events come out and the same bytes are written.
+//!
+//! But for where DATA is cut into frames: what leaves in one write shares frames, and how much that is depends on the reads.
 
 mod h2_support;
 
@@ -7,7 +9,7 @@ use h2_support::{Writer, route};
 use prism_io::grpc::{
     ClientConnection, ClientEvent, Event, Limits, Message, Output, ServerConnection,
 };
-use prism_io::h2::frame::{HEADER_BYTES, PREFACE, put_header};
+use prism_io::h2::frame::{FrameHeader, HEADER_BYTES, PREFACE, put_header};
 use proptest::prelude::*;
 
 /// What came of an input.
@@ -20,6 +22,38 @@ struct Outcome {
 
 fn limits() -> Limits {
     Limits { message_bytes_max: 5000, header_list_bytes_max: 1000, ..Limits::default() }
+}
+
+/// The frames of `bytes`, with DATA that follows DATA of the same stream joined to it.
+fn joined(bytes: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    // Where the last frame begins, if it is DATA.
+    let mut last: Option<usize> = None;
+    let mut rest = bytes;
+    while let Some((header, after)) = rest.split_first_chunk::<HEADER_BYTES>() {
+        let header = FrameHeader::parse(header);
+        let Some((payload, after)) = after.split_at_checked(header.length as usize) else { break };
+        let earlier = last.map(|start| {
+            let header: &[u8; HEADER_BYTES] = all[start..].first_chunk().unwrap();
+            (start, FrameHeader::parse(header))
+        });
+        match earlier {
+            Some((start, earlier)) if header.kind == 0 && earlier.stream == header.stream => {
+                all.extend_from_slice(payload);
+                let length = earlier.length + header.length;
+                all[start..start + HEADER_BYTES]
+                    .copy_from_slice(&FrameHeader { length, ..header }.bytes());
+            }
+            _ => {
+                last = (header.kind == 0).then_some(all.len());
+                all.extend_from_slice(&header.bytes());
+                all.extend_from_slice(payload);
+            }
+        }
+        rest = after;
+    }
+    all.extend_from_slice(rest);
+    all
 }
 
 /// A server that echoes what it is asked, fed piece by piece.
@@ -41,6 +75,7 @@ fn serve<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Outcome {
             output.segments().for_each(|segment| outcome.written.extend_from_slice(segment));
         }
     }
+    outcome.written = joined(&outcome.written);
     outcome.end = format!("{:?} {}", server.close_reason(), server.open_streams());
     outcome
 }

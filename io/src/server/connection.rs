@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -15,7 +16,7 @@ use super::listen::Traffic;
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
 use crate::grpc::compress::inflate;
-use crate::grpc::{Compressing, Event, Message, SendError, ServerConnection, Status};
+use crate::grpc::{Code, Compressing, Event, Message, SendError, ServerConnection, Status};
 use crate::h2::{CloseReason, Output, StreamId};
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
@@ -71,6 +72,22 @@ impl StreamState {
 
     fn wake(&self) {
         self.waiters.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        self.wake();
+    }
+
+    async fn closed(&self) {
+        std::future::poll_fn(|context| {
+            if self.closed.get() {
+                return Poll::Ready(());
+            }
+            self.register(context.waker());
+            Poll::Pending
+        })
+        .await;
     }
 }
 
@@ -216,8 +233,7 @@ impl Connection {
 
     fn close_streams(&self) {
         for (_, state) in self.streams.borrow().iter() {
-            state.closed.set(true);
-            state.wake();
+            state.close();
         }
     }
 
@@ -230,7 +246,9 @@ impl Connection {
                     service.request(self, stream, route, head, message);
                 }
                 Event::Open { stream, route, head } => {
-                    service.open(self.stream(stream), route, head);
+                    let call = self.stream(stream);
+                    call.end_in(head.timeout);
+                    service.open(call, route, head);
                 }
                 Event::Message { stream, message, compressed } => match self.state(stream) {
                     Some(state) => {
@@ -248,8 +266,7 @@ impl Connection {
                 }
                 Event::Cancelled { stream } => {
                     if let Some(state) = self.state(stream) {
-                        state.closed.set(true);
-                        state.wake();
+                        state.close();
                     }
                 }
                 Event::Writable { stream } => {
@@ -396,7 +413,7 @@ impl Connection {
         }
         let _ = write.shutdown().await;
         // A peer that keeps its side open after our end is not waited for.
-        rt::timeout(std::time::Duration::from_secs(1), async {
+        rt::timeout(Duration::from_secs(1), async {
             while !self.ended.get() {
                 self.work.wait().await;
             }
@@ -525,14 +542,21 @@ impl StreamCall {
 
     /// Waits until the caller has gone; for calls that only wait for something to happen.
     pub async fn closed(&self) {
-        std::future::poll_fn(|context| {
-            if self.state.closed.get() {
-                return Poll::Ready(());
+        self.state.closed().await;
+    }
+
+    /// Ends the call with DEADLINE_EXCEEDED after `timeout`, unless it has ended by then: whoever works on it finds it closed. Calls
+    /// whose client streams have it from the start.
+    pub fn end_in(&self, timeout: Option<Duration>) {
+        let Some(timeout) = timeout else { return };
+        let (connection, stream, state) =
+            (self.connection.clone(), self.stream, self.state.clone());
+        rt::spawn(async move {
+            if rt::timeout(timeout, state.closed()).await.is_none() {
+                connection.fail(stream, &Status::new(Code::DeadlineExceeded, "deadline exceeded"));
+                state.close();
             }
-            self.state.register(context.waker());
-            Poll::Pending
-        })
-        .await;
+        });
     }
 
     /// Says when the messages that follow are compressed, if the caller takes gzip. For the first time before the first of them.
@@ -563,5 +587,7 @@ impl Drop for StreamCall {
         self.connection.streams.borrow_mut().retain(|(stream, _)| *stream != self.stream);
         self.connection.grpc.borrow_mut().abandon(self.stream);
         self.connection.has_work();
+        // Lets go of what waits for its end.
+        self.state.close();
     }
 }

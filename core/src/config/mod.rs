@@ -5,6 +5,7 @@
 //! file or the machine by itself, except in [`load`].
 
 mod error;
+mod grpc;
 mod machine;
 mod read;
 mod show;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
+pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
 pub use read::{load, namespace_name_valid, read};
 
@@ -47,6 +49,8 @@ pub struct Config {
     pub namespaces: Vec<Namespace>,
     /// Bounds on what clients may ask for.
     pub limits: Limits,
+    /// What the protocol does by itself.
+    pub grpc: Grpc,
     /// The log.
     pub wal: Wal,
     /// The embedded store.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::{ConfigError, ConfigErrors, Origin, Problem, nearest};
+use super::grpc;
 use super::tree::{self, FILE_BYTES_MAX, Node, Report, Section, Setting, Value};
 use super::units::{self, show_bytes, show_duration};
 use super::{
@@ -108,6 +109,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let cores = read_cores(&top, flags, machine, report);
     let namespaces = top.sections("namespaces");
     let limits = read_limits(top.section("limits"), report);
+    let grpc = grpc::read(top.section("grpc"), report);
     let wal = read_wal(top.section("wal"), cores.len() as u64, limits.message_bytes_max, report);
     let memory = read_memory(top.section("memory"), machine, report);
     let log = read_log(top.section("log"), flags, report);
@@ -135,6 +137,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         cores,
         namespaces,
         limits,
+        grpc,
         wal,
         memory,
         log,
@@ -540,7 +543,7 @@ fn cores(text: &str) -> Result<Vec<usize>, Problem> {
     }
 }
 
-fn count<T>(min: T, max: T) -> impl Fn(&str) -> Result<T, Problem>
+pub(super) fn count<T>(min: T, max: T) -> impl Fn(&str) -> Result<T, Problem>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy,
 {
@@ -553,7 +556,7 @@ where
     }
 }
 
-fn size(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, Problem> {
+pub(super) fn size(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, Problem> {
     move |text| {
         let bytes = units::bytes(text)?;
         if bytes < min || bytes > max {
@@ -566,7 +569,7 @@ fn size(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, Problem> {
     }
 }
 
-fn span(min: Duration, max: Duration) -> impl Fn(&str) -> Result<Duration, Problem> {
+pub(super) fn span(min: Duration, max: Duration) -> impl Fn(&str) -> Result<Duration, Problem> {
     move |text| {
         let span = units::duration(text)?;
         if span < min || span > max {
@@ -580,7 +583,7 @@ fn span(min: Duration, max: Duration) -> impl Fn(&str) -> Result<Duration, Probl
     }
 }
 
-const fn seconds(count: u64) -> Duration {
+pub(super) const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 

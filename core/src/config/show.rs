@@ -36,6 +36,7 @@ impl fmt::Display for Config {
         writeln!(f, "  connections_max: {}", limits.connections_max)?;
         writeln!(f, "  drain_timeout: {}", show_duration(limits.drain_timeout))?;
         writeln!(f, "  default_deadline: {}", show_duration(limits.default_deadline))?;
+        write!(f, "{}", self.grpc)?;
         writeln!(f, "wal:")?;
         writeln!(f, "  direct: {}", self.wal.direct.name())?;
         writeln!(f, "  sync: {}", self.wal.sync.name())?;

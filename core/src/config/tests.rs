@@ -85,6 +85,15 @@ limits:
   connections_max: 10_000
   drain_timeout: 1min
   default_deadline: 500ms
+grpc:
+  compress_bytes_min: 2KiB
+  reply_bytes_max: 8MiB
+  keepalive_interval: off
+  keepalive_timeout: 5s
+  ping_interval_min: 5min
+  ping_strikes_max: 0
+  connection_age_max: 1h
+  connection_age_grace: 10s
 wal:
   direct: off
   sync: fdatasync
@@ -108,6 +117,19 @@ log: { level: debug, format: text }
     let cache = &config.namespaces[1];
     assert_eq!((cache.durability, cache.in_flight_bytes_max), (Durability::Memory, 32 << 20));
     assert_eq!(config.limits.streams, 100);
+    assert_eq!(
+        config.grpc,
+        Grpc {
+            compress_bytes_min: Some(2 << 10),
+            reply_bytes_max: 8 << 20,
+            keepalive_interval: None,
+            keepalive_timeout: Duration::from_secs(5),
+            ping_interval_min: Duration::from_secs(300),
+            ping_strikes_max: 0,
+            connection_age_max: Some(Duration::from_secs(3600)),
+            connection_age_grace: Duration::from_secs(10),
+        }
+    );
     assert_eq!(config.limits.default_deadline, Duration::from_millis(500));
     assert_eq!((config.wal.direct, config.wal.sync), (Direct::Off, Sync::Fdatasync));
     assert_eq!((config.wal.batch_bytes_max, config.wal.in_flight), (256 << 10, 2));

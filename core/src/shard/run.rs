@@ -363,9 +363,20 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
 }
 
 fn grpc_limits(config: &Config) -> prism_io::grpc::Limits {
+    let ns = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    let ns_or_never = |span: Option<Duration>| span.map_or(u64::MAX, ns);
+    let grpc = &config.grpc;
     prism_io::grpc::Limits {
         message_bytes_max: config.limits.message_bytes_max as u32,
+        send_bytes_max: grpc.reply_bytes_max as u32,
+        compress_bytes_min: grpc.compress_bytes_min.map_or(u32::MAX, |bytes| bytes as u32),
         streams_max: config.limits.streams,
+        keepalive_interval_ns: ns_or_never(grpc.keepalive_interval),
+        keepalive_timeout_ns: ns(grpc.keepalive_timeout),
+        ping_interval_min_ns: ns(grpc.ping_interval_min),
+        ping_strikes_max: grpc.ping_strikes_max,
+        connection_age_max_ns: ns_or_never(grpc.connection_age_max),
+        connection_age_grace_ns: ns(grpc.connection_age_grace),
         ..prism_io::grpc::Limits::default()
     }
 }

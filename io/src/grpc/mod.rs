@@ -7,6 +7,7 @@
 mod answer;
 pub mod client;
 pub mod compress;
+pub mod counts;
 mod head;
 pub mod message;
 pub mod metadata;
@@ -18,6 +19,7 @@ pub mod timeout;
 pub use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, StreamId};
 pub use client::{Busy, ClientConnection, ClientEvent, Finished};
 pub use compress::Compressing;
+pub use counts::Counts;
 pub use message::{Message, SendError};
 pub use metadata::Metadata;
 pub use request::{Event, RequestHead, Route, RouteFn};

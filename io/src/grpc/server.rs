@@ -6,6 +6,7 @@
 //! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
 
 use super::compress::{self, ACCEPTED, Compressing, GZIP, InflateError};
+use super::counts::Counts;
 use super::head::{
     CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, ContentType, GRPC_ENCODING, GRPC_STATUS,
     custom_fields,
@@ -93,6 +94,7 @@ pub struct ServerConnection {
     gathered: usize,
     /// Bytes that were decompressed since `resume`.
     inflated: usize,
+    counts: Counts,
     scratch: Vec<u8>,
 }
 
@@ -110,6 +112,7 @@ impl ServerConnection {
             ok_trailers: CachedBlock::default(),
             gathered: 0,
             inflated: 0,
+            counts: Counts::default(),
             scratch: Vec::new(),
         }
     }
@@ -165,6 +168,8 @@ impl ServerConnection {
 
     #[inline]
     fn head(&mut self, stream: StreamId, end: bool, too_large: bool) -> Option<Event> {
+        self.counts.streams_started += 1;
+        self.counts.last_stream_ns = self.core.now_ns;
         let facts = &self.sink.facts;
         let route = match facts.route {
             Some(route) if !too_large && facts.make_a_call() => route,
@@ -209,6 +214,7 @@ impl ServerConnection {
             call.not_grpc = Some(self.sink.facts.post);
             return;
         }
+        self.counts.streams_failed += 1;
         if not_grpc && !self.sink.facts.post {
             return self.refuse_in_text(stream);
         }
@@ -286,6 +292,8 @@ impl ServerConnection {
                 Ok(Some(message)) if call.message.is_none() => {
                     call.message = Some(message);
                     call.message_compressed = call.deframer.was_compressed();
+                    self.counts.messages_received += 1;
+                    self.counts.last_received_ns = self.core.now_ns;
                 }
                 Ok(Some(_)) => {
                     self.core.release(stream, payload_bytes);
@@ -388,6 +396,8 @@ impl ServerConnection {
             match call.deframer.next(&mut payload, max, &mut self.gathered, gather as usize) {
                 Ok(Some(message)) => {
                     held += (PREFIX_BYTES + message.len()) as u32;
+                    self.counts.messages_received += 1;
+                    self.counts.last_received_ns = self.core.now_ns;
                     let compressed = call.deframer.was_compressed();
                     self.events.push_back(Event::Message { stream, message, compressed });
                 }
@@ -463,6 +473,7 @@ impl ServerConnection {
     fn drop_call(&mut self, stream: StreamId) -> Option<Event> {
         let call = &self.core.streams.at(stream.slot()).app;
         let tell = call.shown && !call.finished;
+        self.counts.streams_failed += u64::from(!call.finished);
         self.finish_call(stream);
         self.core.forget(stream.slot());
         tell.then_some(Event::Cancelled { stream })
@@ -565,6 +576,8 @@ impl ServerConnection {
     #[inline]
     fn put_message(&mut self, slot: usize, message: &Message<'_>, deflated: Option<Bytes>) {
         let Message { head, tail } = message;
+        self.counts.messages_sent += 1;
+        self.counts.last_sent_ns = self.core.now_ns;
         let taken = match deflated {
             None => self.core.send_data(slot, &message.prefix(), head, tail, false),
             Some(tail) => self.core.send_data(slot, &prefix(true, tail.len()), b"", &tail, false),
@@ -654,6 +667,10 @@ impl ServerConnection {
     ) {
         let slot = stream.slot();
         self.finish_call(stream);
+        match code {
+            Code::Ok => self.counts.streams_succeeded += 1,
+            _ => self.counts.streams_failed += 1,
+        }
         let scratch = &mut self.scratch;
         let trailers_only = !self.core.streams.at(slot).headers_sent;
         if !self.core.queue_is_empty(slot) {
@@ -772,7 +789,8 @@ impl ServerConnection {
 
     /// Breaks a call off with RST_STREAM. No event follows.
     pub fn reset(&mut self, stream: StreamId, code: ErrorCode) {
-        if self.core.streams.get(stream).is_some() {
+        if let Some(entry) = self.core.streams.get(stream) {
+            self.counts.streams_failed += u64::from(!entry.app.finished);
             self.finish_call(stream);
             self.core.reset(stream, code);
         }
@@ -842,6 +860,12 @@ impl ServerConnection {
     /// Bytes that it holds: of messages that are being gathered or wait for their end, and of answers that wait.
     pub fn buffered_bytes(&self) -> usize {
         self.gathered + self.core.queue_bytes + self.core.output.len()
+    }
+
+    /// What has passed since the start.
+    #[inline]
+    pub fn counts(&self) -> Counts {
+        Counts { keepalives_sent: self.core.keepalive.asked_count(), ..self.counts }
     }
 
     /// Streams that are open.

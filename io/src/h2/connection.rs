@@ -6,6 +6,7 @@ use super::block::{Block, RememberedHeads};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{self, ErrorCode, PREFACE, setting};
 use super::hpack::{Decoder, Encoder};
+use super::keepalive::Keepalive;
 use super::limits::{Budget, Limits};
 use super::output::Output;
 use super::refusal::{Refusal, Refusals};
@@ -13,6 +14,7 @@ use super::state::State;
 use super::stream::{RecentlyClosed, Recycle, StreamId, StreamTable};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher};
 
 /// Which end of the connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +152,7 @@ pub(crate) struct Connection<T> {
     pub(crate) now_ns: u64,
     pub(crate) phase: Phase,
     pub(crate) clocks: Clocks,
+    pub(crate) keepalive: Keepalive,
     /// Whole frames that are being worked through, and how far.
     pub(crate) inbox: Bytes,
     pub(crate) position: usize,
@@ -196,6 +199,11 @@ const RESET_REMEMBERED: usize = 1024;
 /// Streams that a client may open before it has seen the server's SETTINGS.
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
 
+/// What spreads the age of connections.
+fn random() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
 impl<T: Recycle> Connection<T> {
     pub(crate) fn new(role: Role, limits: &Limits, now_ns: u64) -> Self {
         let limits = limits.clamped();
@@ -217,6 +225,7 @@ impl<T: Recycle> Connection<T> {
                 readers_due_ns: now_ns.saturating_add(limits.slow_reader_min.period_ns),
                 writers_due_ns: now_ns.saturating_add(limits.slow_writer_min.period_ns),
             },
+            keepalive: Keepalive::new(&limits, random(), now_ns),
             inbox: Bytes::new(),
             position: 0,
             decoder: Decoder::new(),
@@ -293,6 +302,7 @@ impl<T: Recycle> Connection<T> {
     pub(crate) fn accept(&mut self, input: &mut BytesMut, now_ns: u64) {
         self.now_ns = now_ns;
         self.clocks.heard |= !input.is_empty();
+        self.keepalive.heard(now_ns);
         if self.phase == Phase::Preface && !self.accept_preface(input) {
             return;
         }
@@ -398,10 +408,7 @@ impl<T: Recycle> Connection<T> {
         if self.is_closed() {
             return;
         }
-        let last = match self.drain {
-            Drain::Last(last) => last,
-            _ => self.last_peer_stream,
-        };
+        let last = self.last_served();
         frame::put_goaway(&mut self.output.inline, last, code, reason);
         self.close(CloseReason::Error(code, reason));
     }
@@ -412,6 +419,14 @@ impl<T: Recycle> Connection<T> {
         if !self.is_closed() {
             self.refusals.count(kind);
             self.fail(code, reason);
+        }
+    }
+
+    /// The highest stream of the peer's that may have been served; what GOAWAY says of it never grows.
+    pub(crate) fn last_served(&self) -> u32 {
+        match self.drain {
+            Drain::Last(last) => last,
+            _ => self.last_peer_stream,
         }
     }
 

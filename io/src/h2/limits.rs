@@ -48,6 +48,19 @@ pub struct Limits {
     pub provoked_resets: Rate,
     /// PING frames; each one of our HEADERS or DATA frames refills the burst.
     pub pings: Rate,
+    /// A client that sends two PINGs closer together than this, while it is sent nothing, gets a strike, nanoseconds. 0: none.
+    pub ping_interval_min_ns: u64,
+    /// Most strikes; beyond them the connection ends with `too_many_pings`. 2.
+    pub ping_strikes_max: u32,
+    /// A peer that has been silent for this long is asked with a PING whether it is there, nanoseconds. `u64::MAX`: never. A client
+    /// asks only while it has calls.
+    pub keepalive_interval_ns: u64,
+    /// How long it may then stay silent, nanoseconds. 20 s.
+    pub keepalive_timeout_ns: u64,
+    /// A connection is drained at this age, give or take a tenth, nanoseconds. `u64::MAX`: never.
+    pub connection_age_max_ns: u64,
+    /// How long its calls may then take, nanoseconds. 60 s.
+    pub connection_age_grace_ns: u64,
     /// SETTINGS frames.
     pub settings: Rate,
     /// DATA frames without a byte and without END_STREAM.
@@ -99,6 +112,12 @@ impl Default for Limits {
             peer_resets: Rate { burst: 1000, per_second: 200 },
             provoked_resets: Rate { burst: 1000, per_second: 100 },
             pings: Rate { burst: 100, per_second: 2 },
+            ping_interval_min_ns: 0,
+            ping_strikes_max: 2,
+            keepalive_interval_ns: u64::MAX,
+            keepalive_timeout_ns: 20_000_000_000,
+            connection_age_max_ns: u64::MAX,
+            connection_age_grace_ns: 60_000_000_000,
             settings: Rate { burst: 50, per_second: 5 },
             empty_data: Rate { burst: 100, per_second: 10 },
             idle_frames: Rate { burst: 1000, per_second: 500 },

@@ -13,6 +13,7 @@ pub(crate) mod flow;
 pub mod frame;
 mod heads;
 pub mod hpack;
+pub(crate) mod keepalive;
 pub mod limits;
 pub mod output;
 pub(crate) mod queue;

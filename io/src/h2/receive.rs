@@ -2,6 +2,7 @@
 
 use super::connection::{CloseReason, Connection, DRAIN_PING, Fault, Incoming, Phase, Role, Sink};
 use super::frame::{self, ErrorCode, FrameHeader, HEADER_BYTES, flag, kind, setting};
+use super::keepalive::KEEPALIVE_PING;
 use super::refusal::Refusal;
 use super::state::{Received, State, Verdict};
 use super::stream::{Recycle, StreamId};
@@ -357,13 +358,17 @@ impl<T: Recycle> Connection<T> {
             return Err(size("PING is eight bytes"));
         };
         if header.has(flag::ACK) {
+            if bytes == KEEPALIVE_PING && self.keepalive.answered() {
+                return Ok(None);
+            }
             if bytes == DRAIN_PING {
                 self.drain_last();
                 return Ok(None);
             }
             return self.idle_frame(Refusal::IdleFrames);
         }
-        if !self.budgets.pings.take(self.now_ns) {
+        let fair = self.role == Role::Client || self.keepalive.pinged(&self.limits, self.now_ns);
+        if !fair || !self.budgets.pings.take(self.now_ns) {
             return Err(calm(Refusal::Pings, "too_many_pings"));
         }
         self.control_room()?;

@@ -52,7 +52,7 @@ refusals! {
     PeerResets = "peer_resets",
     /// Resets that the peer provoked beyond `provoked_resets`: ENHANCE_YOUR_CALM.
     ProvokedResets = "provoked_resets",
-    /// PING frames beyond `pings`: ENHANCE_YOUR_CALM.
+    /// PING frames beyond `pings`, or closer together than `ping_interval_min` too often: ENHANCE_YOUR_CALM.
     Pings = "pings",
     /// SETTINGS or GOAWAY frames beyond `settings`: ENHANCE_YOUR_CALM.
     Settings = "settings",
@@ -70,6 +70,10 @@ refusals! {
     PrefaceTime = "preface_time",
     /// Our SETTINGS were not acknowledged within `settings_timeout`: SETTINGS_TIMEOUT.
     SettingsTime = "settings_time",
+    /// A silent peer that did not answer a PING within `keepalive_timeout`: closed.
+    KeepaliveTime = "keepalive_time",
+    /// A connection as old as `connection_age_max`: GOAWAY, then closed.
+    ConnectionAge = "connection_age",
     /// No call for `idle_timeout`: GOAWAY, then closed.
     IdleTime = "idle_time",
     /// A peer that reads less than `slow_reader_min`: its stream is reset, or its connection ended.

@@ -39,6 +39,7 @@ impl<T: Recycle> Connection<T> {
             out[start..start + 3].copy_from_slice(&[a, b, c]);
         }
         self.budgets.pings.refill();
+        self.keepalive.sent();
         self.budgets.window_updates.refill();
         self.budgets.idle_frames.refill();
     }
@@ -81,6 +82,7 @@ impl<T: Recycle> Connection<T> {
         self.send_window.take(bytes);
         self.streams.at(slot).send_window.take(bytes);
         self.budgets.pings.refill();
+        self.keepalive.sent();
         self.budgets.window_updates.refill();
     }
 

@@ -5,6 +5,7 @@
 
 use super::connection::{Clocks, CloseReason, Connection, Drain, Phase, Role};
 use super::frame::{self, ErrorCode};
+use super::keepalive::{Due, KEEPALIVE_PING};
 use super::refusal::Refusal;
 use super::stream::Recycle;
 
@@ -24,6 +25,8 @@ enum Timer {
     /// The streams are to be looked at for readers, and for writers, that are too slow.
     Readers,
     Writers,
+    /// A silent peer is to be asked whether it is there, or to have answered; or the connection is old.
+    Keepalive,
 }
 
 impl<T: Recycle> Connection<T> {
@@ -71,6 +74,7 @@ impl<T: Recycle> Connection<T> {
         if let Drain::Announced { until_ns } = self.drain {
             at(until_ns, Timer::Drain);
         }
+        at(self.keepalive.due_ns(), Timer::Keepalive);
         if self.role == Role::Client {
             return next;
         }
@@ -146,6 +150,36 @@ impl<T: Recycle> Connection<T> {
             }
             Timer::Readers => self.look_at_readers(),
             Timer::Writers => self.look_at_writers(),
+            Timer::Keepalive => self.keep_alive(),
+        }
+    }
+
+    fn keep_alive(&mut self) {
+        let Some(due) = self.keepalive.due(self.now_ns) else { return };
+        match due {
+            // A client without a call has nothing to lose.
+            Due::Ask if self.role == Role::Client && self.streams.len() == 0 => {
+                self.keepalive.heard(self.now_ns);
+            }
+            Due::Ask => {
+                self.keepalive.asked();
+                frame::put_ping(&mut self.output.inline, false, KEEPALIVE_PING);
+            }
+            Due::Gone => {
+                self.refusals.count(Refusal::KeepaliveTime);
+                let reason = "no answer to a keepalive PING";
+                // Whatever would be said to it would wait in the socket.
+                self.close(CloseReason::Error(ErrorCode::NO_ERROR, reason));
+            }
+            Due::Old => {
+                self.refusals.count(Refusal::ConnectionAge);
+                self.drain(self.now_ns);
+            }
+            Due::Overdue => {
+                let last = self.last_served();
+                frame::put_goaway(&mut self.output.inline, last, ErrorCode::NO_ERROR, "max_age");
+                self.close(CloseReason::Done);
+            }
         }
     }
 

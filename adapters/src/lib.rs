@@ -5,9 +5,10 @@
 //! holds on every backend is written once above them ([`validate`](interfaces::validate)), and one
 //! suite of cases per interface ([`conformance`]) says what serving it means.
 //!
-//! This crate knows no namespaces' policies, no log and no sockets.
+//! This crate knows no namespaces' policies and no log, and reaches the network only through `prism_io`.
 
 pub mod backend;
+pub mod breaker;
 pub mod call;
 pub mod conformance;
 pub mod error;
@@ -15,6 +16,7 @@ pub mod glob;
 pub mod interfaces;
 pub mod limits;
 pub mod memory;
+pub mod redis;
 
 pub use backend::{Admission, Backend};
 pub use call::{Context, PageSink, Reply, Revision};

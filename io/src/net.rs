@@ -6,12 +6,15 @@
 mod output;
 
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::rt::Flag;
 
 /// Connections that the kernel may hold for a listener before `accept` takes them.
 pub const ACCEPT_BACKLOG: i32 = 4096;
@@ -76,12 +79,50 @@ impl Stream {
         Ok(Self(stream))
     }
 
+    /// What ends this connection from outside of its halves, also while they wait for the peer.
+    pub fn closer(&self) -> io::Result<Closer> {
+        // SAFETY: the descriptor is open as long as the stream lives; it is duplicated before this returns.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
+        socket.try_clone_to_owned().map(Closer)
+    }
+
     /// Separate halves, for a task that reads and one that writes.
     pub fn split(self) -> (ReadHalf, WriteHalf) {
         let descriptor = self.0.as_raw_fd();
         let (read, write) = self.0.into_split();
         (ReadHalf(read), WriteHalf(write, descriptor))
     }
+}
+
+/// Ends a connection whose halves are in the hands of others; see [`Stream::closer`].
+pub struct Closer(OwnedFd);
+
+impl Closer {
+    /// Ends both directions: reads and writes that wait on the halves return.
+    pub fn close(&self) {
+        // SAFETY: the descriptor is our own, and shutdown touches no memory of ours. An error says that the peer was quicker.
+        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+}
+
+/// The addresses of `host`, an IP address or a name. A name is looked up on a thread that ends with the lookup, because the
+/// system's resolver blocks; it is not waited for longer than the caller polls.
+pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let (host, found) = (host.to_owned(), Arc::new((Flag::default(), Mutex::new(None))));
+    let looked_up = found.clone();
+    std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+        let addresses = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
+        if let Ok(mut result) = looked_up.1.lock() {
+            *result = Some(addresses);
+        }
+        looked_up.0.set();
+    })?;
+    found.0.wait().await;
+    let result = found.1.lock().ok().and_then(|mut result| result.take());
+    result.unwrap_or_else(|| Err(io::Error::other("the lookup of the name has failed")))
 }
 
 /// The receiving half of a socket.

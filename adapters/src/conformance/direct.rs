@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use prism_proto::catalogue::{Access, Interfaces, Method};
 
-use super::{Client, Failure};
+use prism_io::{clock, rt};
+
+use super::{Client, Failure, Versions};
 use crate::backend::Backend;
 use crate::call::{Context, PageSink, Reply, Revision};
 use crate::error::{Error, Kind};
@@ -25,20 +27,29 @@ pub struct Direct<B> {
     /// The adapter.
     pub backend: B,
     limits: Limits,
-    now_us: Cell<u64>,
+    versions: Versions,
+    /// The time as it was told last; absent where the clock on the wall is the one that counts.
+    now_us: Option<Cell<u64>>,
     lsn: Cell<u64>,
 }
 
 impl<B: Backend> Direct<B> {
     /// A client of an empty namespace on this backend.
     pub fn new(backend: B) -> Self {
-        let (now_us, lsn) = (Cell::new(BEGIN_US), Cell::new(0));
-        Direct { backend, limits: Limits::default(), now_us, lsn }
+        let (now_us, lsn) = (Some(Cell::new(BEGIN_US)), Cell::new(0));
+        let versions = Versions::Revision;
+        Direct { backend, limits: Limits::default(), versions, now_us, lsn }
+    }
+
+    /// A client of a backend that has a clock of its own, so that time has to pass in truth.
+    pub fn in_real_time(backend: B, versions: Versions) -> Self {
+        let limits = Limits::default();
+        Direct { backend, limits, versions, now_us: None, lsn: Cell::new(0) }
     }
 
     /// The time now, µs since the epoch.
     pub fn now_us(&self) -> u64 {
-        self.now_us.get()
+        self.now_us.as_ref().map_or_else(clock::wall_us, Cell::get)
     }
 
     /// LSN of the last write.
@@ -50,12 +61,14 @@ impl<B: Backend> Direct<B> {
         if method.access() == Access::Write {
             self.lsn.set(self.lsn.get() + 1);
         }
-        self.now_us.set(self.now_us.get() + 1);
+        if let Some(now_us) = &self.now_us {
+            now_us.set(now_us.get() + 1);
+        }
         Context {
             namespace: 1,
             namespace_name: "conformance",
             partition: 0,
-            now_us: self.now_us.get(),
+            now_us: self.now_us(),
             revision: Revision::logged(self.lsn.get()),
             limits: &self.limits,
         }
@@ -80,8 +93,12 @@ impl<B: Backend> Client for Direct<B> {
         self.limits
     }
 
+    fn versions(&self) -> Versions {
+        self.versions
+    }
+
     fn is_time_simulated(&self) -> bool {
-        true
+        self.now_us.is_some()
     }
 
     async fn unary(&self, method: Method, request: Vec<u8>) -> Result<Bytes, Failure> {
@@ -119,7 +136,10 @@ impl<B: Backend> Client for Direct<B> {
     }
 
     async fn advance(&self, by: Duration) {
-        self.now_us.set(self.now_us.get() + by.as_micros() as u64);
+        match &self.now_us {
+            Some(now_us) => now_us.set(now_us.get() + by.as_micros() as u64),
+            None => rt::sleep(by).await,
+        }
     }
 }
 

@@ -117,6 +117,8 @@ macro_rules! interface {
 
 pub mod keyvalue;
 mod keyvalue_checks;
+pub(crate) mod keyvalue_replies;
+pub(crate) mod keyvalue_selection;
 
 pub use keyvalue::{
     keyvalue_basic, keyvalue_batch, keyvalue_cas, keyvalue_scan, keyvalue_transactional,

@@ -4,7 +4,6 @@
 //! context's time and stamped with its revision.
 
 use prism_proto::prism::keyvalue::v1::SetCondition;
-use prism_proto::rpc::StatusDetails;
 use prism_proto::view::keyvalue::{
     BatchDeleteRequest, BatchGetRequest, BatchSetRequest, CompareAndDeleteRequest,
     CompareAndDeleteRequestExpected, CompareAndDeleteResponse, CompareAndSwapRequest,
@@ -13,37 +12,22 @@ use prism_proto::view::keyvalue::{
     GetResponse, GetTtlRequest, GetTtlResponse, PersistRequest, PersistResponse, SetRequest,
     SetResponse, TransactRequest,
 };
-use prism_proto::view::protobuf::{Duration, Timestamp};
-use prism_proto::view::types::{
-    ConditionFailure, ConditionRequirement, Entry as EntryView, OperationAction, OperationResult,
-};
-use prism_proto::wire::{self, WireType};
+use prism_proto::view::protobuf::Duration;
+use prism_proto::view::types::{ConditionRequirement, Entry as EntryView, OperationAction};
 
 use super::Memstore;
 use super::entry::{Entry, NEVER, Value};
 use super::store::{Expiry, Spot, Store};
 use crate::call::{Context, Reply, Version};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::interfaces::keyvalue::{
     KeyValueBasic, KeyValueBatch, KeyValueCas, KeyValueTransactional, KeyValueTtl,
 };
+use crate::interfaces::keyvalue_replies::{
+    TOO_LARGE_BYTES_MAX, expires_us, put_committed, put_deleted, put_failure, put_got,
+    put_operation, put_set, time_left, timestamp,
+};
 use crate::limits::{timestamp_ms, ttl_ms};
-
-/// Bytes of a result that only says that it did not fit.
-const TOO_LARGE_BYTES_MAX: usize = 256;
-
-/// Field numbers of the replies whose repeated fields are written piece by piece.
-mod field {
-    pub(super) const TRANSACT_COMMITTED: u32 = 1;
-    pub(super) const TRANSACT_RESULTS: u32 = 2;
-    pub(super) const TRANSACT_FAILURES: u32 = 3;
-    pub(super) const BATCH_RESULTS: u32 = 1;
-    pub(super) const BATCH_STATUS: u32 = 1;
-    pub(super) const BATCH_GET_FOUND: u32 = 2;
-    pub(super) const BATCH_GET_ENTRY: u32 = 3;
-    pub(super) const BATCH_SET_VERSION: u32 = 2;
-    pub(super) const BATCH_DELETE_EXISTED: u32 = 2;
-}
 
 impl KeyValueBasic for Memstore {
     #[inline]
@@ -131,7 +115,7 @@ impl KeyValueTtl for Memstore {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let expires_us = match request.expiry {
-            Some(ExpireRequestExpiry::Ttl(ttl)) => after(ttl_ms("ttl", &ttl)?, context.now_us),
+            Some(ExpireRequestExpiry::Ttl(ttl)) => expires_us(ttl_ms("ttl", &ttl)?, context.now_us),
             Some(ExpireRequestExpiry::ExpiresAt(time)) => timestamp_ms("expires_at", &time)? * 1000,
             None => NEVER,
         };
@@ -157,11 +141,7 @@ impl KeyValueTtl for Memstore {
         let Some(entry) = find(&store, context, request.key) else { return Ok(()) };
         let mut response = GetTtlResponse { found: true, ttl: None, expires_at: None };
         if entry.expires_us != NEVER {
-            let left_ms = (entry.expires_us - context.now_us).div_ceil(1000);
-            response.ttl = Some(Duration {
-                seconds: (left_ms / 1000) as i64,
-                nanos: (left_ms % 1000) as i32 * 1_000_000,
-            });
+            response.ttl = Some(time_left(entry.expires_us, context.now_us));
             response.expires_at = Some(timestamp(entry.expires_us));
         }
         response.encode(&mut reply.head);
@@ -192,30 +172,28 @@ impl KeyValueTransactional for Memstore {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let mut store = self.store.borrow_mut();
-        let head = &mut reply.head;
         for (index, condition) in request.conditions.iter().enumerate() {
             let entry = find(&store, context, condition.key);
             if !holds(condition.requirement, entry) {
-                put_failure(head, context, index as u32, entry);
+                let version = entry.map(|entry| entry.revision().version()).unwrap_or_default();
+                let current = entry.map(|entry| view(entry, &version));
+                put_failure(reply, context.limits, index as u32, current);
             }
         }
-        if !head.is_empty() {
+        if !reply.is_empty() {
             return Ok(());
         }
         let version = context.revision.version();
-        wire::put_tag(head, field::TRANSACT_COMMITTED, WireType::Varint);
-        wire::put_varint(head, 1);
+        put_committed(reply);
         for operation in request.operations.iter() {
-            let mut result = OperationResult { version: None };
             if let Some(OperationAction::Put(put)) = operation.action {
                 let expiry = expiry(put.ttl, put.keep_ttl, context.now_us)?;
                 set(&mut store, context, operation.key, put.value, expiry);
-                result.version = Some(&version);
+                put_operation(reply, Some(&version));
             } else {
                 delete(&mut store, context, operation.key);
+                put_operation(reply, None);
             }
-            wire::put_length(head, field::TRANSACT_RESULTS, result.encoded_len());
-            result.encode(head);
         }
         Ok(())
     }
@@ -229,28 +207,14 @@ impl KeyValueBatch for Memstore {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let store = self.store.borrow();
-        let head = &mut reply.head;
         // Every result that does not fit is answered by a short status: room is kept for them.
         let mut reserved = request.keys.len() * TOO_LARGE_BYTES_MAX;
         for key in request.keys.iter() {
             reserved -= TOO_LARGE_BYTES_MAX;
-            let Some(entry) = find(&store, context, key) else {
-                wire::put_length(head, field::BATCH_RESULTS, 0);
-                continue;
-            };
-            let version = entry.revision().version();
-            let view = view(entry, &version);
-            let entry_bytes = view.encoded_len();
-            let result_bytes = 2 + wire::bytes_field_len(field::BATCH_GET_ENTRY, entry_bytes);
-            if head.len() + result_bytes + 8 + reserved > context.limits.max_message_size {
-                put_too_large(head);
-                continue;
-            }
-            wire::put_length(head, field::BATCH_RESULTS, result_bytes);
-            wire::put_tag(head, field::BATCH_GET_FOUND, WireType::Varint);
-            wire::put_varint(head, 1);
-            wire::put_length(head, field::BATCH_GET_ENTRY, entry_bytes);
-            view.encode(head);
+            let entry = find(&store, context, key);
+            let version = entry.map(|entry| entry.revision().version()).unwrap_or_default();
+            let entry = entry.map(|entry| view(entry, &version));
+            put_got(reply, context.limits, reserved, entry);
         }
         Ok(())
     }
@@ -263,12 +227,10 @@ impl KeyValueBatch for Memstore {
     ) -> Result<(), Error> {
         let mut store = self.store.borrow_mut();
         let version = context.revision.version();
-        let length = wire::bytes_field_len(field::BATCH_SET_VERSION, version.len());
         for item in request.items.iter() {
             let expiry = expiry(item.ttl, item.keep_ttl, context.now_us)?;
             set(&mut store, context, item.key, item.value, expiry);
-            wire::put_length(&mut reply.head, field::BATCH_RESULTS, length);
-            wire::put_bytes(&mut reply.head, field::BATCH_SET_VERSION, &version);
+            put_set(reply, &version);
         }
         Ok(())
     }
@@ -282,9 +244,7 @@ impl KeyValueBatch for Memstore {
         let mut store = self.store.borrow_mut();
         for key in request.keys.iter() {
             let existed = delete(&mut store, context, key);
-            wire::put_length(&mut reply.head, field::BATCH_RESULTS, 2);
-            wire::put_tag(&mut reply.head, field::BATCH_DELETE_EXISTED, WireType::Varint);
-            wire::put_varint(&mut reply.head, existed.into());
+            put_deleted(reply, existed);
         }
         Ok(())
     }
@@ -415,31 +375,14 @@ fn holds(requirement: Option<ConditionRequirement<'_>>, entry: Option<&Entry>) -
     }
 }
 
-/// Adds a failed condition. The reply holds as many as fit into a message, and at least one.
-fn put_failure(head: &mut Vec<u8>, context: &Context<'_>, index: u32, entry: Option<&Entry>) {
-    let version = entry.map(|entry| entry.revision().version()).unwrap_or_default();
-    let current = entry.map(|entry| view(entry, &version));
-    let failure = ConditionFailure { index, current };
-    let length = failure.encoded_len();
-    if head.is_empty() || head.len() + length + 8 <= context.limits.max_message_size {
-        wire::put_length(head, field::TRANSACT_FAILURES, length);
-        failure.encode(head);
-    }
-}
-
 /// What a write makes of the expiry: with neither `ttl` nor `keep_ttl` it is cleared.
 #[inline]
 fn expiry(ttl: Option<Duration>, keep_ttl: bool, now_us: u64) -> Result<Expiry, Error> {
     Ok(match ttl {
-        Some(ttl) => Expiry::At(after(ttl_ms("ttl", &ttl)?, now_us)),
+        Some(ttl) => Expiry::At(expires_us(ttl_ms("ttl", &ttl)?, now_us)),
         None if keep_ttl => Expiry::Keep,
         None => Expiry::At(NEVER),
     })
-}
-
-/// So many milliseconds from now on, and not less: on a full millisecond.
-fn after(ttl_ms: u64, now_us: u64) -> u64 {
-    (now_us.div_ceil(1000) + ttl_ms) * 1000
 }
 
 #[inline]
@@ -452,10 +395,6 @@ pub(super) fn view<'a>(entry: &'a Entry, version: &'a Version) -> EntryView<'a> 
     }
 }
 
-fn timestamp(time_us: u64) -> Timestamp {
-    Timestamp { seconds: (time_us / 1_000_000) as i64, nanos: (time_us % 1_000_000) as i32 * 1000 }
-}
-
 /// Ends a reply with the payload that its head announces: copied, or by reference.
 #[inline]
 fn append(reply: &mut Reply, value: Value<'_>) {
@@ -463,16 +402,4 @@ fn append(reply: &mut Reply, value: Value<'_>) {
         Value::Small(value) => reply.head.extend_from_slice(value),
         Value::Large(value) => reply.tail = value.clone(),
     }
-}
-
-/// Adds a result of BatchGet that says why there is none.
-#[cold]
-fn put_too_large(head: &mut Vec<u8>) {
-    let message = "the results before this one fill a message; get it by itself";
-    let code = i32::from(Kind::ResourceExhausted.grpc_code());
-    let status = StatusDetails::new(code, message, "REPLY_TOO_LARGE").encode();
-    let length = wire::bytes_field_len(field::BATCH_STATUS, status.len());
-    assert!(length + 8 <= TOO_LARGE_BYTES_MAX);
-    wire::put_length(head, field::BATCH_RESULTS, length);
-    wire::put_bytes(head, field::BATCH_STATUS, &status);
 }

@@ -9,10 +9,7 @@
 use std::hash::BuildHasher;
 
 use prism_io::rt::yield_now;
-use prism_proto::view::keyvalue::{
-    CountRequest, CountRequestSelection, CountResponse, ScanKeysRequest, ScanKeysRequestSelection,
-    ScanRequest, ScanRequestSelection,
-};
+use prism_proto::view::keyvalue::{CountRequest, CountResponse, ScanKeysRequest, ScanRequest};
 use prism_proto::view::types::Entry as EntryView;
 use prism_proto::wire;
 
@@ -21,9 +18,11 @@ use super::entry::Entry;
 use super::keyvalue::view;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
-use crate::glob::Glob;
 use crate::interfaces::keyvalue::KeyValueScan;
-use crate::limits::{COUNT_MAX_DEFAULT, PAGE_ENTRIES_DEFAULT, PAGE_ENTRIES_MAX};
+use crate::interfaces::keyvalue_selection::{
+    Matcher, PAGE_BYTES, PAGE_ITEMS_FIELD, PAGE_TOKEN_FIELD, Selection, page_entries,
+};
+use crate::limits::COUNT_MAX_DEFAULT;
 
 /// Slots that are looked at before others have a turn.
 const STEP_SLOTS: u32 = 1024;
@@ -31,22 +30,8 @@ const STEP_SLOTS: u32 = 1024;
 /// A page ends when so many slots have been looked at, even if nothing in them matched.
 const PAGE_SLOTS_MAX: u32 = 128 * STEP_SLOTS;
 
-/// A page ends when it has so many bytes.
-const PAGE_BYTES: usize = 64 * 1024;
-
 /// Room for the page token at the end of a page.
 const TOKEN_BYTES_MAX: usize = 64;
-
-const PAGE_ITEMS_FIELD: u32 = 1;
-const PAGE_TOKEN_FIELD: u32 = 2;
-
-/// Which keys.
-#[derive(Clone, Copy, Debug, Hash)]
-enum Selection<'a> {
-    All,
-    Prefix(&'a [u8]),
-    Glob(&'a [u8]),
-}
 
 /// How far a walk has come: the next slot, and the one before which it ends.
 #[derive(Clone, Copy, Debug)]
@@ -62,11 +47,7 @@ impl KeyValueScan for Memstore {
         request: CountRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let selection = match request.selection {
-            None => Selection::All,
-            Some(CountRequestSelection::Prefix(prefix)) => Selection::Prefix(prefix.as_bytes()),
-            Some(CountRequestSelection::Glob(glob)) => Selection::Glob(glob.as_bytes()),
-        };
+        let selection = Selection::from(request.selection);
         let limit = if request.limit == 0 { COUNT_MAX_DEFAULT } else { request.limit };
         let (count, exact) = self.count_matches(context, selection, limit).await;
         CountResponse { count, exact }.encode(&mut reply.head);
@@ -79,11 +60,7 @@ impl KeyValueScan for Memstore {
         request: ScanRequest<'_>,
         sink: &mut S,
     ) -> Result<(), Error> {
-        let selection = match request.selection {
-            None => Selection::All,
-            Some(ScanRequestSelection::Prefix(prefix)) => Selection::Prefix(prefix.as_bytes()),
-            Some(ScanRequestSelection::Glob(glob)) => Selection::Glob(glob.as_bytes()),
-        };
+        let selection = Selection::from(request.selection);
         let put = |page: &mut Vec<u8>, key: &str, entry: &Entry, room: usize| {
             let version = entry.revision().version();
             let entry = EntryView { key: Some(key), ..view(entry, &version) };
@@ -104,11 +81,7 @@ impl KeyValueScan for Memstore {
         request: ScanKeysRequest<'_>,
         sink: &mut S,
     ) -> Result<(), Error> {
-        let selection = match request.selection {
-            None => Selection::All,
-            Some(ScanKeysRequestSelection::Prefix(prefix)) => Selection::Prefix(prefix.as_bytes()),
-            Some(ScanKeysRequestSelection::Glob(glob)) => Selection::Glob(glob.as_bytes()),
-        };
+        let selection = Selection::from(request.selection);
         let put = |page: &mut Vec<u8>, key: &str, _: &Entry, room: usize| {
             let fits = wire::bytes_field_len(PAGE_ITEMS_FIELD, key.len()) <= room;
             if fits {
@@ -133,10 +106,7 @@ impl Memstore {
         put: impl Fn(&mut Vec<u8>, &str, &Entry, usize) -> bool,
     ) -> Result<(), Error> {
         let mut walk = self.begin_walk(context, selection, page_token)?;
-        let page_entries = match page_size as usize {
-            0 => PAGE_ENTRIES_DEFAULT,
-            size => size.min(PAGE_ENTRIES_MAX),
-        };
+        let page_entries = page_entries(page_size);
         let page_bytes = context.limits.max_message_size.saturating_sub(TOKEN_BYTES_MAX);
         loop {
             let mut page = Vec::new();
@@ -302,26 +272,4 @@ enum Taken {
     AndFull,
     /// It is on the page.
     AndMore,
-}
-
-enum Matcher<'a> {
-    Prefix(&'a [u8]),
-    Glob(Option<Glob<'a>>),
-}
-
-impl<'a> Matcher<'a> {
-    fn new(selection: Selection<'a>) -> Self {
-        match selection {
-            Selection::All => Matcher::Prefix(b""),
-            Selection::Prefix(prefix) => Matcher::Prefix(prefix),
-            Selection::Glob(glob) => Matcher::Glob(Glob::parse(glob).ok()),
-        }
-    }
-
-    fn matches(&self, key: &[u8]) -> bool {
-        match self {
-            Matcher::Prefix(prefix) => key.starts_with(prefix),
-            Matcher::Glob(glob) => glob.is_some_and(|glob| glob.matches(key)),
-        }
-    }
 }

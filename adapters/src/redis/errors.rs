@@ -1,0 +1,247 @@
+//! What Redis, or the way to it, says instead of an answer, as failures of a call.
+//!
+//! Each names the backend and the namespace, keeps its own reason, and says whether a retry can help: nothing is flattened
+//! to "internal".
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::codec::ProtocolError;
+use crate::call::Context;
+use crate::error::{Error, Kind};
+
+/// The name of the backend in errors.
+pub(super) const BACKEND: &str = "redis";
+
+/// Bytes of Redis's own words that are passed on.
+const TEXT_BYTES_MAX: usize = 200;
+
+/// When a call that was refused may be tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Why there is no connection, or no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outage {
+    kind: Kind,
+    reason: &'static str,
+    message: Rc<str>,
+}
+
+impl Outage {
+    fn new(kind: Kind, reason: &'static str, message: impl Into<Rc<str>>) -> Self {
+        Outage { kind, reason, message: message.into() }
+    }
+
+    /// No connection came about.
+    pub(super) fn unreachable(error: &io::Error) -> Self {
+        let message = format!("no connection could be made ({error}); it is tried again");
+        Outage::new(Kind::Unavailable, "BACKEND_UNREACHABLE", message)
+    }
+
+    /// The connection, or the greeting, took too long.
+    pub(super) fn connect_timed_out(timeout: Duration) -> Self {
+        let message = format!("no connection could be made within {timeout:?}; it is tried again");
+        Outage::new(Kind::Unavailable, "BACKEND_UNREACHABLE", message)
+    }
+
+    /// The connection ended while the call was under way.
+    pub(super) fn lost() -> Self {
+        let message = "the connection was lost while the call was under way; whether a write took effect is not known";
+        Outage::new(Kind::Unavailable, "BACKEND_LOST", message)
+    }
+
+    /// Nothing came for too long.
+    pub(super) fn unresponsive(timeout: Duration) -> Self {
+        let message = format!(
+            "there was no sign of life for {timeout:?}, so the connection was given up; whether a write took effect is \
+             not known"
+        );
+        Outage::new(Kind::Unavailable, "BACKEND_UNRESPONSIVE", message)
+    }
+
+    /// The peer talks nonsense.
+    pub(super) fn protocol(error: ProtocolError) -> Self {
+        let message = format!(
+            "what the peer sends is not RESP3 ({error}), so the connection was closed; is this the port of a Redis?"
+        );
+        Outage::new(Kind::Unavailable, "BACKEND_PROTOCOL", message)
+    }
+
+    /// The peer is a Redis that this adapter cannot work with.
+    pub(super) fn unfit(reason: &'static str, message: String) -> Self {
+        Outage::new(Kind::FailedPrecondition, reason, message)
+    }
+
+    /// The adapter has been shut down.
+    pub(super) fn closed() -> Self {
+        Outage::new(Kind::Unavailable, "BACKEND_CLOSED", "the connection is closed for good")
+    }
+
+    /// An error in answer to the greeting.
+    pub(super) fn of_greeting(text: &[u8]) -> Self {
+        let (kind, reason, advice) = classify(text);
+        Outage::new(kind, reason, format!("{advice} (it says: {})", printable(text)))
+    }
+
+    /// The failure of a call because of it.
+    #[cold]
+    pub(super) fn error(&self, context: &Context<'_>, retry_after: Duration) -> Error {
+        let error = failure(context, self.kind, self.reason, &self.message);
+        match self.kind {
+            Kind::Unavailable => error.retry_after(retry_after),
+            _ => error,
+        }
+    }
+}
+
+/// The failure of a call that got an error for an answer.
+#[cold]
+pub(super) fn of_reply(context: &Context<'_>, text: &[u8]) -> Error {
+    let (kind, reason, advice) = classify(text);
+    let error = failure(context, kind, reason, &format!("{advice} (it says: {})", printable(text)));
+    match kind {
+        Kind::Unavailable | Kind::ResourceExhausted => error.retry_after(RETRY_DELAY),
+        _ => error,
+    }
+}
+
+/// There are too many calls under way.
+#[cold]
+pub(super) fn busy(context: &Context<'_>, calls_max: usize) -> Error {
+    let message = format!(
+        "{calls_max} calls are under way, or the requests that wait to be sent are too long together: send fewer at once"
+    );
+    failure(context, Kind::ResourceExhausted, "BACKEND_BUSY", &message)
+        .retry_after(Duration::from_millis(100))
+}
+
+/// The answer is not what the command answers.
+#[cold]
+pub(super) fn unexpected(context: &Context<'_>) -> Error {
+    let message = "it answers otherwise than a Redis does: is there a proxy in between, or a renamed command?";
+    failure(context, Kind::Unknown, "BACKEND_ANSWER_UNKNOWN", message)
+}
+
+/// What is stored is longer than an answer of this namespace may be.
+#[cold]
+pub(super) fn too_large(context: &Context<'_>) -> Error {
+    let message = format!(
+        "the value is longer than a message of this namespace may be ({} bytes): somebody else has stored it, or the limit \
+         was higher then",
+        context.limits.max_message_size
+    );
+    failure(context, Kind::ResourceExhausted, "REPLY_TOO_LARGE", &message)
+}
+
+fn failure(context: &Context<'_>, kind: Kind, reason: &'static str, message: &str) -> Error {
+    let name = context.namespace_name;
+    Error::new(kind, reason, format!("{BACKEND}, the backend of {name}: {message}"))
+        .with("backend", BACKEND)
+        .with("namespace", name.to_owned())
+}
+
+/// Kind, reason and advice for an error of Redis, by its first word.
+/// <https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors>
+fn classify(text: &[u8]) -> (Kind, &'static str, &'static str) {
+    let code = text.split(|&byte| byte == b' ').next().unwrap_or_default();
+    match code {
+        b"OOM" => (
+            Kind::ResourceExhausted,
+            "BACKEND_FULL",
+            "its memory is used up: delete entries, give them a ttl, or raise maxmemory; reads and deletes go on",
+        ),
+        b"READONLY" => (
+            Kind::Unavailable,
+            "BACKEND_READ_ONLY",
+            "it is a replica and takes no writes: wait for the fail-over, or point the platform file to the primary",
+        ),
+        b"LOADING" => {
+            (Kind::Unavailable, "BACKEND_LOADING", "it is loading its data: wait until it has")
+        }
+        b"BUSY" | b"TRYAGAIN" | b"MASTERDOWN" | b"CLUSTERDOWN" | b"NOREPLICAS" => {
+            (Kind::Unavailable, "BACKEND_NOT_READY", "it cannot serve this at the moment")
+        }
+        b"MISCONF" => (
+            Kind::Unavailable,
+            "BACKEND_CANNOT_PERSIST",
+            "it cannot write to its disk and takes no writes: look at its log",
+        ),
+        b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => (
+            Kind::Unavailable,
+            "BACKEND_CREDENTIALS_REFUSED",
+            "it refuses the user or the password, or the user may not do this: correct the platform file or its ACL",
+        ),
+        b"WRONGTYPE" => (
+            Kind::FailedPrecondition,
+            "BACKEND_WRONG_TYPE",
+            "the key holds something else than a string: somebody else has stored it; delete it or take another key",
+        ),
+        b"CROSSSLOT" => (
+            Kind::FailedPrecondition,
+            "CROSS_PARTITION",
+            "the keys are not of one slot: give them a common {tag}",
+        ),
+        b"MOVED" | b"ASK" => (
+            Kind::FailedPrecondition,
+            "BACKEND_IS_CLUSTER",
+            "it is a node of a cluster, which is not served yet: point the platform file to a Redis by itself",
+        ),
+        b"ERR" if text.starts_with(b"ERR unknown") || text.starts_with(b"ERR syntax") => (
+            Kind::FailedPrecondition,
+            "BACKEND_TOO_OLD",
+            "it does not know a command or an option: Redis 7.0 or newer is needed, without renamed commands",
+        ),
+        _ => (Kind::Unknown, "BACKEND_ERROR", "it has failed the call"),
+    }
+}
+
+fn printable(text: &[u8]) -> String {
+    let text = &text[..text.len().min(TEXT_BYTES_MAX)];
+    String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+
+    #[test]
+    fn every_error_keeps_its_meaning() {
+        let limits = Limits::default();
+        let context = Context {
+            namespace: 1,
+            namespace_name: "orders",
+            partition: 0,
+            now_us: 0,
+            revision: Default::default(),
+            limits: &limits,
+        };
+        for (text, kind, reason, again) in [
+            ("OOM command not allowed when used memory > 'maxmemory'.", 8, "BACKEND_FULL", true),
+            (
+                "READONLY You can't write against a read only replica.",
+                14,
+                "BACKEND_READ_ONLY",
+                true,
+            ),
+            ("LOADING Redis is loading the dataset in memory", 14, "BACKEND_LOADING", true),
+            ("NOAUTH Authentication required.", 14, "BACKEND_CREDENTIALS_REFUSED", true),
+            ("WRONGTYPE Operation against a key", 9, "BACKEND_WRONG_TYPE", false),
+            ("MOVED 3999 127.0.0.1:6381", 9, "BACKEND_IS_CLUSTER", false),
+            ("ASK 3999 127.0.0.1:6381", 9, "BACKEND_IS_CLUSTER", false),
+            ("CROSSSLOT Keys in request don't hash to the same slot", 9, "CROSS_PARTITION", false),
+            ("MISCONF Errors writing to the AOF file", 14, "BACKEND_CANNOT_PERSIST", true),
+            ("ERR unknown command 'PEXPIRETIME'", 9, "BACKEND_TOO_OLD", false),
+            ("ERR something\r\nnew", 2, "BACKEND_ERROR", false),
+            ("", 2, "BACKEND_ERROR", false),
+        ] {
+            let error = of_reply(&context, text.as_bytes());
+            assert_eq!((error.kind().grpc_code(), error.reason()), (kind, reason), "{text}");
+            assert_eq!(error.is_retryable(), again, "{text}");
+            assert!(error.metadata().contains(&("backend", "redis".into())));
+            assert!(error.metadata().contains(&("namespace", "orders".into())));
+            assert!(error.message().contains("orders") && !error.message().contains('\n'));
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Redis, from 7.0 on: values as strings under `<namespace>:<key>`, as anybody who knows Redis would store them.
+//!
+//! One per shard, on its thread, with one connection that all of its namespaces share. A value's version is its SHA-1
+//! digest (DIGEST: what went from A to B and back to A has the version it had). Expiries are moments of Redis's clock
+//! in milliseconds, so that a write that is sent a second time does not live longer; a Get also goes by the caller's. What
+//! one command cannot do atomically is done by a script within Redis. What is durable is what Redis's append-only file
+//! makes so.
+//!
+//! - `config`: where it is and how patient to be
+//! - `codec`, `pipeline`: the protocol, and which reply belongs to whom; without I/O
+//! - `connection`: the bytes moved, outages survived (with [`crate::breaker`])
+//! - `errors`: what goes wrong, as failures that name backend and namespace
+//! - `scripts`: what runs within Redis
+//! - `keyvalue`, `scan`: the interfaces
+//!
+//! It serves a Redis by itself, not yet a cluster, and does not yet speak TLS.
+
+mod codec;
+mod config;
+mod connection;
+mod errors;
+mod keyvalue;
+mod pipeline;
+mod scan;
+mod scripts;
+
+use std::rc::Rc;
+
+use prism_proto::catalogue::Method;
+
+pub use self::config::{Login, RedisConfig};
+pub use self::connection::ConnectionFacts;
+use self::connection::Link;
+use crate::backend::Admission;
+use crate::error::Error;
+
+/// A shard's Redis, see the module. The connection ends with it.
+pub struct Redis {
+    link: Rc<Link>,
+}
+
+crate::backend! {
+    Redis: "redis" =>
+        keyvalue_basic,
+        keyvalue_scan,
+        keyvalue_ttl,
+        keyvalue_transactional,
+        keyvalue_batch,
+        keyvalue_cas,
+}
+
+impl Redis {
+    /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
+    pub fn start(config: RedisConfig) -> Self {
+        Redis { link: Link::start(config) }
+    }
+
+    /// What the connection has done so far.
+    pub fn facts(&self) -> ConnectionFacts {
+        self.link.facts()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.link.stop();
+    }
+}
+
+impl Admission for Redis {
+    /// Redis knows by itself what it has room for, and a record may wait until it has.
+    fn admit(&self, _: Method, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+}

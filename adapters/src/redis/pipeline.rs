@@ -1,0 +1,275 @@
+//! Calls under way on one connection: what is to be sent, who waits, and which reply belongs to whom.
+//!
+//! Redis answers in the order in which it was asked. A call may consist of several commands; it gets all of their replies
+//! in one piece, a slice of what was read. Nothing is allocated per call once there have been as many at a time as there are
+//! now. A caller that goes away leaves its place to its replies, which are dropped when they come. It does no I/O and
+//! asks no clock.
+
+use std::collections::VecDeque;
+use std::task::{Poll, Waker};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::codec::{Framer, ProtocolError};
+use super::errors::Outage;
+
+/// A buffer of requests is kept for the next ones unless it has become larger than this.
+const UNSENT_BYTES_KEPT_MAX: usize = 256 * 1024;
+
+/// Names a call under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(u32);
+
+#[derive(Debug)]
+enum Stage {
+    Free,
+    Waiting(Option<Waker>),
+    Answered(Bytes),
+    Lost(Outage),
+    /// Nobody waits any more.
+    Abandoned,
+}
+
+#[derive(Debug)]
+struct Slot {
+    stage: Stage,
+    /// Replies that it gets.
+    replies: u32,
+    begun_ns: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// The slots of the calls that are not answered, the oldest first.
+    order: VecDeque<u32>,
+    unsent: Vec<u8>,
+    framer: Framer,
+    /// Whole replies of the oldest call at the beginning of what was read: their number and their bytes.
+    come: (u32, usize),
+    calls_max: usize,
+    unsent_bytes_max: usize,
+}
+
+impl Pipeline {
+    pub(super) fn new(calls_max: usize, unsent_bytes_max: usize) -> Self {
+        Pipeline {
+            slots: Vec::new(),
+            free: Vec::new(),
+            order: VecDeque::new(),
+            unsent: Vec::new(),
+            framer: Framer::default(),
+            come: (0, 0),
+            calls_max,
+            unsent_bytes_max,
+        }
+    }
+
+    /// Begins a call of so many replies; `write` adds its commands to what is to be sent. `None`: there are too many.
+    #[inline]
+    pub(super) fn begin(
+        &mut self,
+        replies: u32,
+        now_ns: u64,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<Ticket> {
+        debug_assert!(replies > 0);
+        if self.order.len() >= self.calls_max || self.unsent.len() > self.unsent_bytes_max {
+            return None;
+        }
+        write(&mut self.unsent);
+        let slot = Slot { stage: Stage::Waiting(None), replies, begun_ns: now_ns };
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.slots[number as usize] = slot;
+                number
+            }
+            None => {
+                self.slots.push(slot);
+                (self.slots.len() - 1) as u32
+            }
+        };
+        self.order.push_back(number);
+        Some(Ticket(number))
+    }
+
+    /// The replies of a call, once they have come. After that the ticket is void.
+    #[inline]
+    pub(super) fn poll(&mut self, ticket: Ticket, waker: &Waker) -> Poll<Result<Bytes, Outage>> {
+        let slot = &mut self.slots[ticket.0 as usize];
+        match &mut slot.stage {
+            Stage::Waiting(known) => {
+                if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                    *known = Some(waker.clone());
+                }
+                return Poll::Pending;
+            }
+            Stage::Answered(_) | Stage::Lost(_) => {}
+            Stage::Free | Stage::Abandoned => unreachable!("the ticket of a call that has ended"),
+        }
+        self.free.push(ticket.0);
+        match std::mem::replace(&mut slot.stage, Stage::Free) {
+            Stage::Answered(replies) => Poll::Ready(Ok(replies)),
+            Stage::Lost(outage) => Poll::Ready(Err(outage)),
+            _ => unreachable!("looked at above"),
+        }
+    }
+
+    /// Nobody waits for this call any more.
+    pub(super) fn abandon(&mut self, ticket: Ticket) {
+        let slot = &mut self.slots[ticket.0 as usize];
+        slot.stage = match slot.stage {
+            Stage::Waiting(_) => Stage::Abandoned,
+            _ => {
+                self.free.push(ticket.0);
+                Stage::Free
+            }
+        };
+    }
+
+    /// Takes what was read: every call whose replies are whole gets them, and its caller is woken. Returns how many
+    /// calls that were.
+    ///
+    /// # Errors
+    /// The peer talks nonsense; nothing that comes after it can be understood.
+    pub(super) fn receive(&mut self, read: &mut BytesMut) -> Result<usize, ProtocolError> {
+        let mut answered = 0;
+        loop {
+            let (come, come_bytes) = self.come;
+            let Some(frame) = self.framer.find(&read[come_bytes..])? else { return Ok(answered) };
+            if frame.is_push {
+                match come_bytes {
+                    0 => read.advance(frame.length),
+                    _ => self.come.1 += frame.length,
+                }
+                continue;
+            }
+            let Some(&number) = self.order.front() else {
+                return Err(ProtocolError("a reply to nothing"));
+            };
+            self.come = (come + 1, come_bytes + frame.length);
+            if self.come.0 < self.slots[number as usize].replies {
+                continue;
+            }
+            let replies = read.split_to(self.come.1).freeze();
+            self.come = (0, 0);
+            self.order.pop_front();
+            self.settle(number, Stage::Answered(replies));
+            answered += 1;
+        }
+    }
+
+    /// How many more bytes have to be read until the oldest call can have its replies, as far as that is known.
+    pub(super) fn wanted_bytes(&self, read: &BytesMut) -> usize {
+        (self.come.1 + self.framer.wanted()).saturating_sub(read.len())
+    }
+
+    /// The connection is gone: every call ends, and what was not sent is forgotten.
+    pub(super) fn lose(&mut self, outage: &Outage) {
+        self.framer = Framer::default();
+        self.come = (0, 0);
+        self.unsent.clear();
+        while let Some(number) = self.order.pop_front() {
+            self.settle(number, Stage::Lost(outage.clone()));
+        }
+    }
+
+    #[inline]
+    fn settle(&mut self, number: u32, stage: Stage) {
+        let slot = &mut self.slots[number as usize];
+        match std::mem::replace(&mut slot.stage, stage) {
+            Stage::Waiting(Some(waker)) => waker.wake(),
+            Stage::Waiting(None) => {}
+            _ => {
+                slot.stage = Stage::Free;
+                self.free.push(number);
+            }
+        }
+    }
+
+    /// Exchanges what is to be sent for an empty buffer; the one that was sent before is used again.
+    pub(super) fn take_unsent(&mut self, sent: Vec<u8>) -> Vec<u8> {
+        let mut empty = sent;
+        empty.clear();
+        empty.shrink_to(UNSENT_BYTES_KEPT_MAX);
+        std::mem::replace(&mut self.unsent, empty)
+    }
+
+    /// Calls that are not answered.
+    pub(super) fn calls(&self) -> usize {
+        self.order.len()
+    }
+
+    /// When the oldest call began, in monotonic ns.
+    pub(super) fn oldest_ns(&self) -> Option<u64> {
+        self.order.front().map(|&number| self.slots[number as usize].begun_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(pipeline: &mut Pipeline, replies: u32) -> Ticket {
+        pipeline.begin(replies, 0, |out| out.extend_from_slice(b"x")).expect("there is room")
+    }
+
+    fn poll(pipeline: &mut Pipeline, ticket: Ticket) -> Option<Bytes> {
+        match pipeline.poll(ticket, Waker::noop()) {
+            Poll::Ready(replies) => Some(replies.expect("the connection stands")),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn replies_go_to_their_calls_in_order() {
+        let mut pipeline = Pipeline::new(8, 1000);
+        let (a, b, c) = (begin(&mut pipeline, 1), begin(&mut pipeline, 2), begin(&mut pipeline, 1));
+        assert_eq!(pipeline.take_unsent(Vec::new()), b"xxx");
+        let mut read =
+            BytesMut::from(&b"+A\r\n>1\r\n+push\r\n+B1\r\n>1\r\n+push\r\n:2\r\n$3\r\nC"[..]);
+        assert_eq!(pipeline.receive(&mut read), Ok(2));
+        assert_eq!(poll(&mut pipeline, a).unwrap(), "+A\r\n");
+        assert_eq!(poll(&mut pipeline, b).unwrap(), "+B1\r\n>1\r\n+push\r\n:2\r\n");
+        assert_eq!(poll(&mut pipeline, c), None);
+        assert_eq!(pipeline.wanted_bytes(&read), 4);
+        read.extend_from_slice(b"CC\r\n");
+        assert_eq!(pipeline.receive(&mut read), Ok(1));
+        assert_eq!(poll(&mut pipeline, c).unwrap(), "$3\r\nCCC\r\n");
+        assert_eq!((pipeline.calls(), pipeline.slots.len(), pipeline.free.len()), (0, 3, 3));
+        assert!(pipeline.receive(&mut BytesMut::from(&b"+D\r\n"[..])).is_err(), "nobody asked");
+    }
+
+    #[test]
+    fn a_place_is_free_again_only_when_its_replies_have_come() {
+        let mut pipeline = Pipeline::new(2, 1000);
+        let (a, b) = (begin(&mut pipeline, 1), begin(&mut pipeline, 1));
+        assert!(pipeline.begin(1, 0, |_| panic!("it is full")).is_none());
+        pipeline.abandon(a);
+        assert!(pipeline.begin(1, 0, |_| panic!("it is still full")).is_none());
+        pipeline.receive(&mut BytesMut::from(&b"+A\r\n+B\r\n"[..])).unwrap();
+        assert_eq!(poll(&mut pipeline, b).unwrap(), "+B\r\n");
+        assert_eq!(pipeline.free.len(), 2);
+    }
+
+    #[test]
+    fn when_the_connection_goes_every_call_ends() {
+        let mut pipeline = Pipeline::new(8, 1000);
+        let (a, b) = (begin(&mut pipeline, 1), begin(&mut pipeline, 1));
+        pipeline.receive(&mut BytesMut::from(&b"$3\r\nA"[..])).unwrap();
+        pipeline.abandon(b);
+        pipeline.lose(&Outage::lost());
+        assert!(matches!(pipeline.poll(a, Waker::noop()), Poll::Ready(Err(_))));
+        assert_eq!((pipeline.calls(), pipeline.free.len()), (0, 2));
+        assert_eq!(pipeline.take_unsent(Vec::new()), b"");
+        let c = begin(&mut pipeline, 1);
+        pipeline.receive(&mut BytesMut::from(&b"+C\r\n"[..])).unwrap();
+        assert_eq!(
+            poll(&mut pipeline, c).unwrap(),
+            "+C\r\n",
+            "nothing is left of the reply before"
+        );
+    }
+}

@@ -1,0 +1,53 @@
+//! The scripts that run within Redis, where one command is not enough to be atomic or bounded.
+//!
+//! They are loaded with every connection and called by their digest. Redis forgets them when it restarts or is told to;
+//! then a call sends the source along once, and Redis knows them again.
+
+use std::sync::LazyLock;
+
+use sha1::{Digest, Sha1};
+
+/// A script, see its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Script {
+    /// Conditions, then operations, all or nothing.
+    Transact,
+    /// A Set that tells what was there.
+    Replace,
+    /// Entries of many keys, no more than fit.
+    Read,
+}
+
+impl Script {
+    pub(super) const ALL: [Script; 3] = [Script::Transact, Script::Replace, Script::Read];
+
+    pub(super) fn source(self) -> &'static str {
+        match self {
+            Script::Transact => include_str!("transact.lua"),
+            Script::Replace => include_str!("replace.lua"),
+            Script::Read => include_str!("read.lua"),
+        }
+    }
+
+    /// What EVALSHA calls it.
+    pub(super) fn digest(self) -> &'static [u8; 40] {
+        static DIGESTS: LazyLock<[[u8; 40]; 3]> =
+            LazyLock::new(|| Script::ALL.map(|script| hex(&sha1(script.source().as_bytes()))));
+        &DIGESTS[self as usize]
+    }
+}
+
+/// The SHA-1 digest of a value: its version, which Redis can compute too.
+#[inline]
+pub(super) fn sha1(value: &[u8]) -> [u8; 20] {
+    Sha1::digest(value).into()
+}
+
+/// Bytes in hexadecimal, as Redis writes digests.
+pub(super) fn hex(digest: &[u8; 20]) -> [u8; 40] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|index| {
+        let byte = digest[index / 2];
+        DIGITS[usize::from(if index % 2 == 0 { byte >> 4 } else { byte & 15 })]
+    })
+}

@@ -1,0 +1,202 @@
+//! The real servers that tests run against, and a proxy that stands in the way of them.
+
+#![allow(dead_code)] // Each test binary uses a part of it.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// Longer than anything that is waited for takes.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+/// Where the server of this name answers; starts it if it does not run.
+pub(crate) fn address(name: &str) -> SocketAddr {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("dev/servers");
+    let run = |arguments: &[&str]| {
+        let output =
+            Command::new(&script).args(arguments).output().expect("dev/servers can be run");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "dev/servers {arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["up", name]);
+    let addresses = run(&["addresses"]);
+    let address = addresses.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    address.unwrap_or_else(|| panic!("{name} is not among {addresses:?}")).parse().unwrap()
+}
+
+/// What redis-cli says to a command in a database, its last line end cut off.
+pub(crate) fn redis_cli(address: SocketAddr, database: u32, arguments: &[&str]) -> String {
+    let output = Command::new("redis-cli")
+        .args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()])
+        .args(["-n", &database.to_string()])
+        .args(arguments)
+        .output()
+        .expect("redis-cli, of the Debian package redis-tools, is there");
+    let mut said = String::from_utf8(output.stdout).unwrap();
+    said.truncate(said.trim_end_matches('\n').len());
+    said
+}
+
+/// A Redis of a test's own, to be killed and configured at will.
+pub(crate) struct OwnRedis {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    directory: tempfile::TempDir,
+    options: Vec<String>,
+}
+
+impl OwnRedis {
+    /// Starts one on a free port, with options of redis-server.
+    pub(crate) fn start(options: &[&str]) -> Self {
+        // That `dev/servers` has installed it.
+        address("redis");
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let directory = tempfile::tempdir().unwrap();
+        let options: Vec<String> = options.iter().map(|option| option.to_string()).collect();
+        let child = Self::spawn(address, &directory, &options);
+        OwnRedis { child, address, directory, options }
+    }
+
+    fn spawn(address: SocketAddr, directory: &tempfile::TempDir, options: &[String]) -> Child {
+        let child = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
+            .arg("--dir")
+            .arg(directory.path())
+            .args(options)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server can be run");
+        let until = Instant::now() + LONG;
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < until, "the test's Redis does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.child = Self::spawn(self.address, &self.directory, &self.options);
+    }
+
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
+        redis_cli(self.address, 0, arguments)
+    }
+}
+
+impl Drop for OwnRedis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Default)]
+struct ProxyState {
+    /// Nothing passes any more, and nobody is told.
+    silent: bool,
+    /// Connections are closed as they come.
+    refusing: bool,
+    clients: Vec<TcpStream>,
+    accepted: usize,
+}
+
+/// A TCP proxy in front of a server, which can be told to misbehave.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    state: Arc<(Mutex<ProxyState>, Condvar)>,
+}
+
+impl Proxy {
+    /// A proxy on a free port.
+    pub(crate) fn to(server: SocketAddr) -> Self {
+        Self::between(TcpListener::bind("127.0.0.1:0").unwrap(), server)
+    }
+
+    /// A proxy that takes its connections from `listener`. It lives as long as the process.
+    pub(crate) fn between(listener: TcpListener, server: SocketAddr) -> Self {
+        let address = listener.local_addr().unwrap();
+        let state: Arc<(Mutex<ProxyState>, Condvar)> = Arc::default();
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                {
+                    let mut state = shared.0.lock().unwrap();
+                    state.accepted += 1;
+                    if state.refusing {
+                        continue;
+                    }
+                    state.clients.push(client.try_clone().unwrap());
+                }
+                // A server that is down closes the connection through its proxy.
+                let Ok(upstream) = TcpStream::connect(server) else {
+                    let _ = client.shutdown(Shutdown::Both);
+                    continue;
+                };
+                for (from, to) in [(&client, &upstream), (&upstream, &client)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let shared = shared.clone();
+                    std::thread::spawn(move || pass(from, to, &shared));
+                }
+            }
+        });
+        Proxy { address, state }
+    }
+
+    /// Stops passing anything on, without a word; or passes on again, what was held back first.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.state.0.lock().unwrap().silent = silent;
+        self.state.1.notify_all();
+    }
+
+    /// Closes new connections at once, or no longer.
+    pub(crate) fn set_refusing(&self, refusing: bool) {
+        self.state.0.lock().unwrap().refusing = refusing;
+    }
+
+    /// Closes every connection.
+    pub(crate) fn cut(&self) {
+        for client in self.state.0.lock().unwrap().clients.drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Says something to every client in the server's place.
+    pub(crate) fn inject(&self, bytes: &[u8]) {
+        for client in &mut self.state.0.lock().unwrap().clients {
+            let _ = client.write_all(bytes);
+        }
+    }
+
+    /// Connections so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.state.0.lock().unwrap().accepted
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, state: &(Mutex<ProxyState>, Condvar)) {
+    let mut buffer = [0; 64 * 1024];
+    loop {
+        let count = from.read(&mut buffer).unwrap_or(0);
+        if count > 0 {
+            let held = state.1.wait_while(state.0.lock().unwrap(), |state| state.silent).unwrap();
+            drop(held);
+        }
+        if count == 0 || to.write_all(&buffer[..count]).is_err() {
+            let _ = from.shutdown(Shutdown::Both);
+            let _ = to.shutdown(Shutdown::Both);
+            return;
+        }
+    }
+}

@@ -115,8 +115,7 @@ async fn write_log(waiting: Rc<Waiting>, log: Log) -> Result<()> {
 /// Serves the connections of `socket` from the calling thread until the process ends.
 pub fn serve(socket: TcpListener, log: Option<Log>) -> Result<()> {
     rt::run(async move {
-        let options =
-            Options { limits: Limits::default(), route, connections_max: CONNECTIONS_MAX };
+        let options = Options::new(Limits::default(), route, CONNECTIONS_MAX);
         let connections = Rc::new(Connections::default());
         rt::spawn(connections.clone().watch());
         let waiting = log.map(|log| {

@@ -328,7 +328,7 @@ impl Connection {
             })
             .await;
             let result;
-            (result, output) = write.write_output(output, || ()).await;
+            (result, output) = write.write_output(output, |_| ()).await;
             result?;
         }
     }

@@ -70,7 +70,8 @@ fn full_memory_refuses_writes_and_takes_them_again_when_there_is_room() {
 #[test]
 fn too_many_connections_are_refused_and_the_others_go_on() {
     let directory = directory();
-    let config = "wal: {segment_bytes: 20MiB}\nlimits: {connections_max: 10}\n";
+    let config = "wal: {segment_bytes: 20MiB}\nlimits: {connections_max: 10}\n\
+                  transport: {connections_per_peer_max: 10}\n";
     let server = serve(directory.path()).config(config).start();
     let neighbour = Neighbour::of(&server);
     let admitted: Vec<Raw> = (0..9).map(|_| Raw::open(&server)).collect();
@@ -78,6 +79,25 @@ fn too_many_connections_are_refused_and_the_others_go_on() {
         let mut refused = Raw::bare(&server);
         assert_eq!(refused.end(), End::Closed);
     }
+    server.wait_refused("connections", 49.0);
+    drop(admitted);
+    server.wait_for_metric("prism_connections", |open| open <= 1.0);
+    drop(Raw::open(&server));
+    neighbour.leave();
+    server.stop();
+}
+
+#[test]
+fn one_peer_cannot_take_every_connection() {
+    let directory = directory();
+    let config = "wal: {segment_bytes: 20MiB}\ntransport: {connections_per_peer_max: 5}\n";
+    let server = serve(directory.path()).config(config).start();
+    let neighbour = Neighbour::of(&server);
+    let admitted: Vec<Raw> = (0..4).map(|_| Raw::open(&server)).collect();
+    for _ in 0..20 {
+        assert_eq!(Raw::bare(&server).end(), End::Closed);
+    }
+    server.wait_refused("connections_per_peer", 19.0);
     drop(admitted);
     server.wait_for_metric("prism_connections", |open| open <= 1.0);
     drop(Raw::open(&server));

@@ -414,7 +414,7 @@ impl Link {
                     break;
                 }
                 let result;
-                (result, output) = write.write_output(output, || ()).await;
+                (result, output) = write.write_output(output, |_| ()).await;
                 if result.is_err() {
                     self.end();
                     break;
@@ -513,7 +513,7 @@ mod tests {
             let address = socket.local_addr().unwrap();
             let listener = crate::net::Listener::new(socket).unwrap();
             let limits = Limits { streams_max: 16, ..Limits::default() };
-            let options = Options { limits, route, connections_max: 8 };
+            let options = Options::new(limits, route, 8);
             let connections = Rc::new(Connections::default());
             rt::spawn(server::accept(listener, Rc::new(Peer), options, connections.clone()));
             // A task of its own, which may yield to the others.

@@ -75,8 +75,7 @@ pub fn run(address: SocketAddr, core: Option<usize>, value_bytes: usize) -> Resu
 pub fn serve(socket: TcpListener, value_bytes: usize) -> Result<()> {
     let (found, stored) = answers(value_bytes);
     rt::run(async move {
-        let options =
-            Options { limits: Limits::default(), route, connections_max: CONNECTIONS_MAX };
+        let options = Options::new(Limits::default(), route, CONNECTIONS_MAX);
         let connections = Rc::new(Connections::default());
         rt::spawn(connections.clone().watch());
         let listener = net::Listener::new(socket)?;

@@ -11,6 +11,7 @@ mod read;
 mod show;
 #[cfg(test)]
 mod tests;
+mod transport;
 mod tree;
 pub mod units;
 
@@ -22,6 +23,7 @@ pub use error::{ConfigError, ConfigErrors, Origin, nearest};
 pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
 pub use read::{load, namespace_name_valid, read};
+pub use transport::Transport;
 
 /// Most shards that one process runs.
 pub const SHARDS_MAX: usize = 256;
@@ -51,6 +53,8 @@ pub struct Config {
     pub limits: Limits,
     /// What the protocol does by itself.
     pub grpc: Grpc,
+    /// Bounds on what their connections may do.
+    pub transport: Transport,
     /// The log.
     pub wal: Wal,
     /// The embedded store.

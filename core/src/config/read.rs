@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::error::{ConfigError, ConfigErrors, Origin, Problem, nearest};
 use super::grpc;
+use super::transport::read_transport;
 use super::tree::{self, FILE_BYTES_MAX, Node, Report, Section, Setting, Value};
 use super::units::{self, show_bytes, show_duration};
 use super::{
@@ -110,6 +111,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let namespaces = top.sections("namespaces");
     let limits = read_limits(top.section("limits"), report);
     let grpc = grpc::read(top.section("grpc"), report);
+    let transport = read_transport(top.section("transport"), &limits, report);
     let wal = read_wal(top.section("wal"), cores.len() as u64, limits.message_bytes_max, report);
     let memory = read_memory(top.section("memory"), machine, report);
     let log = read_log(top.section("log"), flags, report);
@@ -138,6 +140,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         namespaces,
         limits,
         grpc,
+        transport,
         wal,
         memory,
         log,

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use super::transport::show_transport;
 use super::units::{show_bytes, show_duration};
 use super::{Config, show_cores};
 
@@ -37,6 +38,7 @@ impl fmt::Display for Config {
         writeln!(f, "  drain_timeout: {}", show_duration(limits.drain_timeout))?;
         writeln!(f, "  default_deadline: {}", show_duration(limits.default_deadline))?;
         write!(f, "{}", self.grpc)?;
+        show_transport(&self.transport, f)?;
         writeln!(f, "wal:")?;
         writeln!(f, "  direct: {}", self.wal.direct.name())?;
         writeln!(f, "  sync: {}", self.wal.sync.name())?;

@@ -143,11 +143,47 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "",
         "shards: 7",
         "cores: 2\nwal: {sync: dsync}\nlog: {level: error}\nnamespaces: [{name: a, client_api: keyvalue}]",
+        "transport: {pings: 7 + 3/s, slow_writer_min: 0 / 1min, headers_timeout: 1500ms, frame_bytes_max: 17KiB}",
         "data_dir: \"a b: \\\"c\\\"\"\nlimits: {default_deadline: 1500ms, drain_timeout: 0}",
     ] {
         let config = read_text(text).unwrap();
         assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");
     }
+}
+
+/// The example shows every bound of the transport, each with its default.
+#[test]
+fn the_example_has_the_transport_as_it_is() {
+    let example = include_str!("../../../examples/prism.yaml");
+    let (shown, default) = (read_text(example).unwrap(), read_text("").unwrap());
+    assert_eq!(shown.transport, default.transport);
+    let text = default.to_string();
+    let section = text.split("transport:\n").nth(1).unwrap();
+    for line in section.lines().take_while(|line| line.starts_with("  ")) {
+        let key = line.split(':').next().unwrap();
+        assert!(example.lines().any(|line| line.starts_with(&format!("{key}:"))), "{key}");
+        let page = include_str!("../../../docs/transport.md");
+        assert!(page.contains(&format!("`{}`", key.trim())), "docs/transport.md: {key}");
+    }
+}
+
+#[test]
+fn the_transport_means_what_it_says() {
+    let config = read_text(
+        "limits: {message_bytes_max: 32MiB, streams: 7}
+wal: {segment_bytes: 128MiB}
+transport: {peer_resets: 5+1/s, idle_timeout: 1h, slow_reader_min: 0 / 9s, connections_per_peer_max: 3}",
+    )
+    .unwrap();
+    let connection = config.transport.connection;
+    assert_eq!((connection.peer_resets.burst, connection.peer_resets.per_second), (5, 1));
+    assert_eq!(connection.idle_timeout_ns, 3_600_000_000_000);
+    assert_eq!(
+        (connection.slow_reader_min.bytes, config.transport.connections_per_peer_max),
+        (0, 3)
+    );
+    assert_eq!((connection.message_bytes_max, connection.streams_max), (32 << 20, 7));
+    assert_eq!(connection.gather_bytes_max, 32 << 20, "one message always fits");
 }
 
 #[test]

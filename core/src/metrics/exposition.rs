@@ -5,6 +5,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::sync::Arc;
+
+use prism_io::h2::Refusal;
 
 use super::cell::Totals;
 use super::families::{Described, Reading};
@@ -132,6 +135,15 @@ impl Metrics {
         for (index, reason) in shape.labels.reasons.iter().enumerate() {
             let count: u64 = self.shards.iter().map(|shard| shard.refused[index].get()).sum();
             line(out, name, &format!("reason=\"{reason}\""), count);
+        }
+        let name = "prism_transport_refused_total";
+        let help = "What the transport refused or cut off for the sake of the other clients, by kind (docs/transport.md).";
+        family(out, name, "counter", help);
+        for kind in Refusal::ALL {
+            let of_shard =
+                |shard: &Arc<ShardNumbers>| shard.transport_refused[*kind as usize].get();
+            let count: u64 = self.shards.iter().map(of_shard).sum();
+            line(out, name, &format!("kind=\"{}\"", kind.name()), count);
         }
     }
 
@@ -309,6 +321,9 @@ mod tests {
         shards[0].request(Some(99), 0, 200, 1_000);
         shards[1].backend_error(1, 0, 8);
         shards[1].refused(1);
+        shards[1].transport_refused(Refusal::Pings, 2);
+        shards[1].transport_refused(Refusal::Pings, 3);
+        shards[0].transport_refused(Refusal::Pings, 1);
         shards[1].connections.open.add(3);
         shards[1].connections.open.subtract(1);
         metrics
@@ -373,6 +388,8 @@ mod tests {
             ),
             (r#"prism_refused_total{reason="WAL_FULL"}"#, 0.0),
             (r#"prism_refused_total{reason="MESSAGE_TOO_LARGE"}"#, 1.0),
+            (r#"prism_transport_refused_total{kind="pings"}"#, 4.0),
+            (r#"prism_transport_refused_total{kind="streams"}"#, 0.0),
             (r#"prism_wal_append_bytes_total{shard="0"}"#, 4096.0),
             (r#"prism_wal_sync_duration_seconds_count{shard="1"}"#, 1.0),
             (r#"prism_connections{shard="1"}"#, 2.0),

@@ -93,6 +93,8 @@ families! {
         streams: Gauge = "prism_streams",
         /// Bytes of requests in flight.
         bytes_in_flight: Gauge = "prism_request_bytes_in_flight",
+        /// Bytes that connections hold: unfinished messages, and answers that wait to be taken.
+        buffered_bytes: Gauge = "prism_transport_buffered_bytes",
         /// Bytes read from clients.
         received_bytes: Counter = "prism_received_bytes_total",
         /// Bytes written to clients.

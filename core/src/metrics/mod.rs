@@ -18,6 +18,8 @@ pub use cell::{Counter, Gauge, Histogram, Totals};
 pub use exposition::{CONTENT_TYPE, ProcessNumbers};
 pub use families::{ConnectionMetrics, MeshMetrics, StoreMetrics, WalMetrics};
 
+use prism_io::h2::{REFUSALS, Refusal};
+
 use crate::config::{ClientApi, Config};
 
 /// gRPC status codes are 0 to 16.
@@ -134,6 +136,8 @@ pub struct ShardNumbers {
     /// By namespace, then backend and status code. Made at its first error.
     backend_errors: Box<[OnceLock<Box<[Counter]>>]>,
     refused: Box<[Counter]>,
+    /// By [`Refusal`].
+    transport_refused: [Counter; REFUSALS],
     /// The log.
     pub wal: WalMetrics,
     /// Connections and bytes.
@@ -160,6 +164,7 @@ impl ShardNumbers {
             backend_errors: (0..namespaces).map(|_| OnceLock::new()).collect(),
             refused: labels.reasons.iter().map(|_| Counter::default()).collect(),
             labels,
+            transport_refused: std::array::from_fn(|_| Counter::default()),
             wal: WalMetrics::default(),
             connections: ConnectionMetrics::default(),
             store: StoreMetrics::default(),
@@ -204,6 +209,12 @@ impl ShardNumbers {
         if let Some(counter) = self.refused.get(reason) {
             counter.increment();
         }
+    }
+
+    /// Brings what the transport has refused, by its own count since the start, up to date.
+    pub fn transport_refused(&self, kind: Refusal, total: u64) {
+        let counter = &self.transport_refused[kind as usize];
+        counter.add(total.saturating_sub(counter.get()));
     }
 
     fn calls(&self, namespace: usize, api: usize) -> Option<&Calls> {

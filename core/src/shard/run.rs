@@ -163,6 +163,9 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         limits: grpc_limits(&config),
         route,
         connections_max: (config.limits.connections_max as usize).div_ceil(launch.shards),
+        connections_per_peer_max: (config.transport.connections_per_peer_max as usize)
+            .div_ceil(launch.shards),
+        buffered_bytes_max: config.transport.shard_buffer_bytes_max as usize,
     };
     let (index, drain_timeout) = (launch.index, config.limits.drain_timeout);
     let shard = Rc::new(Shard {
@@ -348,6 +351,8 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         sent.add(traffic.sent_bytes.get() - sent.get());
         let faulted = &numbers.connections.faulted;
         faulted.add(traffic.faulted.get() - faulted.get());
+        numbers.connections.buffered_bytes.set(traffic.buffered_bytes() as u64);
+        traffic.refused(|kind, total| numbers.transport_refused(kind, total));
         numbers.store.bytes.set(shard.store.used_bytes() as u64);
         numbers.store.keys.set(shard.store.entries() as u64);
         numbers.store.idempotency_keys.set(shard.store.outcomes().len() as u64);
@@ -367,16 +372,14 @@ fn grpc_limits(config: &Config) -> prism_io::grpc::Limits {
     let ns_or_never = |span: Option<Duration>| span.map_or(u64::MAX, ns);
     let grpc = &config.grpc;
     prism_io::grpc::Limits {
-        message_bytes_max: config.limits.message_bytes_max as u32,
         send_bytes_max: grpc.reply_bytes_max as u32,
         compress_bytes_min: grpc.compress_bytes_min.map_or(u32::MAX, |bytes| bytes as u32),
-        streams_max: config.limits.streams,
         keepalive_interval_ns: ns_or_never(grpc.keepalive_interval),
         keepalive_timeout_ns: ns(grpc.keepalive_timeout),
         ping_interval_min_ns: ns(grpc.ping_interval_min),
         ping_strikes_max: grpc.ping_strikes_max,
         connection_age_max_ns: ns_or_never(grpc.connection_age_max),
         connection_age_grace_ns: ns(grpc.connection_age_grace),
-        ..prism_io::grpc::Limits::default()
+        ..config.transport.connection
     }
 }

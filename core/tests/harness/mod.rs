@@ -371,6 +371,23 @@ impl Server {
         values.sum()
     }
 
+    /// How often the transport has refused something of this kind.
+    pub fn refused(&self, kind: &str) -> f64 {
+        let series = format!("prism_transport_refused_total{{kind=\"{kind}\"}} ");
+        let page = self.admin_page("/metrics");
+        let value = page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok());
+        value.unwrap_or_else(|| panic!("there is no kind {kind}"))
+    }
+
+    /// Waits until the transport has refused something of this kind more than `before` times.
+    pub fn wait_refused(&self, kind: &str, before: f64) {
+        let end = Instant::now() + PATIENCE;
+        while self.refused(kind) <= before {
+            assert!(Instant::now() < end, "nothing was refused for {kind}");
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until a metric is as wanted: a loop over an event that cannot be subscribed to.
     pub fn wait_for_metric(&self, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
         let end = Instant::now() + PATIENCE;

@@ -1,8 +1,8 @@
 //! A well-behaved connection that works while another one does not.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,15 +14,16 @@ const SLOWEST: Duration = Duration::from_secs(5);
 /// Writes and reads without a pause on a thread and a connection of its own. What it meets is told by [`Neighbour::leave`].
 pub struct Neighbour {
     leaving: Arc<AtomicBool>,
-    rounds: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Duration>>,
+    /// How long each of its rounds took.
+    rounds: Arc<Mutex<Vec<Duration>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Neighbour {
     /// Moves in, and comes back after its first round.
     pub fn of(server: &Server) -> Self {
         let leaving = Arc::new(AtomicBool::new(false));
-        let rounds = Arc::new(AtomicU64::new(0));
+        let rounds = Arc::new(Mutex::new(Vec::new()));
         let (address, left, counted) = (server.listen, leaving.clone(), rounds.clone());
         let thread = std::thread::spawn(move || super::run(live(address, left, counted)));
         let neighbour = Self { leaving, rounds, thread: Some(thread) };
@@ -30,15 +31,27 @@ impl Neighbour {
         neighbour
     }
 
+    /// Rounds that it has done.
+    pub fn rounds(&self) -> usize {
+        self.rounds.lock().unwrap().len()
+    }
+
     /// Waits until it has done so many more rounds.
-    pub fn wait_rounds(&self, more: u64) {
-        let until = self.rounds.load(Ordering::Relaxed) + more;
+    pub fn wait_rounds(&self, more: usize) {
+        let until = self.rounds() + more;
         let end = Instant::now() + PATIENCE;
-        while self.rounds.load(Ordering::Relaxed) < until {
+        while self.rounds() < until {
             let thread = self.thread.as_ref().expect("it has not left");
             assert!(!thread.is_finished() && Instant::now() < end, "the neighbour is stuck");
             std::thread::yield_now();
         }
+    }
+
+    /// The 99th percentile of its rounds from number `first` on.
+    pub fn p99_from(&self, first: usize) -> Duration {
+        let mut rounds = self.rounds.lock().unwrap()[first..].to_vec();
+        rounds.sort_unstable();
+        rounds[(rounds.len() * 99).div_ceil(100) - 1]
     }
 
     /// Ends it: every call was answered as it should, and none took long.
@@ -46,7 +59,8 @@ impl Neighbour {
         self.wait_rounds(3);
         self.leaving.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("it leaves once");
-        let slowest = thread.join().expect("every call of the neighbour was served");
+        thread.join().expect("every call of the neighbour was served");
+        let slowest = self.rounds.lock().unwrap().iter().max().copied().unwrap_or_default();
         assert!(slowest < SLOWEST, "a call of the neighbour took {slowest:?}");
     }
 }
@@ -60,18 +74,17 @@ impl Drop for Neighbour {
     }
 }
 
-async fn live(address: SocketAddr, leaving: Arc<AtomicBool>, rounds: Arc<AtomicU64>) -> Duration {
-    static NEIGHBOURS: AtomicU64 = AtomicU64::new(0);
+async fn live(address: SocketAddr, leaving: Arc<AtomicBool>, rounds: Arc<Mutex<Vec<Duration>>>) {
+    static NEIGHBOURS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let key = format!("neighbour-{}", NEIGHBOURS.fetch_add(1, Ordering::Relaxed));
     let caller = Caller::to(address, "keyvalue").await;
-    let mut slowest = Duration::ZERO;
+    let mut round = 0;
     while !leaving.load(Ordering::Relaxed) {
-        let round = rounds.load(Ordering::Relaxed).to_string();
+        let value = round.to_string();
         let begin = Instant::now();
-        caller.set(&key, round.as_bytes()).await;
-        assert_eq!(caller.get(&key).await.as_deref(), Some(round.as_bytes()));
-        slowest = slowest.max(begin.elapsed());
-        rounds.fetch_add(1, Ordering::Relaxed);
+        caller.set(&key, value.as_bytes()).await;
+        assert_eq!(caller.get(&key).await.as_deref(), Some(value.as_bytes()));
+        rounds.lock().unwrap().push(begin.elapsed());
+        round += 1;
     }
-    slowest
 }

@@ -22,11 +22,7 @@ fn main() -> io::Result<()> {
     io::stdout().flush()?;
     rt::run(async move {
         let listener = net::Listener::new(listener)?;
-        let options = Options {
-            limits: Limits::default(),
-            route: service::route,
-            connections_max: CONNECTIONS_MAX,
-        };
+        let options = Options::new(Limits::default(), service::route, CONNECTIONS_MAX);
         let connections = Rc::new(Connections::default());
         rt::spawn(connections.clone().watch());
         let service = Rc::new(service::TestService::default());

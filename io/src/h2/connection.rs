@@ -438,6 +438,20 @@ impl<T: Recycle> Connection<T> {
         self.block = None;
         self.ready.clear();
         self.too_slow.clear();
+        self.drop_queues();
+    }
+
+    /// What waited for a window will never be sent.
+    fn drop_queues(&mut self) {
+        if self.queue_bytes > 0 {
+            self.queue_bytes = 0;
+            let live: Vec<usize> = self.streams.live().collect();
+            for slot in live {
+                let stream = self.streams.at(slot);
+                stream.queue_bytes = 0;
+                stream.queue.clear();
+            }
+        }
     }
 
     /// Where a stream stands, and its slot while it is live.

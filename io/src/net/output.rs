@@ -53,11 +53,12 @@ unsafe impl IoVecBuf for Vectored {
 }
 
 impl WriteHalf {
-    /// Writes all of `output` and gives its buffers back; `progress` is told each time the kernel has taken some.
+    /// Writes all of `output` and gives its buffers back; `progress` is told how much, each time the kernel has taken
+    /// some.
     pub async fn write_output(
         &mut self,
         mut output: Output,
-        progress: impl Fn(),
+        progress: impl Fn(usize),
     ) -> (io::Result<()>, Output) {
         let all = output.len();
         let mut parts = Vec::new();
@@ -66,7 +67,7 @@ impl WriteHalf {
             match self.send_at_once(&output, written, &mut parts) {
                 Ok(count) => {
                     written += count;
-                    progress();
+                    progress(count);
                     continue;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -77,7 +78,7 @@ impl WriteHalf {
             if output.is_contiguous() && written == 0 && all <= WHOLE_BYTES_MAX {
                 let (result, inline) = self.0.write_all(std::mem::take(&mut output.inline)).await;
                 output.inline = inline;
-                progress();
+                progress(all);
                 return (result.map(|_| ()), output);
             }
             list_parts(&output, written, &mut parts);
@@ -87,7 +88,7 @@ impl WriteHalf {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), output),
                 Ok(count) => {
                     written += count;
-                    progress();
+                    progress(count);
                 }
                 Err(error) => return (Err(error), output),
             }

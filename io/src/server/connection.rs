@@ -12,19 +12,17 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::listen::Traffic;
+use super::guard::Traffic;
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
 use crate::grpc::compress::inflate;
 use crate::grpc::{Code, Compressing, Event, Message, SendError, ServerConnection, Status};
-use crate::h2::{CloseReason, Output, StreamId};
+use crate::h2::{CloseReason, Output, Pace, Refusal, StreamId};
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
 
 /// Buffers above this many bytes are given back when they are empty.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
-/// How long the kernel may take nothing of a write before the connection is ended: its peer has stopped reading. 30 s.
-pub(super) const WRITE_STALL_NS: u64 = 30_000_000_000;
 
 /// A connection of this shard.
 pub struct Connection {
@@ -43,10 +41,15 @@ pub struct Connection {
     aborted: Signal,
     /// Output was taken out of the state machine and has not all been written.
     writing: Cell<bool>,
-    /// Grows whenever the kernel takes output.
-    progress: Cell<u64>,
-    /// The progress that was seen last, and since when it has been the same, monotonic ns.
-    progress_seen: Cell<(u64, u64)>,
+    /// Bytes of output that the kernel has taken, and writes that have begun.
+    progress: Cell<(u64, u64)>,
+    /// The progress when it was looked at for a slow reader, and when that was, monotonic ns.
+    progress_seen: Cell<((u64, u64), u64)>,
+    slow_reader_min: Pace,
+    /// Bytes of output that are being written.
+    writing_bytes: Cell<usize>,
+    /// What this connection counts for in the shard's buffered bytes.
+    held_bytes: Cell<usize>,
     faulted: Cell<bool>,
     streams: RefCell<Vec<(StreamId, Rc<StreamState>)>>,
     bytes_in_flight: Cell<u64>,
@@ -108,8 +111,11 @@ impl Connection {
             ended: Cell::new(false),
             aborted: Signal::default(),
             writing: Cell::new(false),
-            progress: Cell::new(0),
-            progress_seen: Cell::new((0, 0)),
+            progress: Cell::new((0, 0)),
+            progress_seen: Cell::new(((0, 0), 0)),
+            slow_reader_min: options.limits.slow_reader_min,
+            writing_bytes: Cell::new(0),
+            held_bytes: Cell::new(0),
             faulted: Cell::new(false),
             streams: RefCell::default(),
             bytes_in_flight: Cell::new(0),
@@ -206,15 +212,21 @@ impl Connection {
         }
     }
 
-    /// Ends the connection when its peer has not taken anything for too long.
+    /// Ends the connection when its peer takes too little of a write.
     pub(super) fn check_progress(&self, now_ns: u64) {
-        let (seen, since_ns) = self.progress_seen.get();
-        if !self.writing.get() || self.progress.get() != seen {
-            self.progress_seen.set((self.progress.get(), now_ns));
-        } else if now_ns.saturating_sub(since_ns) >= WRITE_STALL_NS {
+        let ((bytes, writes), since_ns) = self.progress_seen.get();
+        let (taken, begun) = self.progress.get();
+        let Pace { bytes: least, period_ns } = self.slow_reader_min;
+        let same_write = self.writing.get() && begun == writes && least > 0;
+        if same_write && now_ns.saturating_sub(since_ns) < period_ns {
+            return;
+        }
+        if same_write && taken - bytes < u64::from(least) {
+            self.traffic.refuse(Refusal::SlowReader, 1);
             self.count_fault();
             self.abort();
         }
+        self.progress_seen.set(((taken, begun), now_ns));
     }
 
     pub(super) fn handle_timeout(&self, now_ns: u64) {
@@ -223,6 +235,36 @@ impl Connection {
         if grpc.poll_timeout().is_some_and(|due| due <= now_ns) {
             grpc.handle_timeout(now_ns);
             drop(grpc);
+            self.account();
+            self.has_work();
+        }
+    }
+
+    /// Brings the shard's numbers up to date with what this connection holds and what was refused on it.
+    fn account(&self) {
+        let mut grpc = self.grpc.borrow_mut();
+        grpc.take_refusals(|kind, count| self.traffic.refuse(kind, count));
+        // What an ended one still holds is on its way out.
+        let held = match grpc.is_closed() {
+            true => 0,
+            false => grpc.buffered_bytes() + self.writing_bytes.get(),
+        };
+        self.traffic.hold(self.held_bytes.replace(held), held);
+    }
+
+    /// Bytes that it holds, by its last account.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes.get()
+    }
+
+    /// Ends the connection for a bound of the shard, with a word if its peer still listens.
+    pub(super) fn cut_off(&self, kind: Refusal, reason: &'static str) {
+        self.grpc.borrow_mut().cut_off(kind, reason);
+        self.account();
+        self.count_fault();
+        if self.writing_bytes.get() > KEPT_BYTES_MAX {
+            self.abort();
+        } else {
             self.has_work();
         }
     }
@@ -320,12 +362,14 @@ impl Connection {
             self.grpc.borrow_mut().receive(&mut buffer, self.received_ns.get());
             self.deliver(service);
             service.turn_ended();
+            self.account();
             self.has_work();
             while self.grpc.borrow().is_paused() && !self.ended.get() {
                 rt::yield_now().await;
                 self.grpc.borrow_mut().resume();
                 self.deliver(service);
                 service.turn_ended();
+                self.account();
                 self.has_work();
             }
             size = if full {
@@ -350,6 +394,7 @@ impl Connection {
         }
         self.grpc.borrow_mut().lost();
         self.deliver(service);
+        self.account();
         self.close_streams();
         self.end();
     }
@@ -360,9 +405,15 @@ impl Connection {
         write: &mut WriteHalf,
         output: Output,
     ) -> Option<(std::io::Result<()>, Output)> {
-        let progressed = || self.progress.set(self.progress.get() + 1);
+        let progressed = |count: usize| {
+            let (bytes, writes) = self.progress.get();
+            self.progress.set((bytes + count as u64, writes));
+        };
+        let (bytes, writes) = self.progress.get();
+        self.progress.set((bytes, writes + 1));
         self.writing.set(true);
-        progressed();
+        self.writing_bytes.set(output.len());
+        self.account();
         let result = {
             let mut writing = pin!(write.write_output(output, progressed));
             let mut aborted = pin!(self.aborted.wait());
@@ -373,6 +424,7 @@ impl Connection {
             .await
         };
         self.writing.set(false);
+        self.writing_bytes.set(0);
         result
     }
 
@@ -385,6 +437,7 @@ impl Connection {
                 output.clear();
                 self.grpc.borrow_mut().swap_output(&mut output);
                 if output.is_empty() {
+                    self.account();
                     break;
                 }
                 // Room in the output is what streams that were told to wait are waiting for.

@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use super::guard::{Peers, Place, Traffic};
 use super::{Connection, Options, Service};
+use crate::h2::Refusal;
 use crate::{clock, net, rt};
 
 /// How often time-outs of connections are looked at.
@@ -12,24 +14,13 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// How long accepting rests after the system refused a socket (out of files or memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What has passed over all connections of a shard since the start.
-#[derive(Default)]
-pub struct Traffic {
-    /// Bytes read.
-    pub received_bytes: Cell<u64>,
-    /// Bytes written.
-    pub sent_bytes: Cell<u64>,
-    /// Connections that were ended for a fault of the peer's.
-    pub faulted: Cell<u64>,
-}
-
-/// One of the connections that are open, until its task has ended.
-struct Open(Rc<Cell<usize>>);
+/// One of the connections that are open, and of its peer's, until its task has ended.
+struct Open(Rc<Cell<usize>>, #[expect(dead_code, reason = "held until it is dropped")] Place);
 
 impl Open {
-    fn new(count: &Rc<Cell<usize>>) -> Self {
+    fn new(count: &Rc<Cell<usize>>, place: Place) -> Self {
         count.set(count.get() + 1);
-        Self(count.clone())
+        Self(count.clone(), place)
     }
 }
 
@@ -45,8 +36,8 @@ pub struct Connections {
     list: RefCell<Vec<Weak<Connection>>>,
     open: Rc<Cell<usize>>,
     traffic: Rc<Traffic>,
+    peers: Rc<Peers>,
     accepted: Cell<u64>,
-    refused: Cell<u64>,
     draining: Cell<bool>,
 }
 
@@ -64,11 +55,6 @@ impl Connections {
     /// Connections that were accepted since the start.
     pub fn accepted(&self) -> u64 {
         self.accepted.get()
-    }
-
-    /// Connections that were closed at once because there were too many.
-    pub fn refused(&self) -> u64 {
-        self.refused.get()
     }
 
     /// Stops accepting, and tells every peer to go elsewhere.
@@ -111,13 +97,29 @@ impl Connections {
         }
     }
 
-    /// Looks after the time-outs of all connections, for ever.
+    /// Looks after the time-outs of all connections, and after what they hold together, for ever.
     pub async fn watch(self: Rc<Self>) {
+        let mut swept_ns = clock::monotonic_ns();
         loop {
-            rt::sleep(SWEEP).await;
+            if rt::timeout(SWEEP, self.traffic.overfull.wait()).await.is_some() {
+                self.relieve();
+            }
             let now_ns = clock::monotonic_ns();
-            self.each(|connection| connection.handle_timeout(now_ns));
-            self.list.borrow_mut().retain(|connection| connection.strong_count() > 0);
+            if now_ns - swept_ns >= SWEEP.as_nanos() as u64 {
+                swept_ns = now_ns;
+                self.each(|connection| connection.handle_timeout(now_ns));
+                self.list.borrow_mut().retain(|connection| connection.strong_count() > 0);
+            }
+        }
+    }
+
+    /// Ends the connections that hold most, until the others have room again.
+    fn relieve(&self) {
+        while self.traffic.is_overfull() {
+            let list: Vec<_> = self.list.borrow().iter().filter_map(Weak::upgrade).collect();
+            let largest = list.iter().max_by_key(|connection| connection.held_bytes());
+            let Some(largest) = largest.filter(|largest| largest.held_bytes() > 0) else { return };
+            largest.cut_off(Refusal::ShardBuffers, "this shard's buffers are full");
         }
     }
 }
@@ -129,6 +131,7 @@ pub async fn accept<S: Service>(
     options: Options,
     connections: Rc<Connections>,
 ) {
+    connections.traffic.set_buffered_bytes_max(options.buffered_bytes_max);
     while !connections.draining.get() {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -137,12 +140,20 @@ pub async fn accept<S: Service>(
                 continue;
             }
         };
-        if connections.draining.get() || connections.open.get() >= options.connections_max {
-            connections.refused.set(connections.refused.get() + 1);
+        if connections.draining.get() {
             continue;
         }
+        if connections.open.get() >= options.connections_max {
+            connections.traffic.refuse(Refusal::Connections, 1);
+            continue;
+        }
+        let place = connections.peers.admit(peer.ip(), options.connections_per_peer_max);
+        let Some(place) = place else {
+            connections.traffic.refuse(Refusal::ConnectionsPerPeer, 1);
+            continue;
+        };
         connections.accepted.set(connections.accepted.get() + 1);
-        let open = Open::new(&connections.open);
+        let open = Open::new(&connections.open, place);
         let connection = Rc::new(Connection::new(&options, peer, connections.traffic.clone()));
         connections.list.borrow_mut().push(Rc::downgrade(&connection));
         let serving = connection.serve(stream, service.clone());
@@ -160,7 +171,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::StreamCall;
-    use super::super::connection::WRITE_STALL_NS;
     use super::*;
     use crate::grpc::{ClientConnection, Limits, Message, RequestHead, Route};
     use crate::h2::{Output, StreamId};
@@ -192,11 +202,11 @@ mod tests {
 
     fn server(listener: std::net::TcpListener) -> Rc<Connections> {
         let connections = Rc::new(Connections::default());
-        let options = Options {
-            limits: Limits::default(),
-            route: |_| Some(Route { id: 1, client_streaming: false, server_streaming: false }),
-            connections_max: 10,
-        };
+        let options = Options::new(
+            Limits::default(),
+            |_| Some(Route { id: 1, client_streaming: false, server_streaming: false }),
+            10,
+        );
         let listener = net::Listener::new(listener).unwrap();
         rt::spawn(accept(listener, Rc::new(Large), options, connections.clone()));
         connections
@@ -270,10 +280,11 @@ mod tests {
             let _client = mute_client(address).await;
             stuck(&connections).await;
             let check = |now_ns| connections.each(|connection| connection.check_progress(now_ns));
-            check(WRITE_STALL_NS / 2);
+            let period_ns = Limits::default().slow_reader_min.period_ns;
+            check(period_ns / 2);
             assert_eq!(connections.traffic().faulted.get(), 0);
-            check(2 * WRITE_STALL_NS);
-            check(3 * WRITE_STALL_NS);
+            check(2 * period_ns);
+            check(3 * period_ns);
             gone(&connections).await;
             assert_eq!(connections.traffic().faulted.get(), 1);
         })

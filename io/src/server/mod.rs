@@ -5,10 +5,12 @@
 //! buffer. It never looks into a message and decides nothing about a call.
 
 mod connection;
+mod guard;
 mod listen;
 
 pub use connection::{Connection, StreamCall, StreamClosed};
-pub use listen::{Connections, Traffic, accept};
+pub use guard::Traffic;
+pub use listen::{Connections, accept};
 
 use std::rc::Rc;
 
@@ -33,6 +35,23 @@ pub struct Options {
     pub route: RouteFn,
     /// Most connections of this shard; more are closed at once and counted.
     pub connections_max: usize,
+    /// Most connections of one peer (an IPv4 address, or a /64 of IPv6); more are closed at once and counted.
+    pub connections_per_peer_max: usize,
+    /// Most bytes that all of them may hold; beyond it the one that holds most is ended.
+    pub buffered_bytes_max: usize,
+}
+
+impl Options {
+    /// Options without bounds on one peer and on what all connections hold: for tests and measurements.
+    pub fn new(limits: Limits, route: RouteFn, connections_max: usize) -> Self {
+        Self {
+            limits,
+            route,
+            connections_max,
+            connections_per_peer_max: connections_max,
+            buffered_bytes_max: usize::MAX,
+        }
+    }
 }
 
 /// What takes the calls of a connection.

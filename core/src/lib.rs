@@ -17,3 +17,4 @@ pub mod serve;
 mod services;
 mod shard;
 mod status;
+mod web;

@@ -16,3 +16,4 @@ pub mod net;
 pub mod probe;
 pub mod rt;
 pub mod server;
+pub mod web;

@@ -14,6 +14,7 @@ mod tests;
 mod transport;
 mod tree;
 pub mod units;
+mod web;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
 pub use read::{load, namespace_name_valid, read};
 pub use transport::Transport;
+pub use web::Web;
 
 /// Most shards that one process runs.
 pub const SHARDS_MAX: usize = 256;
@@ -55,6 +57,8 @@ pub struct Config {
     pub grpc: Grpc,
     /// Bounds on what their connections may do.
     pub transport: Transport,
+    /// Calls from browsers.
+    pub web: Web,
     /// The log.
     pub wal: Wal,
     /// The embedded store.
@@ -137,6 +141,8 @@ impl Durability {
 pub struct Limits {
     /// Largest message of a request, in bytes.
     pub message_bytes_max: u64,
+    /// Largest request in JSON, in bytes.
+    pub json_bytes_max: u64,
     /// Most bytes of requests in flight on one connection.
     pub connection_bytes_in_flight_max: u64,
     /// Most bytes of requests in flight in one namespace, unless it says otherwise.

@@ -12,6 +12,7 @@ use super::grpc;
 use super::transport::read_transport;
 use super::tree::{self, FILE_BYTES_MAX, Node, Report, Section, Setting, Value};
 use super::units::{self, show_bytes, show_duration};
+use super::web;
 use super::{
     ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX, IDEMPOTENCY_WINDOW_MIN,
     Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX, Namespace, SHARDS_MAX, Sync,
@@ -112,6 +113,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let limits = read_limits(top.section("limits"), report);
     let grpc = grpc::read(top.section("grpc"), report);
     let transport = read_transport(top.section("transport"), &limits, report);
+    let web = web::read(top.section("web"), report);
     let wal = read_wal(top.section("wal"), cores.len() as u64, limits.message_bytes_max, report);
     let memory = read_memory(top.section("memory"), machine, report);
     let log = read_log(top.section("log"), flags, report);
@@ -141,6 +143,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         limits,
         grpc,
         transport,
+        web,
         wal,
         memory,
         log,
@@ -252,6 +255,7 @@ fn read_limits(section: Option<Section<'_>>, report: &Report) -> Limits {
     }
     let limits = Limits {
         message_bytes_max: message.value,
+        json_bytes_max: section.value("json_bytes_max", MIB, size(KIB, 64 * MIB)).value,
         connection_bytes_in_flight_max: connection.value,
         namespace_bytes_in_flight_max: namespace.value,
         streams: section.value("streams", 1_024, count(1, 65_536)).value,

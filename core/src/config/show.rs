@@ -33,12 +33,14 @@ impl fmt::Display for Config {
         writeln!(f, "  connection_bytes_in_flight_max: {connection}")?;
         let namespace = show_bytes(limits.namespace_bytes_in_flight_max);
         writeln!(f, "  namespace_bytes_in_flight_max: {namespace}")?;
+        writeln!(f, "  json_bytes_max: {}", show_bytes(limits.json_bytes_max))?;
         writeln!(f, "  streams: {}", limits.streams)?;
         writeln!(f, "  connections_max: {}", limits.connections_max)?;
         writeln!(f, "  drain_timeout: {}", show_duration(limits.drain_timeout))?;
         writeln!(f, "  default_deadline: {}", show_duration(limits.default_deadline))?;
         write!(f, "{}", self.grpc)?;
         show_transport(&self.transport, f)?;
+        write!(f, "{}", self.web)?;
         writeln!(f, "wal:")?;
         writeln!(f, "  direct: {}", self.wal.direct.name())?;
         writeln!(f, "  sync: {}", self.wal.sync.name())?;

@@ -23,6 +23,7 @@ pub(crate) use deadlines::Deadlines;
 pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
 pub(crate) use run::{Ended, Launch, Report, run};
+pub(crate) use service::route;
 
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};

@@ -10,6 +10,7 @@ use prism_io::calls::{CallPool, StartCall, pump};
 use prism_io::mesh::Port;
 use prism_io::rt::{Flag, Signal};
 use prism_io::server::{Connections, Options, accept};
+use prism_io::web::Web;
 use prism_io::{clock, net, rt};
 use prism_wal::RecoveryReport;
 
@@ -22,6 +23,7 @@ use crate::namespaces::{Namespaces, model};
 use crate::remote::{self, Message, Peers};
 use crate::request::{self, Call, LineBudget};
 use crate::services::Health;
+use crate::web::SCHEMA;
 
 /// Calls that one shard may have waiting.
 const CALLS_MAX: usize = 64 * 1024;
@@ -166,6 +168,11 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         connections_per_peer_max: (config.transport.connections_per_peer_max as usize)
             .div_ceil(launch.shards),
         buffered_bytes_max: config.transport.shard_buffer_bytes_max as usize,
+        web: Some(Rc::new(Web {
+            schema: SCHEMA,
+            origins: config.web.allowed_origins.clone(),
+            json_bytes_max: config.limits.json_bytes_max as u32,
+        })),
     };
     let (index, drain_timeout) = (launch.index, config.limits.drain_timeout);
     let shard = Rc::new(Shard {

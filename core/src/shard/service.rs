@@ -27,7 +27,7 @@ pub(super) const OWN_SERVICES: [&str; 3] = [
 ];
 
 /// The method behind a path.
-pub(super) fn route(path: &[u8]) -> Option<Route> {
+pub(crate) fn route(path: &[u8]) -> Option<Route> {
     if let Some(method) = Method::by_path(path) {
         return Some(Route {
             id: u32::from(method.id()),

@@ -127,11 +127,39 @@ pub(super) struct HeadSink {
     /// The path, when it leads nowhere.
     pub(super) unknown_path: Vec<u8>,
     pub(super) head: RequestHead,
+    other: Other,
     /// Of heads that repeat.
     saved: [HeadFacts; HEADS_REMEMBERED],
 }
 
+/// What a head that is not gRPC's says instead.
+#[derive(Default)]
+struct Other {
+    seen: bool,
+    method: Vec<u8>,
+    content_type: Vec<u8>,
+}
+
 impl HeadSink {
+    /// Method and content type of a head that is not gRPC's.
+    pub(super) fn not_grpc(&self) -> (&[u8], &[u8]) {
+        let other = |value| if self.other.seen { value } else { &[][..] };
+        let method = if self.facts.post { b"POST" } else { other(&self.other.method) };
+        (method, other(&self.other.content_type))
+    }
+
+    #[cold]
+    fn other(&mut self, of: impl FnOnce(&mut Other) -> &mut Vec<u8>, value: &[u8]) {
+        let other = &mut self.other;
+        if !std::mem::replace(&mut other.seen, true) {
+            other.method.clear();
+            other.content_type.clear();
+        }
+        let kept = of(other);
+        kept.clear();
+        kept.extend_from_slice(value);
+    }
+
     pub(super) fn new(route_of: RouteFn) -> Self {
         Self {
             route_of,
@@ -139,6 +167,7 @@ impl HeadSink {
             facts: HeadFacts::NONE,
             unknown_path: Vec::new(),
             head: RequestHead::default(),
+            other: Other::default(),
             saved: [HeadFacts::NONE; HEADS_REMEMBERED],
         }
     }
@@ -149,6 +178,7 @@ impl Sink for HeadSink {
     fn begin(&mut self, trailers: bool) {
         self.trailers = trailers;
         self.facts = HeadFacts::NONE;
+        self.other.seen = false;
         self.head.timeout = None;
         if !self.head.metadata.is_empty() {
             self.head.metadata = Metadata::new();
@@ -162,7 +192,12 @@ impl Sink for HeadSink {
         }
         let facts = &mut self.facts;
         match field.kind {
-            FieldKind::Method => facts.post = field.value == b"POST",
+            FieldKind::Method => {
+                facts.post = field.value == b"POST";
+                if !facts.post {
+                    self.other(|other| &mut other.method, field.value);
+                }
+            }
             FieldKind::Path => {
                 facts.route = (self.route_of)(field.value);
                 if facts.route.is_none() {
@@ -170,7 +205,12 @@ impl Sink for HeadSink {
                     self.unknown_path.extend_from_slice(field.value);
                 }
             }
-            FieldKind::ContentType => facts.content_type = ContentType::parse(field.value),
+            FieldKind::ContentType => {
+                facts.content_type = ContentType::parse(field.value);
+                if facts.content_type == ContentType::Other {
+                    self.other(|other| &mut other.content_type, field.value);
+                }
+            }
             FieldKind::GrpcTimeout => {
                 self.head.timeout = timeout::parse(field.value);
                 facts.timeout_ok = self.head.timeout.is_some();
@@ -190,6 +230,7 @@ impl Sink for HeadSink {
 
     fn save(&mut self, number: usize) -> bool {
         let repeats = self.facts.route.is_some()
+            && !self.other.seen
             && self.head.timeout.is_none()
             && self.head.metadata.is_empty();
         if repeats {

@@ -19,8 +19,12 @@ use crate::h2::connection::{Connection, Incoming, Role};
 use crate::h2::hpack::{Encoder, Indexing, encode::literal};
 use crate::h2::stream::Recycle;
 use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, Refusal, StreamId};
+use crate::web::Web;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
+use std::rc::Rc;
+
+mod web;
 
 /// What is kept per stream.
 #[derive(Debug, Default)]
@@ -46,6 +50,8 @@ struct Call {
     deframer: Deframer,
     /// Bytes handed out, prefixes included, and not yet released.
     unreleased: u32,
+    /// It came by gRPC-Web or Connect.
+    web: Option<Box<web::Held>>,
 }
 
 impl Recycle for Call {
@@ -57,6 +63,9 @@ impl Recycle for Call {
         self.finished = false;
         self.unreleased = 0;
         self.held = 0;
+        if self.web.is_some() {
+            self.web = None;
+        }
         if self.message.is_some() {
             self.message = None;
         }
@@ -96,6 +105,8 @@ pub struct ServerConnection {
     inflated: usize,
     counts: Counts,
     scratch: Vec<u8>,
+    /// For what is not gRPC.
+    web: Option<Rc<Web>>,
 }
 
 /// Decompression of requests pauses after this many bytes, so that a connection cannot hold the others up with little. 4 MiB.
@@ -114,6 +125,7 @@ impl ServerConnection {
             inflated: 0,
             counts: Counts::default(),
             scratch: Vec::new(),
+            web: None,
         }
     }
 
@@ -174,7 +186,10 @@ impl ServerConnection {
         let route = match facts.route {
             Some(route) if !too_large && facts.make_a_call() => route,
             _ => {
-                self.refuse(stream, end, too_large);
+                let not_grpc = !too_large && facts.content_type == ContentType::Other;
+                if !not_grpc || !self.begin_web(stream, end) {
+                    self.refuse(stream, end, too_large);
+                }
                 return None;
             }
         };
@@ -286,6 +301,9 @@ impl ServerConnection {
         }
         if call.client_streaming {
             return self.stream_data(stream, payload, end);
+        }
+        if call.web.is_some() {
+            return self.web_data(stream, payload, end);
         }
         loop {
             match call.deframer.next(&mut payload, max, &mut self.gathered, gather as usize) {
@@ -484,6 +502,9 @@ impl ServerConnection {
     fn finish_call(&mut self, stream: StreamId) {
         let call = &mut self.core.streams.at(stream.slot()).app;
         call.finished = true;
+        if let Some(held) = call.web.take() {
+            self.gathered -= held.bytes();
+        }
         if call.message.is_some() {
             call.message = None;
         }
@@ -514,6 +535,12 @@ impl ServerConnection {
     fn answerable(&self, stream: StreamId) -> bool {
         !self.core.is_closed()
             && self.core.streams.get(stream).is_some_and(|entry| !entry.app.finished)
+    }
+
+    /// Whether an answerable stream is not gRPC's.
+    #[inline]
+    fn is_web(&mut self, stream: StreamId) -> bool {
+        self.core.streams.at(stream.slot()).app.web.is_some()
     }
 
     /// Sends the head of an answer; `gzip` names it as the encoding of its messages.
@@ -596,6 +623,9 @@ impl ServerConnection {
         if !self.answerable(stream) {
             return false;
         }
+        if self.is_web(stream) {
+            return self.web_respond(stream, message, trailers);
+        }
         if message.len() > self.core.limits.send_bytes_max as usize {
             return self.too_large_to_send(stream, message.len(), trailers);
         }
@@ -632,6 +662,9 @@ impl ServerConnection {
     pub fn fail(&mut self, stream: StreamId, status: &Status<'_>) -> bool {
         if !self.answerable(stream) {
             return false;
+        }
+        if self.is_web(stream) {
+            return self.web_fail(stream, status);
         }
         let max = self.core.limits.trailer_bytes_max as usize;
         let custom: usize =
@@ -705,7 +738,10 @@ impl ServerConnection {
 
     /// Sends the head of a streaming answer with custom metadata; without it the first message sends a plain one.
     pub fn send_headers(&mut self, stream: StreamId, metadata: &[(&str, &[u8])]) -> bool {
-        if !self.answerable(stream) || self.core.streams.at(stream.slot()).headers_sent {
+        if !self.answerable(stream)
+            || self.core.streams.at(stream.slot()).headers_sent
+            || self.is_web(stream)
+        {
             return false;
         }
         let gzip = self.core.streams.at(stream.slot()).app.announces_gzip;
@@ -732,6 +768,9 @@ impl ServerConnection {
         if !self.answerable(stream) {
             return Err(SendError::Closed);
         }
+        if self.is_web(stream) {
+            return self.web_send(stream, message);
+        }
         let bytes = PREFIX_BYTES + message.len();
         let Limits { queue_bytes_max: queue, send_bytes_max: max, .. } = self.core.limits;
         if bytes > queue as usize || message.len() > max as usize {
@@ -757,6 +796,9 @@ impl ServerConnection {
     pub fn finish(&mut self, stream: StreamId, trailers: &[(&str, &[u8])]) -> bool {
         if !self.answerable(stream) {
             return false;
+        }
+        if self.is_web(stream) {
+            return self.web_finish(stream, trailers);
         }
         self.put_trailers(stream, Code::Ok, trailers, |_, _| {});
         true

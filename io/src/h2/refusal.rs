@@ -84,7 +84,9 @@ refusals! {
     Connections = "connections",
     /// More connections of one peer than `connections_per_peer_max`: closed at once.
     ConnectionsPerPeer = "connections_per_peer",
-    /// A head that no intermediary could agree on (RFC 9113, section 8.1.1): PROTOCOL_ERROR on its stream.
+    /// A browser that calls for a page whose origin is not among `web.allowed_origins`: 403.
+    Origin = "origin",
+    /// A head that no intermediary could agree on (RFC 9113, section 8.1.1): PROTOCOL_ERROR on its stream; 400 in HTTP/1.1.
     MalformedHead = "malformed_head",
     /// Any other stream error of the peer's.
     StreamError = "stream_error",

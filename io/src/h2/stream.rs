@@ -16,6 +16,11 @@ pub struct StreamId {
 }
 
 impl StreamId {
+    /// For connections that have no table of streams.
+    pub(crate) fn new(number: u32, slot: u32) -> Self {
+        Self { number, slot }
+    }
+
     /// The stream identifier on the wire.
     pub fn number(self) -> u32 {
         self.number

@@ -13,10 +13,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::guard::Traffic;
+use super::protocol::Protocol;
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
 use crate::grpc::compress::inflate;
-use crate::grpc::{Code, Compressing, Event, Message, SendError, ServerConnection, Status};
+use crate::grpc::{Code, Compressing, Event, Message, SendError, Status};
 use crate::h2::{CloseReason, Output, Pace, Refusal, StreamId};
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
@@ -26,7 +27,7 @@ const KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// A connection of this shard.
 pub struct Connection {
-    grpc: RefCell<ServerConnection>,
+    grpc: RefCell<Protocol>,
     message_bytes_max: usize,
     peer: SocketAddr,
     traffic: Rc<Traffic>,
@@ -97,11 +98,7 @@ impl StreamState {
 impl Connection {
     pub(super) fn new(options: &Options, peer: SocketAddr, traffic: Rc<Traffic>) -> Self {
         Self {
-            grpc: RefCell::new(ServerConnection::new(
-                &options.limits,
-                options.route,
-                clock::monotonic_ns(),
-            )),
+            grpc: RefCell::new(Protocol::new(options, clock::monotonic_ns())),
             message_bytes_max: options.limits.message_bytes_max as usize,
             peer,
             traffic,
@@ -337,18 +334,41 @@ impl Connection {
         .await;
     }
 
+    /// Whether nothing more is to be read for now.
+    fn is_full(&self) -> bool {
+        let mut grpc = self.grpc.borrow_mut();
+        grpc.output().len() > OUTPUT_BYTES_PAUSE || !grpc.wants_input()
+    }
+
+    /// A client of HTTP/1.1 may close its side and still wait for its answers.
+    async fn answer_the_rest<S: Service>(self: &Rc<Self>, service: &S) {
+        if !self.grpc.borrow_mut().input_ended() {
+            return;
+        }
+        self.deliver(service);
+        service.turn_ended();
+        self.has_work();
+        while !self.ended.get() && !(self.grpc.borrow().is_closed() && self.is_flushed()) {
+            self.drained.wait().await;
+        }
+    }
+
     /// Reads until the peer or the connection ends.
     async fn read_all<S: Service>(self: &Rc<Self>, mut read: ReadHalf, service: &S) {
         let mut size = READ_BYTES_MIN;
         let mut buffer = BytesMut::with_capacity(size);
         loop {
-            while !self.ended.get() && self.grpc.borrow_mut().output().len() > OUTPUT_BYTES_PAUSE {
+            while !self.ended.get() && self.is_full() {
                 self.drained.wait().await;
             }
             let (result, filled) = read.read(buffer).await;
             buffer = filled;
             let count = match result {
-                Ok(0) | Err(_) => break,
+                Ok(0) => {
+                    self.answer_the_rest(service).await;
+                    break;
+                }
+                Err(_) => break,
                 Ok(count) => count,
             };
             if self.ended.get() || self.grpc.borrow().is_closed() {

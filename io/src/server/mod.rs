@@ -1,4 +1,5 @@
-//! The driver of gRPC connections: moves bytes between a socket and the state machine of [`crate::grpc`].
+//! The driver of connections: moves bytes between a socket and the state machine of [`crate::grpc`] or, where a client speaks
+//! HTTP/1.1, of [`crate::web`].
 //!
 //! One pass over a read buffer hands every complete call in it to the [`Service`]; whatever was answered by then, or by the
 //! end of the turn, leaves in one write. A reader that does not read stops being read from. Idle connections hold one small
@@ -7,6 +8,7 @@
 mod connection;
 mod guard;
 mod listen;
+mod protocol;
 
 pub use connection::{Connection, StreamCall, StreamClosed};
 pub use guard::Traffic;
@@ -18,6 +20,7 @@ use bytes::Bytes;
 
 use crate::grpc::{Limits, RequestHead, RouteFn};
 use crate::h2::StreamId;
+use crate::web::Web;
 
 /// The read buffer of a connection that has little to say, in bytes.
 pub const READ_BYTES_MIN: usize = 4 * 1024;
@@ -39,10 +42,12 @@ pub struct Options {
     pub connections_per_peer_max: usize,
     /// Most bytes that all of them may hold; beyond it the one that holds most is ended.
     pub buffered_bytes_max: usize,
+    /// What it takes to serve gRPC-Web and Connect, and these also over HTTP/1.1. Without it there is gRPC alone.
+    pub web: Option<Rc<Web>>,
 }
 
 impl Options {
-    /// Options without bounds on one peer and on what all connections hold: for tests and measurements.
+    /// gRPC alone, without bounds on one peer and on what all connections hold: for tests and measurements.
     pub fn new(limits: Limits, route: RouteFn, connections_max: usize) -> Self {
         Self {
             limits,
@@ -50,6 +55,7 @@ impl Options {
             connections_max,
             connections_per_peer_max: connections_max,
             buffered_bytes_max: usize::MAX,
+            web: None,
         }
     }
 }

@@ -4,8 +4,6 @@
 //! heads, connections, and the time that a request or an answer may take; when all connections are taken, the one that
 //! would time out first gives way to a new one. Serves no request bodies, no TLS and no authentication, and therefore
 //! belongs on loopback or behind something that has them. Never used for data.
-//!
-//! The head is parsed after RFC 9112; what the parser does not know it refuses.
 
 #![allow(unsafe_code)]
 
@@ -14,6 +12,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use super::head::{self, BodyLength, Parsed, phrase};
 
 /// Largest request head, in bytes.
 pub const HEAD_BYTES_MAX: usize = 8 << 10;
@@ -285,10 +285,7 @@ impl Connection {
         now: Instant,
         answer: &mut impl FnMut(&Request<'_>) -> Response,
     ) -> bool {
-        let head = match parse(&self.input) {
-            Parsed::Partial => return false,
-            Parsed::Whole(head) => head,
-        };
+        let Some(head) = parse(&self.input) else { return false };
         let response = match head.verdict {
             Ok(ref request) => answer(request),
             Err(status) => Response::text(status, format!("{}\n", phrase(status))),
@@ -305,12 +302,7 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-enum Parsed<'a> {
-    Partial,
-    Whole(Head<'a>),
-}
-
-struct Head<'a> {
+struct Answered<'a> {
     /// The request, or the status that refuses it.
     verdict: Result<Request<'a>, u16>,
     length: usize,
@@ -318,74 +310,26 @@ struct Head<'a> {
     without_body: bool,
 }
 
-/// Parses one request head off the front of `input`.
-fn parse(input: &[u8]) -> Parsed<'_> {
+/// The request at the front of `input`, if it is whole. This server takes no bodies.
+fn parse(input: &[u8]) -> Option<Answered<'_>> {
     let refuse = |status| {
         let (length, close, without_body) = (input.len(), true, false);
-        Parsed::Whole(Head { verdict: Err(status), length, close, without_body })
+        Some(Answered { verdict: Err(status), length, close, without_body })
     };
-    let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
-        return if input.len() >= HEAD_BYTES_MAX { refuse(431) } else { Parsed::Partial };
+    let (head, length) = match head::parse(input, 0, HEAD_BYTES_MAX) {
+        Parsed::Partial => return None,
+        Parsed::Whole(head, length) => (head, length),
+        Parsed::Refused(head::Refused(status, _)) => return refuse(status),
     };
-    if end + 4 > HEAD_BYTES_MAX {
-        return refuse(431);
+    if head.body != BodyLength::Known(0) {
+        return refuse(413);
     }
-    let Ok(head) = std::str::from_utf8(&input[..end]) else {
-        return refuse(400);
-    };
-    let mut lines = head.split("\r\n");
-    let mut words = lines.next().unwrap_or_default().split(' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return refuse(400);
-    };
-    let mut close = match version {
-        "HTTP/1.1" => false,
-        "HTTP/1.0" => true,
-        _ => return refuse(505),
-    };
-    if !target.starts_with('/') || target.bytes().any(|byte| !byte.is_ascii_graphic()) {
-        return refuse(400);
-    }
-    let mut hosts = 0;
-    for line in lines {
-        let Some((name, value)) = line.split_once(':') else {
-            return refuse(400);
-        };
-        if name.is_empty() || !name.bytes().all(is_token) || value.bytes().any(is_control) {
-            return refuse(400);
-        }
-        let value = value.trim_matches([' ', '\t']);
-        if name.eq_ignore_ascii_case("host") {
-            hosts += 1;
-        } else if name.eq_ignore_ascii_case("connection") {
-            let mut options = value.split(',');
-            close |= options.any(|option| option.trim().eq_ignore_ascii_case("close"));
-        } else if name.eq_ignore_ascii_case("transfer-encoding")
-            || (name.eq_ignore_ascii_case("content-length") && value != "0")
-        {
-            return refuse(413);
-        }
-    }
-    if hosts > 1 || (hosts == 0 && version == "HTTP/1.1") {
-        return refuse(400);
-    }
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let verdict = match method {
+    let (path, query) = head.target.split_once('?').unwrap_or((head.target, ""));
+    let verdict = match head.method {
         "GET" | "HEAD" => Ok(Request { path, query }),
         _ => Err(405),
     };
-    Parsed::Whole(Head { verdict, length: end + 4, close, without_body: method == "HEAD" })
-}
-
-/// Characters of a field name (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-fn is_control(byte: u8) -> bool {
-    byte.is_ascii_control() && byte != b'\t'
+    Some(Answered { verdict, length, close: head.close, without_body: head.method == "HEAD" })
 }
 
 fn write_response(output: &mut Vec<u8>, response: &Response, close: bool, without_body: bool) {
@@ -401,22 +345,6 @@ fn write_response(output: &mut Vec<u8>, response: &Response, close: bool, withou
     output.extend_from_slice(head.as_bytes());
     if !without_body {
         output.extend_from_slice(body);
-    }
-}
-
-/// The reason phrase of a status (RFC 9110, section 15).
-fn phrase(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        400 => "Bad Request",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        413 => "Content Too Large",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        503 => "Service Unavailable",
-        505 => "HTTP Version Not Supported",
-        _ => "",
     }
 }
 
@@ -492,7 +420,7 @@ mod tests {
             (b"GET /hello HTTP/1.1\r\nHost : a\r\n\r\n", "400 Bad Request"),
             (b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", "400 Bad Request"),
             (b"GET /hello HTTP/2.0\r\nHost: a\r\n\r\n", "505 HTTP Version Not Supported"),
-            (&[b'x'; HEAD_BYTES_MAX], "431 Request Header Fields Too Large"),
+            (&[b'x'; HEAD_BYTES_MAX], "414 URI Too Long"),
         ];
         for (request, status) in cases {
             let answer = server.exchange(request);

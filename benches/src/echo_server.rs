@@ -14,7 +14,7 @@ use prism_io::server::{self, Connection, Connections, Options, Service, StreamCa
 use prism_io::{net, rt};
 use prost::Message as _;
 
-use crate::echo::{Log, Payload, STREAM_ROUTE, StreamRequest, echo, route};
+use crate::echo::{Log, STREAM_ROUTE, StreamRequest, echo, route};
 use crate::write::{self, Offsets, aligned};
 
 const CONNECTIONS_MAX: usize = 20_000;
@@ -76,11 +76,14 @@ async fn send_all(call: StreamCall, request: Bytes) {
     let Ok(StreamRequest { messages, value_bytes, .. }) = StreamRequest::decode(request) else {
         return call.fail(&Status::new(Code::InvalidArgument, "not a request for a stream"));
     };
-    let value = Bytes::from(vec![b'v'; value_bytes as usize]);
+    let value = vec![b'v'; value_bytes as usize];
     let mut encoded = Vec::new();
     for _ in 0..messages {
+        // As Prism's own handlers write their answers: into a buffer that they keep.
         encoded.clear();
-        Payload { key: Bytes::new(), value: value.clone() }.encode_raw(&mut encoded);
+        prost::encoding::encode_key(2, prost::encoding::WireType::LengthDelimited, &mut encoded);
+        prost::encoding::encode_varint(value.len() as u64, &mut encoded);
+        encoded.extend_from_slice(&value);
         if call.send(Message::new(&encoded)).await.is_err() {
             return;
         }

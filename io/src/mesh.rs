@@ -81,6 +81,7 @@ impl<M: Send> Port<M> {
                 }
             }
             if delivered > 0 {
+                crate::rt::note_activity();
                 turn();
                 crate::rt::yield_now().await;
                 continue;

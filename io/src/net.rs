@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
+use crate::rt;
 use bytes::BytesMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -90,7 +91,7 @@ impl Stream {
     pub fn split(self) -> (ReadHalf, WriteHalf) {
         let descriptor = self.0.as_raw_fd();
         let (read, write) = self.0.into_split();
-        (ReadHalf(read), WriteHalf(write, descriptor))
+        (ReadHalf(read, descriptor), WriteHalf(write, descriptor))
     }
 }
 
@@ -126,7 +127,7 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 /// The receiving half of a socket.
-pub struct ReadHalf(OwnedReadHalf<monoio::net::TcpStream>);
+pub struct ReadHalf(OwnedReadHalf<monoio::net::TcpStream>, RawFd);
 
 impl ReadHalf {
     /// Reads into the spare capacity of `buffer`, behind what it holds already. Zero bytes: the peer is done.
@@ -135,7 +136,21 @@ impl ReadHalf {
         use monoio::buf::IoBufMut;
         let filled = buffer.len();
         let (result, slice) = self.0.read(buffer.slice_mut(filled..)).await;
+        rt::note_activity();
         (result, slice.into_inner())
+    }
+
+    /// Reads what is there already, like [`ReadHalf::read`]; `WouldBlock` when that is nothing.
+    pub(crate) fn read_at_once(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+        let room = buffer.spare_capacity_mut();
+        debug_assert!(!room.is_empty(), "a read needs room");
+        // SAFETY: the descriptor is open as long as this half lives, and the kernel writes no more than the room that it is told of.
+        let count =
+            unsafe { libc::recv(self.1, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
+        let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+        // SAFETY: the kernel has written that many bytes behind the ones that were there.
+        unsafe { buffer.set_len(buffer.len() + count) };
+        Ok(count)
     }
 }
 

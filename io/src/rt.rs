@@ -4,12 +4,13 @@
 //! to epoll where io_uring is missing and says so through [`driver`]. Never shares state between threads; that is what
 //! [`crate::mesh`] is for.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atomic_waker::AtomicWaker;
 use monoio::time::TimeDriver;
@@ -80,6 +81,60 @@ fn one_thread() -> io_uring::Builder {
     let mut builder = io_uring::IoUring::builder();
     builder.setup_coop_taskrun().setup_single_issuer();
     builder
+}
+
+thread_local! {
+    /// Set once the loop of this thread polls.
+    static BUSY_POLL: OnceCell<Rc<BusyPoll>> = const { OnceCell::new() };
+}
+
+/// What the task that keeps a loop awake is told.
+#[derive(Default)]
+struct BusyPoll {
+    /// Things that have come, and that more may follow soon.
+    seen: Cell<u64>,
+    some: Signal,
+}
+
+/// Something has come for the tasks of this thread.
+#[inline]
+pub(crate) fn note_activity() {
+    BUSY_POLL.with(|poll| {
+        if let Some(poll) = poll.get() {
+            poll.seen.set(poll.seen.get().wrapping_add(1));
+            poll.some.set();
+        }
+    });
+}
+
+/// From now on the loop of this thread keeps asking the kernel for completions until nothing has come for `span`, and only then
+/// sleeps. For hosts that own their cores: it trades CPU time for the time that a wake-up takes. The other tasks run as before.
+///
+/// Fails where there is no io_uring.
+pub fn busy_poll(span: Duration) -> io::Result<()> {
+    if driver() != Driver::IoUring {
+        return Err(io::Error::other("busy polling needs io_uring"));
+    }
+    // Its readiness is a completion that is always there. Asked for it, the loop turns without sleeping, and on its way looks at
+    // everything that it looks at before it would sleep: other completions, timers, wakes from other threads.
+    let (ready, _peer) = monoio::net::UnixStream::pair()?;
+    let poll = BUSY_POLL.with(|poll| poll.get_or_init(Rc::default).clone());
+    spawn(async move {
+        let _peer = _peer;
+        loop {
+            poll.some.wait().await;
+            let (mut last, mut seen) = (Instant::now(), poll.seen.get());
+            while last.elapsed() < span {
+                if ready.writable(false).await.is_err() {
+                    return;
+                }
+                if seen != poll.seen.get() {
+                    (last, seen) = (Instant::now(), poll.seen.get());
+                }
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Starts `task` on this thread's loop. It runs until it ends or the runtime does.
@@ -187,7 +242,6 @@ impl Flag {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::rc::Rc;
 
     #[test]
     fn a_task_that_yields_lets_the_others_go_on() {
@@ -211,6 +265,25 @@ mod tests {
             turns.get()
         });
         assert_eq!(turns.unwrap(), 100);
+    }
+
+    #[test]
+    fn a_loop_that_polls_hears_of_timers_sockets_and_other_threads() {
+        if driver() != Driver::IoUring {
+            return assert!(run(async { busy_poll(Duration::from_millis(1)) }).unwrap().is_err());
+        }
+        run(async {
+            busy_poll(Duration::from_secs(60)).unwrap();
+            note_activity();
+            yield_now().await;
+            sleep(Duration::from_millis(5)).await;
+            let flag = std::sync::Arc::new(Flag::default());
+            let other = flag.clone();
+            let thread = std::thread::spawn(move || other.set());
+            timeout(Duration::from_secs(20), flag.wait()).await.expect("a wake from elsewhere");
+            thread.join().unwrap();
+        })
+        .unwrap();
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl File {
         while slice.start < bytes {
             let position = offset + slice.start as u64;
             let (result, returned) = self.file.write_at(slice, position).await;
+            crate::rt::note_activity();
             slice = returned;
             match result {
                 Ok(0) => return self.guard(Err(io::ErrorKind::WriteZero.into())),

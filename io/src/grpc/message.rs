@@ -4,7 +4,8 @@
 //! gathered into one buffer with one copy. What is being gathered is bounded per message and per connection.
 
 use super::compress::Encoding;
-use bytes::{Bytes, BytesMut};
+use super::gather::GatherBuffer;
+use bytes::Bytes;
 
 /// Bytes of the prefix: a compressed flag and a length.
 pub const PREFIX_BYTES: usize = 5;
@@ -84,12 +85,9 @@ pub(crate) struct Deframer {
     /// Whether the message that came last is compressed.
     compressed: bool,
     /// The message that is being gathered, and how long it will be.
-    gathering: Option<Box<BytesMut>>,
+    gathering: Option<Box<GatherBuffer>>,
     message_bytes: u32,
 }
-
-/// First capacity of a gathered message when little of it has come: a length is only a claim.
-const GATHER_BYTES_FIRST: usize = 64 << 10;
 
 impl Deframer {
     /// Compressed messages are to be in `encoding`.
@@ -177,23 +175,18 @@ impl Deframer {
             }
             *gathered += length as usize;
             self.message_bytes = length;
-            let first = (length as usize).min(GATHER_BYTES_FIRST.max(2 * data.len()));
-            self.gathering = Some(Box::new(BytesMut::with_capacity(first)));
+            self.gathering = Some(Box::new(GatherBuffer::new(length as usize, data.len())));
         }
         let Some(buffer) = &mut self.gathering else { return Ok(None) };
         let wanted = self.message_bytes as usize;
         let part = data.split_to(data.len().min(wanted - buffer.len()));
-        if buffer.len() + part.len() > buffer.capacity() {
-            // Enough has come to believe the length; the kernel gives the pages only as they fill.
-            buffer.reserve(wanted - buffer.len());
-        }
-        buffer.extend_from_slice(&part);
+        buffer.extend(&part, wanted);
         if buffer.len() < wanted {
             return Ok(None);
         }
         *gathered -= wanted;
         self.prefix_bytes = 0;
-        let message = self.gathering.take().map(|buffer| buffer.freeze());
+        let message = self.gathering.take().map(|buffer| buffer.finish());
         Ok(message)
     }
 

@@ -8,6 +8,7 @@ mod answer;
 pub mod client;
 pub mod compress;
 pub mod counts;
+mod gather;
 mod head;
 pub mod message;
 pub mod metadata;

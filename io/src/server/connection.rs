@@ -25,6 +25,11 @@ use crate::rt::{self, Signal};
 /// Buffers above this many bytes are given back when they are empty.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
 
+thread_local! {
+    /// Takes what does not fit the small buffer of a connection; one for all connections of a thread, because none waits with it.
+    static LARGE: Cell<BytesMut> = Cell::default();
+}
+
 /// A connection of this shard.
 pub struct Connection {
     grpc: RefCell<Protocol>,
@@ -371,38 +376,26 @@ impl Connection {
                 Err(_) => break,
                 Ok(count) => count,
             };
-            if self.ended.get() || self.grpc.borrow().is_closed() {
-                // What comes after the end is read so that the peer can read our last words, and thrown away.
-                buffer.clear();
-                continue;
-            }
             let full = buffer.len() == buffer.capacity();
-            self.traffic.received_bytes.set(self.traffic.received_bytes.get() + count as u64);
-            self.received_ns.set(clock::monotonic_ns());
-            self.grpc.borrow_mut().receive(&mut buffer, self.received_ns.get());
-            self.deliver(service);
-            service.turn_ended();
-            self.account();
-            self.has_work();
-            while self.grpc.borrow().is_paused() && !self.ended.get() {
-                rt::yield_now().await;
-                self.grpc.borrow_mut().resume();
-                self.deliver(service);
-                service.turn_ended();
-                self.account();
-                self.has_work();
+            self.take_in(&mut buffer, count, service).await;
+            if full && !self.is_full() {
+                match self.read_more(&mut read, &mut buffer, service).await {
+                    Ok(Some(0)) => {
+                        self.answer_the_rest(service).await;
+                        break;
+                    }
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
             }
             size = if full {
-                (size * 2).min(READ_BYTES_MAX)
+                (size * 2).min(KEPT_BYTES_MAX)
             } else {
                 (size - size / 8).max(READ_BYTES_MIN)
             };
-            if count < READ_BYTES_MIN / 4 && buffer.is_empty() && buffer.capacity() > KEPT_BYTES_MAX
-            {
-                size = READ_BYTES_MIN;
+            if buffer.is_empty() && buffer.capacity() > 2 * size {
                 buffer = BytesMut::with_capacity(size);
-            }
-            if buffer.capacity() - buffer.len() < READ_BYTES_MIN / 4 || full {
+            } else if buffer.capacity() - buffer.len() < READ_BYTES_MIN / 4 || full {
                 buffer.reserve(size);
             }
         }
@@ -417,6 +410,64 @@ impl Connection {
         self.account();
         self.close_streams();
         self.end();
+    }
+
+    /// More has come than there was room for: takes what is there through the large buffer that this thread's connections share.
+    /// Zero: the peer is done. `None`: it was all there is for now.
+    async fn read_more<S: Service>(
+        self: &Rc<Self>,
+        read: &mut ReadHalf,
+        buffer: &mut BytesMut,
+        service: &S,
+    ) -> std::io::Result<Option<usize>> {
+        let mut large = LARGE.take();
+        // Takes the same memory again, unless a slice of what came by it is still held somewhere.
+        large.reserve(buffer.len() + READ_BYTES_MAX);
+        large.extend_from_slice(buffer);
+        buffer.clear();
+        let result = match read.read_at_once(&mut large) {
+            Ok(count) => {
+                if count > 0 {
+                    self.take_in(&mut large, count, service).await;
+                }
+                Ok(Some(count))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        };
+        buffer.extend_from_slice(&large);
+        large.clear();
+        LARGE.set(large);
+        result
+    }
+
+    /// One pass over `count` bytes that were read, and what was left before them.
+    async fn take_in<S: Service>(
+        self: &Rc<Self>,
+        buffer: &mut BytesMut,
+        count: usize,
+        service: &S,
+    ) {
+        if self.ended.get() || self.grpc.borrow().is_closed() {
+            // What comes after the end is read so that the peer can read our last words, and thrown away.
+            buffer.clear();
+            return;
+        }
+        self.traffic.received_bytes.set(self.traffic.received_bytes.get() + count as u64);
+        self.received_ns.set(clock::monotonic_ns());
+        self.grpc.borrow_mut().receive(buffer, self.received_ns.get());
+        self.deliver(service);
+        service.turn_ended();
+        self.account();
+        self.has_work();
+        while self.grpc.borrow().is_paused() && !self.ended.get() {
+            rt::yield_now().await;
+            self.grpc.borrow_mut().resume();
+            self.deliver(service);
+            service.turn_ended();
+            self.account();
+            self.has_work();
+        }
     }
 
     /// One write; `None` when the connection was aborted in the meantime. The ring keeps what it reads from until it is done.

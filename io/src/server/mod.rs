@@ -3,7 +3,7 @@
 //!
 //! One pass over a read buffer hands every complete call in it to the [`Service`]; whatever was answered by then, or by the
 //! end of the turn, leaves in one write. A reader that does not read stops being read from. Idle connections hold one small
-//! buffer. It never looks into a message and decides nothing about a call.
+//! buffer; what comes in bulk goes through one large buffer that all connections of a thread share. It never looks into a message and decides nothing about a call.
 
 mod connection;
 mod guard;
@@ -24,7 +24,7 @@ use crate::web::Web;
 
 /// The read buffer of a connection that has little to say, in bytes.
 pub const READ_BYTES_MIN: usize = 4 * 1024;
-/// The largest read buffer; also what one connection may bring in one turn.
+/// The buffer for what is larger, shared by the connections of a thread; also what one connection may bring in one turn.
 pub const READ_BYTES_MAX: usize = 256 * 1024;
 /// Output beyond which a connection is not read from until its peer has taken some, in bytes.
 pub const OUTPUT_BYTES_PAUSE: usize = 1024 * 1024;

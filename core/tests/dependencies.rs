@@ -9,12 +9,13 @@ use std::process::Command;
 use serde_json::Value;
 
 /// For each crate the crates of this workspace that it may depend on, in any way, also in tests.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("prism-proto", &[]),
     ("prism-io", &[]),
     ("prism-wal", &["prism-io"]),
     ("prism-adapters", &["prism-io", "prism-proto"]),
     ("prism-core", &["prism-adapters", "prism-io", "prism-proto", "prism-wal"]),
+    ("prism-judge", &["prism-io"]),
     ("prism-loadtest", &["prism-io", "prism-proto"]),
     ("prism-interop", &["prism-io"]),
     (

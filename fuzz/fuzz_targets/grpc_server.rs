@@ -6,6 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
+use prism_fuzz::bounded;
 use prism_io::grpc::{
     Code, Event, Limits, Message, Output, Route, ServerConnection, Status, StreamId,
 };
@@ -78,7 +79,12 @@ fn frames(input: &mut Input<'_>, encoder: &mut Encoder, out: &mut Vec<u8>) -> Op
     Some(instruction)
 }
 
-fuzz_target!(|data: &[u8]| {
+/// What may be held at once besides a few times the input: the queue, twice the output, the streams.
+const HELD_BYTES_MAX: usize = 600 << 10;
+
+fuzz_target!(|data: &[u8]| bounded(HELD_BYTES_MAX + 8 * data.len(), || serve(data)));
+
+fn serve(data: &[u8]) {
     let limits = Limits {
         message_bytes_max: 10_000,
         streams_max: 20,
@@ -164,4 +170,4 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     assert_eq!(server.open_streams(), 0);
-});
+}

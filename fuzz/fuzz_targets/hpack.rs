@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use prism_fuzz::bounded;
 use prism_io::h2::hpack::{Decoder, Encoder, Indexing, huffman};
 
 fuzz_target!(|data: &[u8]| {

@@ -5,6 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use prism_fuzz as _;
 use prism_io::disk::Storage;
 use prism_io::disk::sim::Simulation;
 use prism_wal::driver::{execute, start};

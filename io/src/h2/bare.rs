@@ -52,6 +52,8 @@ pub enum BareEvent {
     GoAway {
         /// Highest stream that may have been processed.
         last: u32,
+        /// Why.
+        code: ErrorCode,
     },
 }
 
@@ -131,7 +133,8 @@ impl BareConnection {
                 }
                 Incoming::GoAway { last } => {
                     self.going_away(last);
-                    BareEvent::GoAway { last }
+                    let code = self.core.peer_goaway.map_or(ErrorCode::NO_ERROR, |(_, code)| code);
+                    BareEvent::GoAway { last, code }
                 }
                 Incoming::Writable { .. } => continue,
             });

@@ -189,7 +189,9 @@ impl<T: Recycle> Connection<T> {
             self.streams.at(slot).remote_closed = true;
             return Ok(Some(Incoming::Trailers { stream }));
         }
-        if malformed || (end && content_length.is_some_and(|length| length > 0)) {
+        // What never has content may say how long it would be (section 8.1.1).
+        let bodiless = matches!(status, 204 | 304);
+        if malformed || (end && !bodiless && content_length.is_some_and(|length| length > 0)) {
             return Err(Fault::Stream(number, ErrorCode::PROTOCOL_ERROR));
         }
         if (100..200).contains(&status) && !too_large {

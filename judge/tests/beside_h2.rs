@@ -1,0 +1,42 @@
+//! Generated sequences of frames through Prism's state machine and the `h2` crate's: the same outcome.
+
+use prism_judge::Role;
+use prism_judge::compare::{Verdict, compare};
+use prism_judge::frames::Sequence;
+use prism_judge::seed::{Seed, of_test};
+
+const SEQUENCES: usize = 3000;
+const BYTES_MAX: usize = 600;
+/// Fewer that are compared to the end, of a hundred, or fewer frames of a sequence, would prove little.
+const SAME_MIN_PERCENT: usize = 40;
+const FRAMES_MIN: usize = 5;
+
+fn sequences(role: Role, default_seed: u64) {
+    let mut seed = Seed::new(of_test(default_seed));
+    let (mut same, mut frames_compared) = (0, 0);
+    for nth in 0..SEQUENCES {
+        let bytes = 40 + seed.next() as usize % BYTES_MAX;
+        let sequence = Sequence::new(role, &seed.bytes(bytes));
+        match compare(&sequence) {
+            Ok(Verdict::Same { frames }) => {
+                same += 1;
+                frames_compared += frames;
+            }
+            Ok(Verdict::Known { frames, .. }) => frames_compared += frames,
+            Err(finding) => panic!("sequence {nth}: {finding}"),
+        }
+    }
+    println!("{same} of {SEQUENCES} the same to the end, {frames_compared} frames compared");
+    assert!(same * 100 >= SEQUENCES * SAME_MIN_PERCENT, "{same}");
+    assert!(frames_compared >= SEQUENCES * FRAMES_MIN, "{frames_compared}");
+}
+
+#[test]
+fn a_server_does_what_h2_does() {
+    sequences(Role::Server, 1);
+}
+
+#[test]
+fn a_client_does_what_h2_does() {
+    sequences(Role::Client, 2);
+}

@@ -85,13 +85,21 @@ fuzz_target!(|sent: Sent| {
     let mut all = Vec::new();
     for (nth, framed) in sent.messages.iter().take(40).enumerate() {
         // Mostly whole and small.
-        let bytes = usize::from(if framed.flag & 0x30 == 0 { framed.bytes % 3100 } else { framed.bytes % 70 });
+        let bytes = usize::from(if framed.flag & 0x30 == 0 {
+            framed.bytes % 3100
+        } else {
+            framed.bytes % 70
+        });
         let flag = if framed.flag > 250 { framed.flag - 250 } else { 0 };
         all.push(flag);
         all.extend((bytes as u32).to_be_bytes());
         all.extend(vec![nth as u8; bytes]);
     }
-    all.truncate(all.len().saturating_sub(usize::from(if sent.missing > 200 { sent.missing - 200 } else { 0 })));
+    all.truncate(all.len().saturating_sub(usize::from(if sent.missing > 200 {
+        sent.missing - 200
+    } else {
+        0
+    })));
     let expected = expected(&all);
 
     let mut wire = Vec::from(&PREFACE[..]);

@@ -118,3 +118,35 @@ impl WriteHalf {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would read is what the output holds, wherever the value has moved meanwhile.
+    #[test]
+    fn the_parts_outlive_a_move() {
+        let mut output = Output::default();
+        output.inline.extend_from_slice(b"small");
+        output.push_large(vec![7; 5000].into());
+        output.inline.extend_from_slice(b"behind");
+        let all = output.segments().collect::<Vec<_>>().concat();
+        for start in [0, 3, 5, 6, 5004, 5005, 5010] {
+            let mut parts = Vec::new();
+            list_parts(&output, start, &mut parts);
+            let moved = Box::new(Vectored { output: std::mem::take(&mut output), parts });
+            // SAFETY: the vector has that many entries, and each describes bytes of the output that lives beside it.
+            let read: Vec<u8> = unsafe {
+                std::slice::from_raw_parts(moved.read_iovec_ptr(), moved.read_iovec_len())
+                    .iter()
+                    .flat_map(|part| {
+                        std::slice::from_raw_parts(part.iov_base.cast::<u8>(), part.iov_len)
+                    })
+                    .copied()
+                    .collect()
+            };
+            assert_eq!(read, all[start..], "from {start}");
+            output = moved.output;
+        }
+    }
+}

@@ -127,9 +127,10 @@ impl Exchange {
         self.route.map_or(0, |route| route.id)
     }
 
-    /// Bytes of the body that are held.
+    /// Bytes of the body that are held; a message that came in the target is a part of the head.
     pub(crate) fn held_bytes(&self) -> usize {
         match &self.body {
+            _ if self.from_query => 0,
             Body::Empty => 0,
             Body::Whole(bytes) => bytes.len(),
             Body::Gathered(bytes) => bytes.len(),

@@ -7,8 +7,6 @@
 use std::collections::HashMap;
 use std::hash::Hasher;
 
-use prism_adapters::Backend;
-use prism_adapters::memory::Memstore;
 use prism_proto::catalogue::{Interfaces, Model};
 use siphasher::sip::SipHasher13;
 
@@ -26,8 +24,14 @@ pub(crate) struct Namespace {
     pub(crate) name: Box<str>,
     /// The client API that it serves.
     pub(crate) api: ClientApi,
+    /// Its backend's place in the configuration; 0 is the embedded store.
+    pub(crate) backend: usize,
+    /// What that is called.
+    pub(crate) backend_name: Box<str>,
     /// When its callers hear "done".
     pub(crate) durability: Durability,
+    /// The strongest level that a call may ask for.
+    pub(crate) durability_max: Durability,
     /// What it offers.
     pub(crate) offers: Interfaces,
     /// The shard that owns it.
@@ -66,8 +70,12 @@ impl Namespaces {
                     index,
                     name: namespace.name.as_str().into(),
                     api: namespace.client_api,
+                    backend: namespace.backend,
+                    backend_name: config.backends[namespace.backend].name.as_str().into(),
                     durability: namespace.durability,
-                    offers: <Memstore as Backend>::SERVES
+                    durability_max: config.backends[namespace.backend].durability_max(),
+                    offers: config.backends[namespace.backend]
+                        .serves()
                         .intersection(model(namespace.client_api).interfaces()),
                     home,
                     message_bytes_max,

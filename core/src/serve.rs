@@ -70,7 +70,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let listeners = net::bind_shared(config.listen, shards)
         .map_err(|error| cannot_listen("--listen", config.listen, &error))?;
     let listen = listeners[0].local_addr().unwrap_or(config.listen);
-    let labels = Labels::of(&config, &[<Memstore as Backend>::NAME], REFUSAL_REASONS);
+    let labels = Labels::of(&config, REFUSAL_REASONS);
     let (metrics, writers) = Metrics::new(labels, shards);
     let readiness = Readiness::new(shards);
     let admin = Admin::bind(config.admin, AdminState::new(&config, metrics, readiness.clone()))

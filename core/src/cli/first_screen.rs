@@ -52,12 +52,13 @@ pub fn first_screen(config: &Config, serving: &Serving) -> String {
 
     /// Namespaces shown at most; `/config` has them all.
     const NAMESPACES_SHOWN_MAX: usize = 12;
-    let mut rows = vec![vec!["namespace".to_string(), "API".to_string(), "durability".to_string()]];
+    let mut rows = vec![["namespace", "API", "backend", "durability"].map(str::to_owned).to_vec()];
     for namespace in config.namespaces.iter().take(NAMESPACES_SHOWN_MAX) {
         let level = namespace.durability;
         rows.push(vec![
             namespace.name.clone(),
             namespace.client_api.name().to_string(),
+            config.backends[namespace.backend].name.clone(),
             format!("{}: {}", level.name(), promise(level)),
         ]);
     }

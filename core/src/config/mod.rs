@@ -4,6 +4,7 @@
 //! wrong types and impossible values are refused together, each with file, line, column and a remedy. Never reads a
 //! file or the machine by itself, except in [`load`].
 
+mod backends;
 mod error;
 mod grpc;
 mod machine;
@@ -20,6 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use backends::{BACKENDS_MAX, Backend, BackendKind};
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
 pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
@@ -49,6 +51,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The core of each shard; its length is the number of shards, 1 to [`SHARDS_MAX`].
     pub cores: Vec<usize>,
+    /// Where data may lie; the first is the embedded store.
+    pub backends: Vec<Backend>,
     /// The namespaces to serve; at least one, names unique.
     pub namespaces: Vec<Namespace>,
     /// Bounds on what clients may ask for.
@@ -83,6 +87,8 @@ pub struct Namespace {
     pub name: String,
     /// The client API that it serves.
     pub client_api: ClientApi,
+    /// Its place in [`Config::backends`].
+    pub backend: usize,
     /// When a caller hears "done".
     pub durability: Durability,
     /// Largest request message, in bytes; at most [`Limits::message_bytes_max`].

@@ -109,6 +109,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let data_dir = top.value("data_dir", PathBuf::from(DATA_DIR), directory);
     let data_dir = over("data-dir", data_dir, &flags.data_dir, directory, report);
     let cores = read_cores(&top, flags, machine, report);
+    let backends = super::backends::read(top.sections("backends"), report);
     let namespaces = top.sections("namespaces");
     let limits = read_limits(top.section("limits"), report);
     let grpc = grpc::read(top.section("grpc"), report);
@@ -123,6 +124,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
             .map(|api| Namespace {
                 name: api.name().to_string(),
                 client_api: *api,
+                backend: 0,
                 durability: Durability::Wal,
                 max_message_size: limits.message_bytes_max,
                 in_flight_bytes_max: limits.namespace_bytes_in_flight_max,
@@ -130,7 +132,9 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 idempotency_window: IDEMPOTENCY_WINDOW,
             })
             .collect(),
-        Some((origin, sections)) => read_namespaces(origin, sections, &limits, &memory, report),
+        Some((origin, sections)) => {
+            read_namespaces(origin, sections, &backends, &limits, &memory, report)
+        }
     };
     top.finish();
     Config {
@@ -139,6 +143,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         admin: admin.value,
         data_dir: data_dir.value,
         cores,
+        backends,
         namespaces,
         limits,
         grpc,
@@ -395,6 +400,7 @@ const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(86_400);
 fn read_namespaces(
     origin: Origin,
     sections: Vec<Section<'_>>,
+    backends: &[Backend],
     limits: &Limits,
     memory: &Memory,
     report: &Report,
@@ -418,7 +424,22 @@ fn read_namespaces(
                 report.error(section.origin, Problem::new(message, remedy));
             }
         }
+        let backend = section.value("backend", 0, |text| backend(text, backends));
         let durability = section.value("durability", Durability::Wal, durability);
+        let of = &backends[backend.value];
+        if durability.value > of.durability_max() {
+            let message = format!(
+                "durability `{}` is not offered on backend `{}` ({}) yet",
+                durability.value.name(),
+                of.name,
+                of.type_name()
+            );
+            let remedy = format!(
+                "write `durability: {}`, or leave `backend` out for the embedded store",
+                of.durability_max().name()
+            );
+            report.error(durability.origin.max(backend.origin), Problem::new(message, remedy));
+        }
         let message = section.value(
             "max_message_size",
             limits.message_bytes_max,
@@ -446,6 +467,7 @@ fn read_namespaces(
         namespaces.push(Namespace {
             name: name.value,
             client_api: client_api.value,
+            backend: backend.value,
             durability: durability.value,
             max_message_size: message.value,
             in_flight_bytes_max: in_flight.value,
@@ -473,6 +495,18 @@ fn namespace_name(text: &str) -> Result<String, Problem> {
     }
     let remedy = "write a lower-case letter, then up to 62 lower-case letters, digits and dashes";
     Err(Problem::new(format!("`{text}` is not a name for a namespace"), remedy))
+}
+
+fn backend(text: &str, backends: &[Backend]) -> Result<usize, Problem> {
+    if let Some(index) = backends.iter().position(|backend| backend.name == text) {
+        return Ok(index);
+    }
+    let names = || backends.iter().map(|backend| backend.name.as_str());
+    let remedy = match nearest(text, names()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("add it to the list `backends`; there are: {}", names().collect::<Vec<_>>().join(", ")),
+    };
+    Err(Problem::new(format!("there is no backend `{text}`"), remedy))
 }
 
 fn client_api(text: &str) -> Result<ClientApi, Problem> {

@@ -1,12 +1,12 @@
 //! The effective configuration as YAML that [`read`](super::read) takes back: what `/config` answers.
 //!
-//! Holds no secrets: the configuration has none yet, and one that gets a secret must leave it out here.
+//! Holds no secrets: logins of backends are left out.
 
 use std::fmt;
 
 use super::transport::show_transport;
 use super::units::{show_bytes, show_duration};
-use super::{Config, show_cores};
+use super::{BackendKind, Config, show_cores};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -16,10 +16,23 @@ impl fmt::Display for Config {
         writeln!(f, "data_dir: {}", quoted(&self.data_dir.to_string_lossy())?)?;
         writeln!(f, "shards: {}", self.shards())?;
         writeln!(f, "cores: \"{}\"", show_cores(&self.cores))?;
+        // The first is the embedded store, which needs no entry.
+        for (index, backend) in self.backends.iter().skip(1).enumerate() {
+            if index == 0 {
+                writeln!(f, "backends:")?;
+            }
+            writeln!(f, "  - name: {}", backend.name)?;
+            writeln!(f, "    type: {}", backend.type_name())?;
+            if let BackendKind::Redis(redis) = &backend.kind {
+                writeln!(f, "    address: {}", quoted(&host_and_port(&redis.host, redis.port))?)?;
+                writeln!(f, "    database: {}", redis.database)?;
+            }
+        }
         writeln!(f, "namespaces:")?;
         for namespace in &self.namespaces {
             writeln!(f, "  - name: {}", namespace.name)?;
             writeln!(f, "    client_api: {}", namespace.client_api.name())?;
+            writeln!(f, "    backend: {}", self.backends[namespace.backend].name)?;
             writeln!(f, "    durability: {}", namespace.durability.name())?;
             writeln!(f, "    max_message_size: {}", show_bytes(namespace.max_message_size))?;
             writeln!(f, "    in_flight_bytes_max: {}", show_bytes(namespace.in_flight_bytes_max))?;
@@ -57,4 +70,9 @@ impl fmt::Display for Config {
         writeln!(f, "  level: {}", self.log.level.name())?;
         writeln!(f, "  format: {}", self.log.format.name())
     }
+}
+
+/// An address as `address` takes it back.
+fn host_and_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

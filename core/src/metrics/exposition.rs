@@ -305,7 +305,7 @@ mod tests {
         let labels = Labels {
             namespaces: vec!["orders".into(), "users".into()],
             apis: vec!["keyvalue"],
-            backends: vec!["memstore"],
+            backends: vec!["memstore".to_owned()],
             reasons: vec!["WAL_FULL", "MESSAGE_TOO_LARGE"],
         };
         let (metrics, shards) = Metrics::new(labels, 2);

@@ -59,19 +59,19 @@ pub struct Labels {
     pub namespaces: Vec<String>,
     /// Names of client APIs.
     pub apis: Vec<&'static str>,
-    /// Names of backends.
-    pub backends: Vec<&'static str>,
+    /// Names of backends, in the order of [`Config::backends`].
+    pub backends: Vec<String>,
     /// Reasons of refusals.
     pub reasons: Vec<&'static str>,
 }
 
 impl Labels {
-    /// The labels of a configuration: its namespaces and every client API, with the given lists.
-    pub fn of(config: &Config, backends: &[&'static str], reasons: &[&'static str]) -> Self {
+    /// The labels of a configuration: its namespaces, its backends and every client API, with the given reasons.
+    pub fn of(config: &Config, reasons: &[&'static str]) -> Self {
         Self {
             namespaces: config.namespaces.iter().map(|namespace| namespace.name.clone()).collect(),
             apis: ClientApi::ALL.iter().map(|api| api.name()).collect(),
-            backends: backends.to_vec(),
+            backends: config.backends.iter().map(|backend| backend.name.clone()).collect(),
             reasons: reasons.to_vec(),
         }
     }

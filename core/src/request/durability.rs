@@ -64,7 +64,28 @@ pub(super) fn level(namespace: &Namespace, metadata: &Metadata) -> Result<Durabi
             ));
         }
     };
+    if asked > namespace.durability_max {
+        return Err(not_offered(
+            namespace,
+            format!("durability {} is not offered", asked.name()),
+            "ask for less, or leave prism-durability out",
+        ));
+    }
     Ok(namespace.durability.max(asked))
+}
+
+/// The refusal of an idempotency key where there is no log to remember it.
+#[cold]
+pub(super) fn key_not_offered(namespace: &Namespace) -> Error {
+    let what = "idempotency keys need the log, which is not offered".to_owned();
+    not_offered(namespace, what, "leave prism-idempotency-key out")
+}
+
+#[cold]
+fn not_offered(namespace: &Namespace, what: String, remedy: &str) -> Error {
+    let text = format!("{what} by the backend of namespace {}; {remedy}", namespace.name);
+    Error::new(Kind::FailedPrecondition, "DURABILITY_NOT_OFFERED", text)
+        .with("namespace", namespace.name.to_string())
 }
 
 /// The level of a number in a record's flags or a remembered outcome.

@@ -212,9 +212,10 @@ async fn read(
     };
     let mut reply = shard.replies.take();
     shard
-        .store
+        .backend(namespace)
         .unary_checked(&context, call.method, &message, namespace.offers, &mut reply)
-        .await?;
+        .await
+        .inspect_err(|error| shard.count_backend_error(namespace.index, error))?;
     Ok(Answer { reply, ..Answer::default() })
 }
 
@@ -228,10 +229,17 @@ async fn write(
 ) -> Result<Step, Error> {
     let level = durability::level(namespace, &call.metadata)?;
     let key = retry::key(&call.metadata)?;
+    if !key.is_empty() && namespace.durability_max < Durability::Wal {
+        return Err(durability::key_not_offered(namespace));
+    }
     if key.is_empty() {
         shard.admit(namespace, call.method, &message)?;
     }
     if level == Durability::Memory && key.is_empty() && !shard.log.holds(namespace.id) {
+        if namespace.backend != 0 {
+            // An outside backend may have it when the caller's time is up.
+            progress.stage.set(Stage::Elsewhere);
+        }
         return write_unlogged(shard, call, namespace, &message).await.map(Step::Answered);
     }
     // What gets a record must be fit to be carried out.
@@ -295,7 +303,7 @@ async fn write_unlogged(
     };
     let mut reply = shard.replies.take();
     let answered = shard
-        .store
+        .backend(namespace)
         .unary_checked(&context, call.method, message, namespace.offers, &mut reply)
         .await;
     answered.inspect_err(|error| shard.count_backend_error(namespace.index, error))?;

@@ -127,7 +127,7 @@ async fn serve(
         revision: Default::default(),
         limits: &namespace.limits,
     };
-    shard.store.stream(&context, call.method, &call.message, sink).await
+    shard.backend(namespace).stream(&context, call.method, &call.message, sink).await
 }
 
 /// Runs `work` until the call's deadline.

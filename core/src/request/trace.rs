@@ -82,7 +82,7 @@ pub(super) fn log_line(
         api: namespace.map_or("", |namespace| namespace.api.name()),
         operation: &call.method.name().to_ascii_lowercase(),
         latency: Duration::from_nanos(now_ns.saturating_sub(call.received_ns)),
-        backend: <prism_adapters::memory::Memstore as prism_adapters::Backend>::NAME,
+        backend: namespace.map_or("", |namespace| &namespace.backend_name),
         trace_id: &trace_id,
         code,
     });

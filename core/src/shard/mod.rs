@@ -3,6 +3,7 @@
 //! Nothing here is shared with another thread but the namespace table (never changed), the numbers that it counts (it is
 //! their only writer) and its end of the mesh.
 
+mod backends;
 mod deadlines;
 mod log;
 mod open;
@@ -19,6 +20,7 @@ use prism_adapters::{Admission as _, Error, Kind, Reply, Revision};
 use prism_io::calls::StartCall;
 use prism_proto::catalogue::Method;
 
+use backends::Attached;
 pub(crate) use deadlines::Deadlines;
 pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
@@ -60,6 +62,8 @@ pub(crate) struct Shard {
     pub(crate) index: usize,
     pub(crate) namespaces: Arc<Namespaces>,
     pub(crate) store: Rc<Memstore>,
+    /// By place in the configuration; the first is `store`.
+    backends: Box<[Attached]>,
     pub(crate) log: Log,
     pub(crate) deadlines: Deadlines,
     pub(crate) replies: Replies,
@@ -146,6 +150,9 @@ impl Shard {
         method: Method,
         message: &[u8],
     ) -> Result<(), Error> {
+        if namespace.backend != 0 {
+            return Ok(());
+        }
         // A namespace has one home, so all of its bytes are here.
         let admitted = self.store.admit(method, message).and_then(|()| {
             self.store.admit_in(namespace.id, namespace.memory_bytes_max, method, message)
@@ -165,9 +172,14 @@ impl Shard {
                 | Kind::DataLoss
         );
         if own {
-            // memstore is the one backend so far.
-            self.metrics.backend_error(namespace, 0, error.kind().grpc_code());
+            let backend = self.namespaces.at(namespace).backend;
+            self.metrics.backend_error(namespace, backend, error.kind().grpc_code());
         }
+    }
+
+    /// The backend of a namespace whose home is here.
+    pub(crate) fn backend(&self, namespace: &Namespace) -> &Attached {
+        &self.backends[namespace.backend]
     }
 
     /// What records are applied to.

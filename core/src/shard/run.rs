@@ -14,12 +14,13 @@ use prism_io::web::Web;
 use prism_io::{clock, net, rt};
 use prism_wal::RecoveryReport;
 
+use super::backends::Attached;
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
 use super::{Deadlines, OpenError, Refusals, Replies, Shard, open};
 use crate::config::Config;
 use crate::metrics::ShardMetrics;
-use crate::namespaces::{Namespaces, model};
+use crate::namespaces::{Namespace, Namespaces, model};
 use crate::remote::{self, Message, Peers};
 use crate::request::{self, Call, LineBudget};
 use crate::services::Health;
@@ -175,10 +176,16 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         })),
     };
     let (index, drain_timeout) = (launch.index, config.limits.drain_timeout);
+    let is_used = |backend| {
+        let of_shard = |namespace: &&Namespace| namespace.home == index;
+        namespaces.iter().filter(of_shard).any(|namespace| namespace.backend == backend)
+    };
+    let backends = Attached::all(&config.backends, &opened.store, is_used);
     let shard = Rc::new(Shard {
         index,
         in_flight: namespaces.iter().map(|_| Cell::new(0)).collect(),
         namespaces,
+        backends,
         store: opened.store,
         log: opened.log,
         deadlines: Deadlines::default(),

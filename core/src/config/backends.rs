@@ -1,0 +1,179 @@
+//! The section `backends`: where a namespace's data may lie besides the embedded store.
+//!
+//! A backend has a name of the platform's choosing; namespaces name it. Secrets are read from files or the environment, never
+//! from this file, and never shown.
+
+use std::net::SocketAddr;
+
+use prism_adapters::Backend as _;
+use prism_adapters::memory::Memstore;
+use prism_adapters::redis::{Login, Redis, RedisConfig};
+use prism_proto::catalogue::Interfaces;
+
+use super::error::{Origin, Problem};
+use super::tree::{Report, Section};
+use super::{Durability, namespace_name_valid};
+
+/// Most backends that one file may hold.
+pub const BACKENDS_MAX: usize = 64;
+
+/// A place where data may lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// As namespaces, metrics and errors name it.
+    pub name: String,
+    /// What it is, and how to reach it.
+    pub kind: BackendKind,
+}
+
+/// What a backend is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendKind {
+    /// The embedded store.
+    Memory,
+    /// A Redis server.
+    Redis(RedisConfig),
+}
+
+impl Backend {
+    /// The embedded store, which is always there and the first of the list.
+    pub fn embedded() -> Self {
+        Self { name: Memstore::NAME.to_owned(), kind: BackendKind::Memory }
+    }
+
+    /// As it is written under `type`.
+    pub fn type_name(&self) -> &'static str {
+        match self.kind {
+            BackendKind::Memory => Memstore::NAME,
+            BackendKind::Redis(_) => Redis::NAME,
+        }
+    }
+
+    /// The interfaces that it serves.
+    pub fn serves(&self) -> Interfaces {
+        match self.kind {
+            BackendKind::Memory => Memstore::SERVES,
+            BackendKind::Redis(_) => Redis::SERVES,
+        }
+    }
+
+    /// The strongest level that its namespaces can have.
+    pub fn durability_max(&self) -> Durability {
+        match self.kind {
+            BackendKind::Memory => Durability::Strong,
+            // The log does not follow outside backends yet: what is in it is redone against the embedded store alone.
+            BackendKind::Redis(_) => Durability::Memory,
+        }
+    }
+}
+
+/// Reads the section; the embedded store comes first.
+pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) -> Vec<Backend> {
+    let mut backends = vec![Backend::embedded()];
+    let Some((origin, sections)) = list else { return backends };
+    if sections.len() > BACKENDS_MAX {
+        let message = format!("backends lists {}, at most {BACKENDS_MAX} may be", sections.len());
+        report.error(origin, Problem::new(message, "leave out those that no namespace names"));
+    }
+    for section in sections {
+        let origin = section.origin;
+        let path = section.path().to_owned();
+        let name = section.optional("name", name);
+        let kind = section.optional("type", type_name);
+        for (key, missing, example) in
+            [("name", name.is_none(), "name: cache"), ("type", kind.is_none(), "type: redis")]
+        {
+            if missing && section.lacks(key) {
+                let message = format!("{path} has no `{key}`");
+                report.error(origin, Problem::new(message, format!("add a line such as `{example}`")));
+            }
+        }
+        let redis = read_redis(section, report);
+        let (Some(name), Some(_), Some(redis)) = (name, kind, redis) else { continue };
+        if backends.iter().any(|other| other.name == name.value) {
+            let message = format!("the backend `{}` is there twice", name.value);
+            let remedy = "give each backend its own name; `memstore` is the embedded store";
+            report.error(name.origin, Problem::new(message, remedy));
+        }
+        backends.push(Backend { name: name.value, kind: BackendKind::Redis(redis) });
+    }
+    backends
+}
+
+fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
+    let address = section.optional("address", host_and_port);
+    if address.is_none() && section.lacks("address") {
+        let message = format!("{} has no `address`", section.path());
+        let remedy = "add a line such as `address: 127.0.0.1:6379`";
+        report.error(section.origin, Problem::new(message, remedy));
+    }
+    let user = section.optional("user", |text| Ok(text.to_owned()));
+    let password = section.optional("password_file", secret_file);
+    let database = section.value("database", 0, database).value;
+    if let (Some(user), None) = (&user, &password) {
+        let remedy = "add `password_file: PATH`, or leave `user` out";
+        report.error(user.origin, Problem::new("a user without a password", remedy));
+    }
+    section.finish();
+    let (host, port) = address?.value;
+    let login = password.map(|password| Login {
+        user: user.map_or_else(|| "default".to_owned(), |user| user.value),
+        password: password.value,
+    });
+    Some(RedisConfig { login, database, ..RedisConfig::at(host, port) })
+}
+
+fn name(text: &str) -> Result<String, Problem> {
+    if namespace_name_valid(text) {
+        return Ok(text.to_owned());
+    }
+    let remedy = "write a lower-case letter, then up to 62 lower-case letters, digits and dashes";
+    Err(Problem::new(format!("`{text}` is not a name for a backend"), remedy))
+}
+
+fn type_name(text: &str) -> Result<(), Problem> {
+    match text {
+        Redis::NAME => Ok(()),
+        Memstore::NAME => Err(Problem::new(
+            "the embedded store needs no entry",
+            "leave `backend` out of the namespaces that use it",
+        )),
+        _ => Err(Problem::new(
+            format!("`{text}` is not served yet"),
+            format!("served now: {}", Redis::NAME),
+        )),
+    }
+}
+
+fn host_and_port(text: &str) -> Result<(String, u16), Problem> {
+    let problem = || {
+        let remedy = "write it as `127.0.0.1:6379`, `[::1]:6379` or `redis.internal:6379`";
+        Problem::new(format!("`{text}` is not a host and a port"), remedy)
+    };
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok((address.ip().to_string(), address.port()));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
+    let port = port.parse().map_err(|_| problem())?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if host.is_empty() || port == 0 || !host.chars().all(fits) {
+        return Err(problem());
+    }
+    Ok((host.to_owned(), port))
+}
+
+fn secret_file(text: &str) -> Result<String, Problem> {
+    match std::fs::read_to_string(text) {
+        Ok(secret) if !secret.trim_end().is_empty() => Ok(secret.trim_end().to_owned()),
+        Ok(_) => Err(Problem::new(format!("{text} is empty"), "put the password into it")),
+        Err(error) => {
+            let remedy = "make the file, readable by this user alone, with the password in it";
+            Err(Problem::new(format!("{text} cannot be read: {error}"), remedy))
+        }
+    }
+}
+
+fn database(text: &str) -> Result<u32, Problem> {
+    let problem = |_| Problem::new(format!("`{text}` is no database"), "write a number such as 0");
+    text.parse().map_err(problem)
+}

@@ -1,0 +1,75 @@
+//! The backends of a shard: the embedded store, and its own connections to those outside.
+//!
+//! A call goes to its namespace's backend by a match, not through a pointer to a trait: the futures of adapters stay where
+//! the call's own is. A connection is begun when the shard starts and is its own affair from then on: a backend that is away
+//! costs the calls that need it an error in time, and the others nothing.
+
+use std::rc::Rc;
+
+use prism_adapters::memory::Memstore;
+use prism_adapters::redis::Redis;
+use prism_adapters::{Backend as _, Context, Error, PageSink, Reply};
+use prism_proto::catalogue::{Interfaces, Method};
+
+use crate::config::{Backend, BackendKind};
+
+/// A backend that a shard holds.
+pub(crate) enum Attached {
+    /// The embedded store.
+    Memory(Rc<Memstore>),
+    /// A Redis server.
+    Redis(Redis),
+    /// One that no namespace of this shard uses.
+    Unused,
+}
+
+impl Attached {
+    /// Those of the configuration that `used` says yes to. Needs the shard's runtime around it.
+    pub(super) fn all(
+        backends: &[Backend],
+        store: &Rc<Memstore>,
+        used: impl Fn(usize) -> bool,
+    ) -> Box<[Attached]> {
+        let attach = |(index, backend): (usize, &Backend)| match &backend.kind {
+            BackendKind::Memory => Attached::Memory(store.clone()),
+            BackendKind::Redis(config) if used(index) => Attached::Redis(Redis::start(config.clone())),
+            BackendKind::Redis(_) => Attached::Unused,
+        };
+        backends.iter().enumerate().map(attach).collect()
+    }
+
+    /// As [`prism_adapters::Backend::unary_checked`].
+    pub(crate) async fn unary_checked(
+        &self,
+        context: &Context<'_>,
+        method: Method,
+        request: &[u8],
+        offered: Interfaces,
+        reply: &mut Reply,
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Memory(store) => {
+                store.unary_checked(context, method, request, offered, reply).await
+            }
+            Attached::Redis(redis) => {
+                redis.unary_checked(context, method, request, offered, reply).await
+            }
+            Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
+        }
+    }
+
+    /// As [`prism_adapters::Backend::stream`].
+    pub(crate) async fn stream<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        method: Method,
+        request: &[u8],
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Memory(store) => store.stream(context, method, request, sink).await,
+            Attached::Redis(redis) => redis.stream(context, method, request, sink).await,
+            Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
+        }
+    }
+}

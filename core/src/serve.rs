@@ -10,8 +10,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use prism_adapters::Backend;
-use prism_adapters::memory::Memstore;
 use prism_io::disk::{Directory, DirectoryError};
 use prism_io::rt::{self, Flag};
 use prism_io::{mesh, net};

@@ -1,17 +1,21 @@
-//! The KeyValue conformance suite through the whole proxy: over gRPC, over the mesh, at both levels of durability.
+//! The KeyValue conformance suite through the whole proxy: over gRPC, over the mesh, at both levels of durability, and on
+//! outside backends.
 
 mod harness;
+#[path = "../../adapters/tests/servers/mod.rs"]
+mod servers;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use harness::{Caller, PATIENCE, Refusal, Server, directory, run, serve, together};
-use prism_adapters::conformance::{self, Client, Failure};
+use prism_adapters::conformance::{self, Client, Failure, Versions};
 use prism_io::rt;
 use prism_proto::catalogue::{Interfaces, Method, Model};
+use servers::OwnRedis;
 
-/// A namespace as its callers see it.
-struct Served(Caller);
+/// A namespace as its callers see it, and what its versions promise.
+struct Served(Caller, Versions);
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
@@ -27,6 +31,10 @@ impl Client for Served {
 
     fn namespace(&self) -> &str {
         &self.0.namespace
+    }
+
+    fn versions(&self) -> Versions {
+        self.1
     }
 
     fn is_time_simulated(&self) -> bool {
@@ -62,12 +70,12 @@ impl Client for Served {
 }
 
 /// Runs the suite on every namespace, side by side over one connection.
-fn conforms(server: &Server, namespaces: Vec<&'static str>) {
+fn conforms(server: &Server, namespaces: Vec<&'static str>, versions: Versions) {
     let listen = server.listen;
     let suites = run(async move {
         let caller = Caller::to(listen, "").await;
         together(namespaces.into_iter().map(|namespace| {
-            let served = Served(caller.of(namespace));
+            let served = Served(caller.of(namespace), versions);
             async move {
                 let ran = conformance::run(&served).await;
                 conformance::random_sequence(&served, 1, 300).await;
@@ -89,7 +97,7 @@ fn one_shard_conforms_at_both_levels() {
     let directory = directory();
     let namespaces = [("volatile", "memory"), ("durable", "wal")];
     let server = serve(directory.path()).namespaces(&namespaces).start();
-    conforms(&server, vec!["volatile", "durable"]);
+    conforms(&server, vec!["volatile", "durable"], Versions::Revision);
     assert_eq!(server.metric("prism_mesh_sent_total"), 0.0);
     server.stop();
 }
@@ -112,7 +120,71 @@ fn two_shards_conform_at_both_levels_also_across_the_mesh() {
             .find(|name| name.starts_with(wanted) && at(name))
             .expect("a name on each shard")
     };
-    conforms(&server, vec![home('m', 0), home('m', 1), home('w', 0), home('w', 1)]);
+    let homes = vec![home('m', 0), home('m', 1), home('w', 0), home('w', 1)];
+    conforms(&server, homes, Versions::Revision);
     assert!(server.metric("prism_mesh_sent_total") > 100.0, "calls cross the mesh");
+    server.stop();
+}
+
+/// A namespace on a real Redis, beside one in the embedded store, called through either shard.
+#[test]
+fn a_namespace_on_redis_conforms_and_its_data_is_plain_there() {
+    let redis = OwnRedis::start(&[]);
+    let directory = directory();
+    let config = format!(
+        "backends:\n  - {{name: cache, type: redis, address: \"{}\"}}\nnamespaces:\n  \
+         - {{name: on-redis, client_api: keyvalue, backend: cache, durability: memory}}\n  \
+         - {{name: embedded, client_api: keyvalue}}\n",
+        redis.address
+    );
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    conforms(&server, vec!["on-redis"], Versions::Digest);
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "on-redis").await;
+        caller.set("greeting", b"hello").await;
+        let asked: [(&str, &[u8]); 1] = [("prism-durability", b"wal")];
+        let request = caller.set_request("greeting", b"refused");
+        let refused = caller.try_set(&asked, &request).await.expect_err("Redis has no log yet");
+        assert_eq!(refused.reason, "DURABILITY_NOT_OFFERED");
+        let keyed: [(&str, &[u8]); 1] = [("prism-idempotency-key", b"1")];
+        let refused = caller.try_set(&keyed, &request).await.expect_err("nor keys");
+        assert_eq!(refused.reason, "DURABILITY_NOT_OFFERED");
+    });
+    assert_eq!(servers::redis_cli(redis.address, 0, &["GET", "on-redis:greeting"]), "hello");
+    server.stop();
+}
+
+/// A Redis that is away costs its own namespace an error in time, and the others nothing.
+#[test]
+fn a_redis_that_is_away_is_named_and_comes_back() {
+    let mut redis = OwnRedis::start(&[]);
+    let directory = directory();
+    let config = format!(
+        "backends:\n  - {{name: cache, type: redis, address: \"{}\"}}\nnamespaces:\n  \
+         - {{name: on-redis, client_api: keyvalue, backend: cache, durability: memory}}\n  \
+         - {{name: embedded, client_api: keyvalue}}\n",
+        redis.address
+    );
+    let server = serve(directory.path()).config(&config).start();
+    let listen = server.listen;
+    let call = |namespace: &'static str| {
+        run(async move {
+            let caller = Caller::to(listen, namespace).await;
+            caller.try_set(&[], &caller.set_request("k", b"v")).await.map(|_| ())
+        })
+    };
+    assert_eq!(call("on-redis").map_err(|refusal| refusal.reason), Ok(()));
+    redis.kill();
+    let refused = call("on-redis").expect_err("there is no Redis");
+    assert_eq!(refused.code, prism_io::grpc::Code::Unavailable, "{refused:?}");
+    assert!(refused.message.contains("redis"), "{refused:?}");
+    assert_eq!(call("embedded").map_err(|refusal| refusal.reason), Ok(()));
+    assert!(server.metric("prism_backend_errors_total") >= 1.0);
+    redis.restart();
+    let until = std::time::Instant::now() + PATIENCE;
+    while call("on-redis").is_err() {
+        assert!(std::time::Instant::now() < until, "it comes back by itself");
+    }
     server.stop();
 }

@@ -114,7 +114,7 @@ mod tests {
     fn state() -> AdminState {
         let machine = Machine { cores: vec![0, 1], memory_bytes: 8 << 30 };
         let config = read(None, &Flags::default(), &machine).unwrap();
-        let labels = Labels::of(&config, &["memstore"], &["WAL_FULL"]);
+        let labels = Labels::of(&config, &["WAL_FULL"]);
         let (metrics, shards) = Metrics::new(labels, 2);
         shards[1].request(Some(0), 0, 0, 90_000);
         AdminState::new(&config, metrics, Readiness::new(2))

@@ -160,8 +160,8 @@ mod tests {
   data   /srv/prism-data        log O_DIRECT, O_DSYNC write, 123 µs each when measured
   cores  2 shards on cores 0-1  on io_uring
 
-  namespace  API       durability
-  keyvalue   keyvalue  wal: on this disk before the caller hears "done"
+  namespace  API       backend   durability
+  keyvalue   keyvalue  memstore  wal: on this disk before the caller hears "done"
 
 Try:
   prism kv set greeting hello
@@ -186,7 +186,7 @@ Ready after 42 ms. Ctrl-C drains for up to 10s and stops.
         );
         for part in [
             "prism kv --endpoint 127.0.0.1:9000 --namespace orders set greeting hello",
-            "orders     keyvalue  memory: as durable as the backend; nothing is logged",
+            "orders     keyvalue  memstore  memory: as durable as the backend; nothing is logged",
             "log through the page cache",
             "Recovered 1000 records in 7 ms.",
             "Warning: several of the 3 shards share a core",

@@ -85,7 +85,10 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
         {
             if missing && section.lacks(key) {
                 let message = format!("{path} has no `{key}`");
-                report.error(origin, Problem::new(message, format!("add a line such as `{example}`")));
+                report.error(
+                    origin,
+                    Problem::new(message, format!("add a line such as `{example}`")),
+                );
             }
         }
         let redis = read_redis(section, report);
@@ -110,7 +113,7 @@ fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
     let user = section.optional("user", |text| Ok(text.to_owned()));
     let password = section.optional("password_file", secret_file);
     let database = section.value("database", 0, database).value;
-    if let (Some(user), None) = (&user, &password) {
+    if let (Some(user), true) = (&user, section.lacks("password_file")) {
         let remedy = "add `password_file: PATH`, or leave `user` out";
         report.error(user.origin, Problem::new("a user without a password", remedy));
     }

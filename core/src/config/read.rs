@@ -14,9 +14,9 @@ use super::tree::{self, FILE_BYTES_MAX, Node, Report, Section, Setting, Value};
 use super::units::{self, show_bytes, show_duration};
 use super::web;
 use super::{
-    ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX, IDEMPOTENCY_WINDOW_MIN,
-    Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX, Namespace, SHARDS_MAX, Sync,
-    Wal, parse_cores,
+    Backend, ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX,
+    IDEMPOTENCY_WINDOW_MIN, Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX,
+    Namespace, SHARDS_MAX, Sync, Wal, parse_cores,
 };
 
 const KIB: u64 = 1 << 10;
@@ -438,7 +438,11 @@ fn read_namespaces(
                 "write `durability: {}`, or leave `backend` out for the embedded store",
                 of.durability_max().name()
             );
-            report.error(durability.origin.max(backend.origin), Problem::new(message, remedy));
+            let origin = match durability.origin {
+                Origin::Default => backend.origin,
+                place => place,
+            };
+            report.error(origin, Problem::new(message, remedy));
         }
         let message = section.value(
             "max_message_size",
@@ -504,7 +508,10 @@ fn backend(text: &str, backends: &[Backend]) -> Result<usize, Problem> {
     let names = || backends.iter().map(|backend| backend.name.as_str());
     let remedy = match nearest(text, names()) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("add it to the list `backends`; there are: {}", names().collect::<Vec<_>>().join(", ")),
+        None => format!(
+            "add it to the list `backends`; there are: {}",
+            names().collect::<Vec<_>>().join(", ")
+        ),
     };
     Err(Problem::new(format!("there is no backend `{text}`"), remedy))
 }

@@ -145,6 +145,8 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "cores: 2\nwal: {sync: dsync}\nlog: {level: error}\nnamespaces: [{name: a, client_api: keyvalue}]",
         "transport: {pings: 7 + 3/s, slow_writer_min: 0 / 1min, headers_timeout: 1500ms, frame_bytes_max: 17KiB}",
         "data_dir: \"a b: \\\"c\\\"\"\nlimits: {default_deadline: 1500ms, drain_timeout: 0}",
+        "backends: [{name: cache, type: redis, address: \"[::1]:6379\", database: 3}]\nnamespaces: [{name: a, client_api: keyvalue, \
+         backend: cache, durability: memory}]",
     ] {
         let config = read_text(text).unwrap();
         assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");

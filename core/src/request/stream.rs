@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prism_adapters::{Backend, Context, Error, Kind, PageSink, interfaces};
+use prism_adapters::{Context, Error, Kind, PageSink, interfaces};
 use prism_io::grpc::Message;
 use prism_io::server::StreamCall;
 use prism_io::{clock, rt};

@@ -32,7 +32,9 @@ impl Attached {
     ) -> Box<[Attached]> {
         let attach = |(index, backend): (usize, &Backend)| match &backend.kind {
             BackendKind::Memory => Attached::Memory(store.clone()),
-            BackendKind::Redis(config) if used(index) => Attached::Redis(Redis::start(config.clone())),
+            BackendKind::Redis(config) if used(index) => {
+                Attached::Redis(Redis::start(config.clone()))
+            }
             BackendKind::Redis(_) => Attached::Unused,
         };
         backends.iter().enumerate().map(attach).collect()

@@ -3,6 +3,7 @@
 //! Runs on the control thread, reads atomics only, and never waits for a shard. Shows no secret and no user data. Has no
 //! authentication: it listens on loopback unless the configuration says otherwise.
 
+mod connections;
 mod readiness;
 
 use std::io;
@@ -50,6 +51,11 @@ impl AdminState {
                 let body = self.metrics.render(&process.read_proc()).into_bytes();
                 Response { status: 200, content_type: CONTENT_TYPE, body }
             }
+            "/debug/connections" => Response {
+                status: 200,
+                content_type: "application/json",
+                body: connections::render(&self.metrics),
+            },
             "/healthz" => Response::text(200, "ok\n"),
             "/readyz" => match self.readiness.missing() {
                 None => Response::text(200, "ready\n"),
@@ -72,6 +78,7 @@ Prism, admin port
 /healthz   200 while the process lives
 /readyz    200 while every shard serves, 503 before and while draining
 /config    the effective configuration
+/debug/connections  who is connected, and what has passed, as JSON
 ";
 
 /// The admin port's server.
@@ -134,6 +141,9 @@ mod tests {
         assert!(text.contains(
             r#"prism_requests_total{namespace="keyvalue",api="keyvalue",status="success"} 1"#
         ));
+        let (status, text) = answer(&state, "/debug/connections");
+        let page: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &page["open"]), (200, &serde_json::json!(0)));
         let (status, text) = answer(&state, "/config");
         assert!(status == 200 && text.contains("listen: 127.0.0.1:7400"), "{text}");
         assert_eq!(answer(&state, "/").0, 200);

@@ -91,6 +91,16 @@ families! {
         faulted: Counter = "prism_connections_faulted_total",
         /// Streams that are open on client connections.
         streams: Gauge = "prism_streams",
+        /// Streams that clients have begun.
+        streams_started: Counter = "prism_streams_started_total",
+        /// Streams that ended with another status than OK, were cancelled, or ended with their connection.
+        streams_failed: Counter = "prism_streams_failed_total",
+        /// Messages received from clients.
+        messages_received: Counter = "prism_messages_received_total",
+        /// Messages sent to clients.
+        messages_sent: Counter = "prism_messages_sent_total",
+        /// PINGs that asked silent clients whether they are there.
+        keepalives_sent: Counter = "prism_keepalives_sent_total",
         /// Bytes of requests in flight.
         bytes_in_flight: Gauge = "prism_request_bytes_in_flight",
         /// Bytes that connections hold: unfinished messages, and answers that wait to be taken.

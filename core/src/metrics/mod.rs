@@ -19,6 +19,7 @@ pub use exposition::{CONTENT_TYPE, ProcessNumbers};
 pub use families::{ConnectionMetrics, MeshMetrics, StoreMetrics, WalMetrics};
 
 use prism_io::h2::{REFUSALS, Refusal};
+use prism_io::server::Registry;
 
 use crate::config::{ClientApi, Config};
 
@@ -109,6 +110,12 @@ impl Metrics {
         };
         self.shards.iter().map(of_shard).sum()
     }
+
+    /// The connections of each shard that serves, with its number.
+    pub fn registries(&self) -> impl Iterator<Item = (usize, &Registry)> {
+        let shards = self.shards.iter().enumerate();
+        shards.filter_map(|(index, shard)| Some((index, &**shard.registry.get()?)))
+    }
 }
 
 /// The numbers of one shard, for its own thread to write.
@@ -146,6 +153,8 @@ pub struct ShardNumbers {
     pub store: StoreMetrics,
     /// The mesh.
     pub mesh: MeshMetrics,
+    /// The connections that are open, once the shard serves.
+    pub registry: OnceLock<Arc<Registry>>,
 }
 
 /// The calls of one namespace and client API.
@@ -169,6 +178,7 @@ impl ShardNumbers {
             connections: ConnectionMetrics::default(),
             store: StoreMetrics::default(),
             mesh: MeshMetrics::default(),
+            registry: OnceLock::new(),
         }
     }
 

@@ -9,7 +9,9 @@ use prism_io::grpc::Message;
 use prism_io::rt;
 use prism_io::server::StreamCall;
 use prism_proto::grpc::health::v1::health_check_response::ServingStatus;
-use prism_proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
+use prism_proto::grpc::health::v1::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+};
 use prost::Message as _;
 use slab::Slab;
 
@@ -106,6 +108,22 @@ pub(crate) fn check(health: &Health, message: &[u8]) -> Result<Vec<u8>, Error> {
         )),
         status => Ok(encoded(status)),
     }
+}
+
+/// `List`: the status of the process, under the empty name, and of each service.
+pub(crate) fn list(health: &Health, message: &[u8]) -> Result<Vec<u8>, Error> {
+    HealthListRequest::decode(message).map_err(|error| {
+        let text = format!("the request is not a HealthListRequest: {error}");
+        Error::new(Kind::InvalidArgument, "REQUEST_MALFORMED", text)
+    })?;
+    let names = std::iter::once("").chain(health.services.iter().copied());
+    let statuses = names
+        .map(|name| {
+            let status = health.status(name).into();
+            (name.to_owned(), HealthCheckResponse { status })
+        })
+        .collect();
+    Ok(HealthListResponse { statuses }.encode_to_vec())
 }
 
 /// `Watch`: the status now and after each change, until the caller goes.

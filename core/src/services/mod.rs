@@ -3,5 +3,5 @@
 mod health;
 mod reflection;
 
-pub(crate) use health::{Health, check, watch};
+pub(crate) use health::{Health, check, list, watch};
 pub(crate) use reflection::reflect;

@@ -2,7 +2,7 @@
 //!
 //! Answers from the descriptors that the build compiled in, with their options as they were written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::OnceLock;
 use std::task::Poll;
@@ -45,6 +45,7 @@ struct Index {
     by_name: HashMap<String, usize>,
     by_symbol: HashMap<String, usize>,
     by_extension: HashMap<(String, i32), usize>,
+    messages: HashSet<String>,
 }
 
 /// Made at the first question: most processes are never asked.
@@ -101,6 +102,9 @@ impl Index {
         for field in &message.field {
             self.by_symbol.insert(within(&name, field.name()), number);
         }
+        for oneof in &message.oneof_decl {
+            self.by_symbol.insert(within(&name, oneof.name()), number);
+        }
         for nested in &message.nested_type {
             self.add_message(number, &name, nested);
         }
@@ -110,6 +114,7 @@ impl Index {
         for extension in &message.extension {
             self.add_extension(number, &name, extension);
         }
+        self.messages.insert(name.clone());
         self.by_symbol.insert(name, number);
     }
 
@@ -155,19 +160,19 @@ impl Index {
                 file(self.by_symbol.get(symbol.trim_start_matches('.')), format!("symbol {symbol}"))
             }
             Some(MessageRequest::FileContainingExtension(extension)) => {
-                let key = (extension.containing_type, extension.extension_number);
+                let name = extension.containing_type.trim_start_matches('.').to_owned();
+                let key = (name, extension.extension_number);
                 file(self.by_extension.get(&key), format!("extension {} of {}", key.1, key.0))
             }
             Some(MessageRequest::AllExtensionNumbersOfType(name)) => {
-                if !self.by_symbol.contains_key(&name)
-                    && !self.by_extension.keys().any(|(of, _)| *of == name)
-                {
+                let of_type = name.trim_start_matches('.');
+                if !self.messages.contains(of_type) {
                     return error(NOT_FOUND, format!("type {name} is not known here"));
                 }
                 let mut extension_number: Vec<i32> = self
                     .by_extension
                     .keys()
-                    .filter(|(of, _)| *of == name)
+                    .filter(|(of, _)| *of == of_type)
                     .map(|(_, number)| *number)
                     .collect();
                 extension_number.sort_unstable();
@@ -267,6 +272,8 @@ async fn unless_stopped<F: Future>(health: &Health, future: F) -> Option<F::Outp
 
 #[cfg(test)]
 mod tests {
+    use prism_proto::grpc::reflection::v1::ExtensionRequest;
+
     use super::*;
 
     #[test]
@@ -300,10 +307,57 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_said_to_be() {
-        let question = MessageRequest::FileContainingSymbol("no.such.Thing".to_owned());
-        assert!(matches!(
-            index().answer(Some(question), &[]),
-            MessageResponse::ErrorResponse(ErrorResponse { error_code: NOT_FOUND, .. })
-        ));
+        let service = "prism.keyvalue.v1.KeyValueService".to_owned();
+        let options = "google.protobuf.MethodOptions".to_owned();
+        let extension = |containing_type, extension_number| {
+            MessageRequest::FileContainingExtension(ExtensionRequest {
+                containing_type,
+                extension_number,
+            })
+        };
+        for question in [
+            MessageRequest::FileContainingSymbol("no.such.Thing".to_owned()),
+            MessageRequest::FileByFilename("no/such.proto".to_owned()),
+            MessageRequest::AllExtensionNumbersOfType("no.such.Type".to_owned()),
+            // A service is no type that could be extended.
+            MessageRequest::AllExtensionNumbersOfType(service),
+            extension(options, 1),
+            extension("no.such.Type".to_owned(), 50_000),
+        ] {
+            let text = format!("{question:?}");
+            let answer = index().answer(Some(question), &[]);
+            let MessageResponse::ErrorResponse(error) = answer else { panic!("{text}") };
+            assert_eq!(error.error_code, NOT_FOUND, "{text}");
+        }
+        let MessageResponse::ErrorResponse(error) = index().answer(None, &[]) else { panic!() };
+        assert_eq!(error.error_code, INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn every_kind_of_symbol_leads_to_its_file() {
+        let index = index();
+        for symbol in [
+            "prism.keyvalue.v1.KeyValueService",
+            "prism.keyvalue.v1.KeyValueService.Get",
+            "prism.keyvalue.v1.GetRequest",
+            "prism.keyvalue.v1.GetRequest.key",
+            ".prism.keyvalue.v1.GetRequest",
+            "grpc.health.v1.HealthCheckResponse.ServingStatus",
+            "grpc.health.v1.HealthCheckResponse.SERVING",
+            "grpc.reflection.v1.ServerReflectionRequest.message_request",
+            "grpc.reflection.v1alpha.ServerReflection",
+        ] {
+            let question = MessageRequest::FileContainingSymbol(symbol.to_owned());
+            let answer = index.answer(Some(question), &[]);
+            assert!(matches!(answer, MessageResponse::FileDescriptorResponse(_)), "{symbol}");
+        }
+        // An extension by its type and number.
+        let ((containing_type, extension_number), _) = index.by_extension.iter().next().unwrap();
+        let question = MessageRequest::FileContainingExtension(ExtensionRequest {
+            containing_type: format!(".{containing_type}"),
+            extension_number: *extension_number,
+        });
+        let answer = index.answer(Some(question), &[]);
+        assert!(matches!(answer, MessageResponse::FileDescriptorResponse(_)));
     }
 }

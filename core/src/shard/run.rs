@@ -209,6 +209,8 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     wal.cuts.add(recovered.2);
     let calls = wire(&shard);
     let connections = Rc::new(Connections::default());
+    // Set once: the shard starts once.
+    let _ = shard.metrics.registry.set(connections.traffic().registry.clone());
     let failure = Rc::new(LogFailure::default());
 
     rt::spawn(write_log(shard.clone(), calls.clone(), failure.clone()));
@@ -367,6 +369,16 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         faulted.add(traffic.faulted.get() - faulted.get());
         numbers.connections.buffered_bytes.set(traffic.buffered_bytes() as u64);
         traffic.refused(|kind, total| numbers.transport_refused(kind, total));
+        let counts = traffic.counts.get();
+        for (counter, now) in [
+            (&numbers.connections.streams_started, counts.streams_started),
+            (&numbers.connections.streams_failed, counts.streams_failed),
+            (&numbers.connections.messages_received, counts.messages_received),
+            (&numbers.connections.messages_sent, counts.messages_sent),
+            (&numbers.connections.keepalives_sent, counts.keepalives_sent),
+        ] {
+            counter.add(now - counter.get());
+        }
         numbers.store.bytes.set(shard.store.used_bytes() as u64);
         numbers.store.keys.set(shard.store.entries() as u64);
         numbers.store.idempotency_keys.set(shard.store.outcomes().len() as u64);

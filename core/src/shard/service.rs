@@ -18,6 +18,7 @@ const OWN: u32 = 1 << 16;
 const HEALTH_CHECK: u32 = OWN;
 const HEALTH_WATCH: u32 = OWN + 1;
 const REFLECTION: u32 = OWN + 2;
+const HEALTH_LIST: u32 = OWN + 3;
 
 /// The services of gRPC that every shard answers.
 pub(super) const OWN_SERVICES: [&str; 3] = [
@@ -37,6 +38,7 @@ pub(crate) fn route(path: &[u8]) -> Option<Route> {
     }
     let (id, client_streaming, server_streaming) = match path {
         b"/grpc.health.v1.Health/Check" => (HEALTH_CHECK, false, false),
+        b"/grpc.health.v1.Health/List" => (HEALTH_LIST, false, false),
         b"/grpc.health.v1.Health/Watch" => (HEALTH_WATCH, false, true),
         b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
         | b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
@@ -64,7 +66,7 @@ impl Service for Front {
         message: Bytes,
     ) {
         let Some(method) = method(route) else {
-            return self.own_request(connection, stream, route, &message);
+            return self.own_request(connection, stream, route, &head, &message);
         };
         let received_ns = connection.received_ns();
         let span_ns = head.timeout.map_or(self.0.default_deadline_ns, |timeout| {
@@ -109,19 +111,25 @@ impl Front {
         connection: &Rc<Connection>,
         stream_id: StreamId,
         route: u32,
+        head: &RequestHead,
         message: &[u8],
     ) {
         let health = &self.0.health;
         match route {
-            HEALTH_CHECK => match services::check(health, message) {
-                Ok(answer) => connection.respond(stream_id, Message::new(&answer), &[]),
-                Err(error) => {
-                    status::with_status(&error, |status| connection.fail(stream_id, status))
+            HEALTH_CHECK | HEALTH_LIST => {
+                let answer = if route == HEALTH_LIST { services::list } else { services::check };
+                match answer(health, message) {
+                    Ok(answer) => connection.respond(stream_id, Message::new(&answer), &[]),
+                    Err(error) => {
+                        status::with_status(&error, |status| connection.fail(stream_id, status))
+                    }
                 }
-            },
+            }
             HEALTH_WATCH => match self.0.take_stream() {
                 Some(place) => {
-                    services::watch(health.clone(), connection.stream(stream_id), message, place)
+                    let call = connection.stream(stream_id);
+                    call.end_in(head.timeout);
+                    services::watch(health.clone(), call, message, place)
                 }
                 None => status::with_status(&stream::busy(), |status| {
                     connection.fail(stream_id, status)

@@ -22,3 +22,18 @@ pub struct Counts {
     /// When a message was sent last.
     pub last_sent_ns: u64,
 }
+
+impl Counts {
+    /// Adds what has come to `before` to make it `now`.
+    pub fn add_growth(&mut self, before: &Self, now: &Self) {
+        self.streams_started += now.streams_started - before.streams_started;
+        self.streams_succeeded += now.streams_succeeded - before.streams_succeeded;
+        self.streams_failed += now.streams_failed - before.streams_failed;
+        self.messages_received += now.messages_received - before.messages_received;
+        self.messages_sent += now.messages_sent - before.messages_sent;
+        self.keepalives_sent += now.keepalives_sent - before.keepalives_sent;
+        self.last_stream_ns = self.last_stream_ns.max(now.last_stream_ns);
+        self.last_received_ns = self.last_received_ns.max(now.last_received_ns);
+        self.last_sent_ns = self.last_sent_ns.max(now.last_sent_ns);
+    }
+}

@@ -26,7 +26,19 @@ impl Metadata {
     pub fn get_bin(&self, name: &str) -> Option<Vec<u8>> {
         // Several values may have been joined by commas.
         let value = self.get(name)?;
-        decode_base64(value.split(|&byte| byte == b',').next()?)
+        decode_base64(value.split(|&byte| byte == b',').next()?.trim_ascii())
+    }
+
+    /// All values of a name (lower case), as received. One value may be several, joined by commas.
+    pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |(n, _)| *n == name.as_bytes()).map(|(_, value)| value)
+    }
+
+    /// All values of a `-bin` name, decoded, those that were joined by commas included; `None` for one that is not base64.
+    pub fn get_all_bin<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<Vec<u8>>> {
+        self.get_all(name)
+            .flat_map(|value| value.split(|&byte| byte == b','))
+            .map(|value| decode_base64(value.trim_ascii()))
     }
 
     /// All fields in the order in which they came.
@@ -131,5 +143,10 @@ mod tests {
         assert_eq!(metadata.get_bin("a-bin"), Some(vec![0, 1, 255]));
         assert_eq!(metadata.get_bin("b-bin"), None);
         assert_eq!(metadata.get_bin("c-bin"), None);
+        metadata.push(b"a-bin", b"Zg==, Zg,?");
+        let all: Vec<_> = metadata.get_all_bin("a-bin").collect();
+        let some = |plain: &[u8]| Some(plain.to_vec());
+        assert_eq!(all, [some(&[0, 1, 255]), some(b"foo"), some(b"f"), some(b"f"), None]);
+        assert_eq!(metadata.get_all("a-bin").count(), 2);
     }
 }

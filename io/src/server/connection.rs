@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::guard::Traffic;
 use super::protocol::Protocol;
+use super::registry::{Entry, Passed};
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
 use crate::grpc::compress::inflate;
@@ -36,6 +37,11 @@ pub struct Connection {
     message_bytes_max: usize,
     peer: SocketAddr,
     traffic: Rc<Traffic>,
+    /// Its place in the list of those that are open, and what that list shows of it.
+    entry: Entry,
+    shown: Cell<Passed>,
+    received_bytes: Cell<u64>,
+    sent_bytes: Cell<u64>,
     /// Set when there is something to write, or when the connection has to end.
     work: Signal,
     /// The connection's own task is running: it looks for work before its turn ends, and need not be woken.
@@ -106,6 +112,13 @@ impl Connection {
             grpc: RefCell::new(Protocol::new(options, clock::monotonic_ns())),
             message_bytes_max: options.limits.message_bytes_max as usize,
             peer,
+            entry: {
+                traffic.newest.set(traffic.newest.get() + 1);
+                traffic.registry.enter(traffic.newest.get(), peer)
+            },
+            shown: Cell::default(),
+            received_bytes: Cell::new(0),
+            sent_bytes: Cell::new(0),
             traffic,
             work: Signal::default(),
             own_turn: Cell::new(false),
@@ -208,6 +221,25 @@ impl Connection {
         }
     }
 
+    /// Brings up to date what others see of the connection.
+    fn show(&self) {
+        let grpc = self.grpc.borrow();
+        let passed = Passed {
+            counts: grpc.counts(),
+            open_streams: grpc.open_streams() as u64,
+            buffered_bytes: grpc.buffered_bytes() as u64,
+            received_bytes: self.received_bytes.get(),
+            sent_bytes: self.sent_bytes.get(),
+        };
+        let before = self.shown.replace(passed);
+        if before != passed {
+            self.entry.show(passed);
+            let mut all = self.traffic.counts.get();
+            all.add_growth(&before.counts, &passed.counts);
+            self.traffic.counts.set(all);
+        }
+    }
+
     fn count_fault(&self) {
         if !self.faulted.replace(true) {
             self.traffic.faulted.set(self.traffic.faulted.get() + 1);
@@ -233,6 +265,7 @@ impl Connection {
 
     pub(super) fn handle_timeout(&self, now_ns: u64) {
         self.check_progress(now_ns);
+        self.show();
         let mut grpc = self.grpc.borrow_mut();
         if grpc.poll_timeout().is_some_and(|due| due <= now_ns) {
             grpc.handle_timeout(now_ns);
@@ -409,6 +442,7 @@ impl Connection {
         self.deliver(service);
         self.account();
         self.close_streams();
+        self.show();
         self.end();
     }
 
@@ -454,6 +488,7 @@ impl Connection {
             return;
         }
         self.traffic.received_bytes.set(self.traffic.received_bytes.get() + count as u64);
+        self.received_bytes.set(self.received_bytes.get() + count as u64);
         self.received_ns.set(clock::monotonic_ns());
         self.grpc.borrow_mut().receive(buffer, self.received_ns.get());
         self.deliver(service);
@@ -514,6 +549,7 @@ impl Connection {
                 // Room in the output is what streams that were told to wait are waiting for.
                 self.deliver(service);
                 self.traffic.sent_bytes.set(self.traffic.sent_bytes.get() + output.len() as u64);
+                self.sent_bytes.set(self.sent_bytes.get() + output.len() as u64);
                 let written = self.write(&mut write, output).await;
                 output = match written {
                     Some((Ok(()), buffers)) => buffers,

@@ -6,7 +6,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 
+use super::registry::Registry;
+use crate::grpc::Counts;
 use crate::h2::{REFUSALS, Refusal};
 use crate::rt::Signal;
 
@@ -18,6 +21,12 @@ pub struct Traffic {
     pub sent_bytes: Cell<u64>,
     /// Connections that were ended for a fault of the peer's.
     pub faulted: Cell<u64>,
+    /// Calls and messages.
+    pub counts: Cell<Counts>,
+    /// The connections that are open; may be given to another thread.
+    pub registry: Arc<Registry>,
+    /// The number of the newest connection.
+    pub(super) newest: Cell<u64>,
     refused: [Cell<u64>; REFUSALS],
     buffered_bytes: Cell<usize>,
     buffered_bytes_max: Cell<usize>,
@@ -31,6 +40,9 @@ impl Default for Traffic {
             received_bytes: Cell::new(0),
             sent_bytes: Cell::new(0),
             faulted: Cell::new(0),
+            counts: Cell::default(),
+            registry: Arc::default(),
+            newest: Cell::new(0),
             refused: std::array::from_fn(|_| Cell::new(0)),
             buffered_bytes: Cell::new(0),
             buffered_bytes_max: Cell::new(usize::MAX),

@@ -9,10 +9,12 @@ mod connection;
 mod guard;
 mod listen;
 mod protocol;
+mod registry;
 
 pub use connection::{Connection, StreamCall, StreamClosed};
 pub use guard::Traffic;
 pub use listen::{Connections, accept};
+pub use registry::{ConnectionView, Passed, Registry};
 
 use std::rc::Rc;
 

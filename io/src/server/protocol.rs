@@ -4,7 +4,7 @@ use bytes::BytesMut;
 
 use super::Options;
 use crate::grpc::compress::InflateError;
-use crate::grpc::{Compressing, Event, Message, SendError, ServerConnection, Status};
+use crate::grpc::{Compressing, Counts, Event, Message, SendError, ServerConnection, Status};
 use crate::h2::{CloseReason, Output, Refusal, StreamId};
 use crate::web::{Http1Connection, is_http1};
 
@@ -222,6 +222,14 @@ impl Protocol {
     #[inline]
     pub(super) fn buffered_bytes(&self) -> usize {
         either!(self.buffered_bytes())
+    }
+
+    /// What has passed since the start; over HTTP/1.1 only the bytes are counted.
+    pub(super) fn counts(&self) -> Counts {
+        match &self.spoken {
+            Spoken::Http2(connection) => connection.counts(),
+            Spoken::Http1(_) => Counts::default(),
+        }
     }
 
     pub(super) fn open_streams(&self) -> usize {

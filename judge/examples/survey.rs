@@ -19,7 +19,7 @@ fn main() {
         let mut findings: BTreeMap<String, (usize, String)> = BTreeMap::new();
         let mut same = 0;
         for _ in 0..count {
-            let bytes = 40 + seed.next() as usize % 600;
+            let bytes = 40 + seed.word() as usize % 600;
             let finding = match compare(&Sequence::new(role, &seed.bytes(bytes))) {
                 Ok(verdict) => {
                     same += u64::from(matches!(verdict, Verdict::Same { .. }));

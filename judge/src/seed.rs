@@ -10,8 +10,8 @@ impl Seed {
         Self(seed)
     }
 
-    /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    /// 64 bits.
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -21,7 +21,7 @@ impl Seed {
     /// That many bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> =
-            (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect();
+            (0..count.div_ceil(8)).flat_map(|_| self.word().to_le_bytes()).collect();
         bytes.truncate(count);
         bytes
     }

@@ -15,7 +15,7 @@ fn sequences(role: Role, default_seed: u64) {
     let mut seed = Seed::new(of_test(default_seed));
     let (mut same, mut frames_compared) = (0, 0);
     for nth in 0..SEQUENCES {
-        let bytes = 40 + seed.next() as usize % BYTES_MAX;
+        let bytes = 40 + seed.word() as usize % BYTES_MAX;
         let sequence = Sequence::new(role, &seed.bytes(bytes));
         match compare(&sequence) {
             Ok(Verdict::Same { frames }) => {

@@ -386,7 +386,7 @@ impl Connection {
         self.deliver(service);
         service.turn_ended();
         self.has_work();
-        while !self.ended.get() && !(self.grpc.borrow().is_closed() && self.is_flushed()) {
+        while !self.ended.get() && (!self.grpc.borrow().is_closed() || !self.is_flushed()) {
             self.drained.wait().await;
         }
     }

@@ -15,6 +15,8 @@ pub(super) struct Protocol {
     undecided: Option<Box<Options>>,
 }
 
+// The large one is the common one, and a box would cost every call a step.
+#[allow(clippy::large_enum_variant)]
 enum Spoken {
     /// gRPC, gRPC-Web and Connect over HTTP/2.
     Http2(ServerConnection),

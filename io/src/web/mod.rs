@@ -23,13 +23,16 @@ pub(crate) use request::{Asked, Verdict, begin};
 
 use bytes::Bytes;
 
+/// Appends what a message of a route is in the other form, or says what is wrong with it.
+pub type Convert = fn(route: u32, from: &[u8], into: &mut Vec<u8>) -> Result<(), String>;
+
 /// What the layer above knows of its messages and pages.
 #[derive(Clone, Copy)]
 pub struct Schema {
     /// Appends the request message of a route that a JSON text stands for, or says what is wrong with the text.
-    pub request_from_json: fn(route: u32, json: &[u8], into: &mut Vec<u8>) -> Result<(), String>,
+    pub request_from_json: Convert,
     /// Appends a reply message of a route as JSON, or says why that cannot be done.
-    pub reply_to_json: fn(route: u32, message: &[u8], into: &mut Vec<u8>) -> Result<(), String>,
+    pub reply_to_json: Convert,
     /// Appends the details of an encoded `google.rpc.Status` as a JSON array of Connect's error details; nothing if there
     /// are none.
     pub details_to_json: fn(status: &[u8], into: &mut Vec<u8>),

@@ -4,6 +4,7 @@
 //! in the inner ones. This crate opens no socket and no file of its own accord; `io` does.
 
 pub mod admin;
+mod certificates;
 pub mod cli;
 pub mod config;
 pub mod doctor;

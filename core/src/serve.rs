@@ -1,7 +1,7 @@
 //! `prism serve`: the control thread, from the first lock to the exit code.
 //!
 //! It opens the data directory, binds the ports, starts one thread per shard and then only listens: to signals, and to what
-//! the shards report. It touches no request.
+//! the shards report. It touches no request. SIGHUP has it read the certificate again.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use prism_io::disk::{Directory, DirectoryError};
 use prism_io::rt::{self, Flag};
 use prism_io::{mesh, net};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admin::{Admin, AdminState, Readiness};
+use crate::certificates::Certificates;
 use crate::cli::{Exit, Serving, first_screen};
 use crate::config::Config;
 use crate::metrics::{Labels, Metrics};
@@ -62,6 +63,12 @@ fn serve(config: Config) -> Result<Exit, Failure> {
             format!("{file}: {error}; raise wal.segment_bytes or lower limits.message_bytes_max"),
         )
     })?;
+    let certificates = config
+        .tls
+        .as_ref()
+        .map(Certificates::load)
+        .transpose()
+        .map_err(|error| (Exit::Config, error))?;
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
     let (mut registry, namespaces, shards) = place(&config)?;
     let config = Arc::new(config);
@@ -95,6 +102,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
             known: index < registry.logs,
             hash_key: registry.hash_key(),
             listener,
+            acceptor: certificates.as_ref().map(|certificates| certificates.acceptor().clone()),
             port,
             metrics,
             tell: Box::new({
@@ -115,7 +123,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         }
     })?;
 
-    let mut control = Control { shards, stop, finish, readiness, exit: Exit::Ok };
+    let mut control = Control { shards, stop, finish, readiness, certificates, exit: Exit::Ok };
     let serving = |recovered, ready: &Ready| Serving {
         listen,
         admin: admin_address,
@@ -173,6 +181,7 @@ struct Control {
     stop: Vec<Arc<Flag>>,
     finish: Vec<Arc<Flag>>,
     readiness: Readiness,
+    certificates: Option<Certificates>,
     exit: Exit,
 }
 
@@ -201,6 +210,7 @@ impl Control {
                     return None;
                 }
                 News::Shard(Report::Drained) => {}
+                News::Signal(SIGHUP) => self.reload(),
                 News::Signal(_) => {
                     self.stop_all(news, self.shards, Duration::ZERO);
                     return None;
@@ -214,6 +224,7 @@ impl Control {
     fn wait_end(&mut self, news: &Receiver<News>, drain_timeout: Duration) {
         while let Ok(one) = news.recv() {
             match one {
+                News::Signal(SIGHUP) => self.reload(),
                 News::Signal(signal) => {
                     tracing::info!(signal, "stopping: no new calls, those that run may finish");
                     return self.stop_all(news, self.shards, drain_timeout);
@@ -246,6 +257,7 @@ impl Control {
                     // One that failed never reports that it has drained.
                     draining = draining.min(running);
                 }
+                Ok(News::Signal(SIGHUP)) => {}
                 Ok(News::Signal(_)) => {
                     tracing::warn!("a second signal: stopping at once; what is logged is safe");
                     self.fail(Exit::Undrained);
@@ -258,6 +270,13 @@ impl Control {
                     return;
                 }
             }
+        }
+    }
+
+    fn reload(&self) {
+        match &self.certificates {
+            Some(certificates) => certificates.reload(),
+            None => tracing::info!("SIGHUP reads the certificate again, but there is none here"),
         }
     }
 
@@ -366,7 +385,7 @@ fn cannot_listen(flag: &str, address: std::net::SocketAddr, error: &io::Error) -
 }
 
 fn watch_signals(tell: Sender<News>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
             if tell.send(News::Signal(signal)).is_err() {

@@ -23,6 +23,7 @@ use crate::grpc::{
 use crate::h2::StreamId;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
+use crate::tls::{self, Connector};
 
 /// Calls that may wait for the server to allow another stream; more are refused with RESOURCE_EXHAUSTED.
 pub const WAITING_MAX: usize = 4096;
@@ -150,8 +151,27 @@ impl Client {
     /// Connects to `address`; `limits` bound what the server may send.
     pub async fn connect_with(address: SocketAddr, limits: &Limits) -> io::Result<Self> {
         let stream = Stream::connect(address).await?;
-        let mut grpc = ClientConnection::new(limits, &address.to_string(), monotonic_ns());
+        Ok(Self::over(stream, &address.to_string(), limits))
+    }
+
+    /// Connects to `address` with TLS; `authority` is what the server is called in requests.
+    pub async fn connect_secured(
+        address: SocketAddr,
+        connector: &Connector,
+        authority: &str,
+        limits: &Limits,
+    ) -> Result<Self, tls::Failure> {
+        let stream = Stream::connect(address).await?.secure_to(connector).await?;
+        Ok(Self::over(stream, authority, limits))
+    }
+
+    /// A connection over a socket that stands.
+    fn over(stream: Stream, authority: &str, limits: &Limits) -> Self {
+        let mut grpc = ClientConnection::new(limits, authority, monotonic_ns());
         grpc.accept_compressed();
+        if stream.is_secured() {
+            grpc.over_tls();
+        }
         let link = Rc::new(Link {
             grpc: RefCell::new(grpc),
             message_bytes_max: limits.message_bytes_max as usize,
@@ -165,7 +185,7 @@ impl Client {
         rt::spawn(link.clone().write_all(write));
         rt::spawn(link.clone().watch());
         link.work.set();
-        Ok(Self { _handle: Rc::new(Handle(link.clone())), link })
+        Self { _handle: Rc::new(Handle(link.clone())), link }
     }
 
     /// Whether the connection has ended: no call will succeed any more.

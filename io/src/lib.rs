@@ -16,4 +16,5 @@ pub mod net;
 pub mod probe;
 pub mod rt;
 pub mod server;
+pub mod tls;
 pub mod web;

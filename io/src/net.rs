@@ -1,9 +1,11 @@
 //! TCP: listeners that share a port between shards, and owned read and write halves on the ring.
 //!
-//! Promises: a port that another process listens on is refused, although the shards of this process share it.
+//! Promises: a port that another process listens on is refused, although the shards of this process share it. Above the halves
+//! nobody sees whether TLS is spoken.
 #![allow(unsafe_code)]
 
 mod output;
+mod secured;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -63,35 +65,44 @@ impl Listener {
 
     /// The next connection.
     pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
-        let (stream, peer) = self.0.accept().await?;
-        stream.set_nodelay(true)?;
-        Ok((Stream(stream), peer))
+        let (socket, peer) = self.0.accept().await?;
+        Ok((Stream::new(socket)?, peer))
     }
 }
 
-/// A connected socket.
-pub struct Stream(monoio::net::TcpStream);
+/// A connected socket, in clear or with TLS.
+pub struct Stream {
+    socket: monoio::net::TcpStream,
+    tls: Option<secured::Established>,
+}
 
 impl Stream {
-    /// Connects to `address`.
+    fn new(socket: monoio::net::TcpStream) -> io::Result<Self> {
+        socket.set_nodelay(true)?;
+        Ok(Self { socket, tls: None })
+    }
+
+    /// Connects to `address`, in clear.
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = monoio::net::TcpStream::connect_addr(address).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self(stream))
+        Self::new(monoio::net::TcpStream::connect_addr(address).await?)
     }
 
     /// What ends this connection from outside of its halves, also while they wait for the peer.
     pub fn closer(&self) -> io::Result<Closer> {
         // SAFETY: the descriptor is open as long as the stream lives; it is duplicated before this returns.
-        let socket = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
+        let socket = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
         socket.try_clone_to_owned().map(Closer)
     }
 
     /// Separate halves, for a task that reads and one that writes.
     pub fn split(self) -> (ReadHalf, WriteHalf) {
-        let descriptor = self.0.as_raw_fd();
-        let (read, write) = self.0.into_split();
-        (ReadHalf(read, descriptor), WriteHalf(write, descriptor))
+        let descriptor = self.descriptor();
+        let (read, write) = self.socket.into_split();
+        let (opening, sealing) = self.tls.map(secured::Established::split).unzip();
+        (
+            ReadHalf { socket: read, descriptor, opening },
+            WriteHalf { socket: write, descriptor, sealing },
+        )
     }
 }
 
@@ -127,58 +138,113 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 /// The receiving half of a socket.
-pub struct ReadHalf(OwnedReadHalf<monoio::net::TcpStream>, RawFd);
+pub struct ReadHalf {
+    socket: OwnedReadHalf<monoio::net::TcpStream>,
+    descriptor: RawFd,
+    opening: Option<Box<secured::Opening>>,
+}
 
 impl ReadHalf {
-    /// Reads into the spare capacity of `buffer`, behind what it holds already. Zero bytes: the peer is done.
+    /// Reads into the spare capacity of `buffer`, behind what it holds already. Zero bytes: the peer is done. With TLS the buffer
+    /// may grow, by what one read of records holds.
     pub async fn read(&mut self, buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
         debug_assert!(buffer.capacity() > buffer.len(), "a read needs room");
+        if let Some(opening) = &mut self.opening {
+            return opening.read(&mut self.socket, buffer).await;
+        }
         use monoio::buf::IoBufMut;
         let filled = buffer.len();
-        let (result, slice) = self.0.read(buffer.slice_mut(filled..)).await;
+        let (result, slice) = self.socket.read(buffer.slice_mut(filled..)).await;
         rt::note_activity();
         (result, slice.into_inner())
     }
 
     /// Reads what is there already, like [`ReadHalf::read`]; `WouldBlock` when that is nothing.
     pub(crate) fn read_at_once(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
-        let room = buffer.spare_capacity_mut();
-        debug_assert!(!room.is_empty(), "a read needs room");
-        // SAFETY: the descriptor is open as long as this half lives, and the kernel writes no more than the room that it is told of.
-        let count =
-            unsafe { libc::recv(self.1, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
-        let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
-        // SAFETY: the kernel has written that many bytes behind the ones that were there.
-        unsafe { buffer.set_len(buffer.len() + count) };
-        Ok(count)
+        match &mut self.opening {
+            Some(opening) => opening.read_at_once(self.descriptor, buffer),
+            None => receive_at_once(self.descriptor, buffer),
+        }
+    }
+
+    /// Whether the peer has hung up without closing TLS first: what it sent may be only a part of what it meant.
+    pub fn is_truncated(&self) -> bool {
+        self.opening.as_ref().is_some_and(|opening| opening.is_truncated())
     }
 }
 
+/// Reads what is there already behind what `buffer` holds, which has room; `WouldBlock` when that is nothing.
+fn receive_at_once(socket: RawFd, buffer: &mut BytesMut) -> io::Result<usize> {
+    let room = buffer.spare_capacity_mut();
+    debug_assert!(!room.is_empty(), "a read needs room");
+    // SAFETY: the kernel writes no more than the room that it is told of; a descriptor that is not open is an error and nothing
+    // worse.
+    let count =
+        unsafe { libc::recv(socket, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
+    let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+    // SAFETY: the kernel has written that many bytes behind the ones that were there.
+    unsafe { buffer.set_len(buffer.len() + count) };
+    Ok(count)
+}
+
 /// The sending half of a socket.
-pub struct WriteHalf(OwnedWriteHalf<monoio::net::TcpStream>, RawFd);
+pub struct WriteHalf {
+    socket: OwnedWriteHalf<monoio::net::TcpStream>,
+    descriptor: RawFd,
+    sealing: Option<Box<secured::Sealing>>,
+}
 
 impl WriteHalf {
     /// Writes all of `buffer` and gives it back.
     pub async fn write_all(&mut self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        let (result, buffer) = self.0.write_all(buffer).await;
+        if self.sealing.is_some() {
+            return (self.write_sealed([&buffer[..]].into_iter(), |_| ()).await, buffer);
+        }
+        let (result, buffer) = self.socket.write_all(buffer).await;
         (result.map(|_| ()), buffer)
     }
 
     /// Writes all of `chunk`, which others may share.
     pub async fn write_shared(&mut self, chunk: bytes::Bytes) -> io::Result<()> {
-        self.0.write_all(chunk).await.0.map(|_| ())
+        if self.sealing.is_some() {
+            return self.write_sealed([&chunk[..]].into_iter(), |_| ()).await;
+        }
+        self.socket.write_all(chunk).await.0.map(|_| ())
     }
 
-    /// Ends both directions; a read that waits on the other half returns.
-    pub fn close(&self) {
+    /// Writes all `parts` through TLS; `progress` is told how much, each time the kernel has taken some.
+    async fn write_sealed(
+        &mut self,
+        parts: impl Iterator<Item = &[u8]>,
+        progress: impl Fn(usize),
+    ) -> io::Result<()> {
+        let sealing = self.sealing.as_mut().expect("asked by those who know that TLS is spoken");
+        for piece in parts.flat_map(|part| part.chunks(secured::SEALED_BYTES_MAX)) {
+            if sealing.seal(piece)? {
+                sealing.flush(&mut self.socket, self.descriptor, &progress).await?;
+            }
+        }
+        sealing.flush(&mut self.socket, self.descriptor, &progress).await?;
+        sealing.trim();
+        Ok(())
+    }
+
+    /// Ends both directions; a read that waits on the other half returns. TLS says goodbye as far as the socket takes it.
+    pub fn close(&mut self) {
+        if let Some(sealing) = &mut self.sealing {
+            sealing.close_now(self.descriptor);
+        }
         // SAFETY: the descriptor is open as long as this half lives, and shutdown touches no memory of ours. An error says
         // that the peer was quicker.
-        unsafe { libc::shutdown(self.1, libc::SHUT_RDWR) };
+        unsafe { libc::shutdown(self.descriptor, libc::SHUT_RDWR) };
     }
 
     /// Ends the sending direction.
     pub async fn shutdown(&mut self) -> io::Result<()> {
         use monoio::io::AsyncWriteRent;
-        self.0.shutdown().await
+        if let Some(sealing) = &mut self.sealing {
+            sealing.close(&mut self.socket, self.descriptor).await?;
+        }
+        self.socket.shutdown().await
     }
 }

@@ -414,7 +414,13 @@ fn the_preface() {
     let mut server = Server::fresh(&limits);
     assert_eq!(server.feed(b"PRI * HTTP/2.1\r\n\r\n"), ["GOAWAY 0 PROTOCOL_ERROR"]);
     let mut server = Server::fresh(&limits);
-    assert_eq!(server.feed(b"\x16\x03\x01\x02\x00"), ["GOAWAY 0 PROTOCOL_ERROR"]);
+    assert_eq!(server.feed(b"\0\0\0\x04\0"), ["GOAWAY 0 PROTOCOL_ERROR"]);
+    assert!(server.grpc.is_closed());
+    // A client that begins TLS gets an alert of it.
+    let mut server = Server::fresh(&limits);
+    server.input.extend_from_slice(b"\x16\x03\x01\x02\x00");
+    server.grpc.receive(&mut server.input, 0);
+    assert_eq!(server.grpc.output().inline, prism_io::tls::ALERT_FOR_TLS);
     assert!(server.grpc.is_closed());
 }
 

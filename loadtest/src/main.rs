@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use prism_io::tls::{Connector, Roots};
 use prism_loadtest::journal;
 use prism_loadtest::kv::workload::{Mix, Recipe};
 use prism_loadtest::kv::{self, Load};
@@ -56,6 +57,31 @@ struct Server {
     output: Format,
 }
 
+/// Whether TLS is spoken, and with whom.
+#[derive(Args)]
+struct Tls {
+    /// Speak TLS
+    #[arg(long)]
+    tls: bool,
+    /// Trust the authorities of this PEM file and no others; without it those of this system. Means --tls
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// The name in the server's certificate, where it is not the address. Means --tls
+    #[arg(long, value_name = "NAME")]
+    tls_name: Option<String>,
+}
+
+impl Tls {
+    fn connector(self, endpoint: SocketAddr) -> std::io::Result<Option<Connector>> {
+        if !self.tls && self.tls_ca.is_none() && self.tls_name.is_none() {
+            return Ok(None);
+        }
+        let name = self.tls_name.unwrap_or_else(|| endpoint.ip().to_string());
+        let roots = self.tls_ca.map_or(Roots::System, Roots::File);
+        Connector::new(&roots, &name).map(Some).map_err(std::io::Error::other)
+    }
+}
+
 /// Get and Set, at a rate or as fast as the answers come
 ///
 /// With --rate the loop is open: requests leave at their times whatever the server does, and latency counts from the time at which a request was due.
@@ -71,6 +97,8 @@ struct Server {
 struct KvArguments {
     #[command(flatten)]
     server: Server,
+    #[command(flatten)]
+    tls: Tls,
     /// Requests per second over all connections (open loop)
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
@@ -243,6 +271,7 @@ fn run_kv(arguments: KvArguments) -> std::io::Result<bool> {
     };
     let report = kv::run(&Load {
         endpoint: server.endpoint,
+        tls: arguments.tls.connector(server.endpoint)?,
         recipe: Recipe {
             namespace: server.namespace,
             value_bytes: arguments.value_size,

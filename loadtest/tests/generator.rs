@@ -18,6 +18,7 @@ fn null_server() -> SocketAddr {
 fn load(endpoint: SocketAddr) -> Load {
     Load {
         endpoint,
+        tls: None,
         recipe: Recipe {
             namespace: "keyvalue".into(),
             value_bytes: 128,

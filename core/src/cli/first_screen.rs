@@ -35,13 +35,14 @@ pub fn first_screen(config: &Config, serving: &Serving) -> String {
         1 => format!("1 shard on core {}", show_cores(&config.cores)),
         count => format!("{count} shards on cores {}", show_cores(&config.cores)),
     };
+    let tls = if config.tls.is_some() { "TLS 1.3 and 1.2, " } else { "" };
     let direct = if serving.direct { "O_DIRECT" } else { "through the page cache" };
     let sync = match serving.sync {
         Some((method, time)) => format!(", {method}, {} µs each when measured", time.as_micros()),
         None => String::new(),
     };
     let rows = [
-        ["gRPC".to_string(), listen.to_string(), "with reflection and health".to_string()],
+        ["gRPC".to_string(), listen.to_string(), format!("{tls}with reflection and health")],
         ["admin".into(), format!("http://{admin}"), "/metrics /healthz /readyz /config".into()],
         ["data".into(), serving.data_dir.display().to_string(), format!("log {direct}{sync}")],
         ["cores".into(), shards, format!("on {}", serving.io)],
@@ -82,7 +83,7 @@ pub fn first_screen(config: &Config, serving: &Serving) -> String {
     if let Some(namespace) =
         config.namespaces.iter().find(|namespace| namespace.client_api == ClientApi::KeyValue)
     {
-        text.push_str(&try_next(*listen, &namespace.name));
+        text.push_str(&try_next(*listen, &namespace.name, config.tls.is_some()));
     }
     text.push_str(&format!(
         "\nReady after {} ms. Ctrl-C drains for up to {} and stops.\n",
@@ -100,7 +101,7 @@ fn promise(level: Durability) -> &'static str {
     }
 }
 
-fn try_next(listen: SocketAddr, namespace: &str) -> String {
+fn try_next(listen: SocketAddr, namespace: &str, tls: bool) -> String {
     let mut flags = String::new();
     // An unspecified address is not one to connect to.
     let mut reach = listen;
@@ -117,12 +118,17 @@ fn try_next(listen: SocketAddr, namespace: &str) -> String {
     if namespace != super::NAMESPACE_DEFAULT {
         flags.push_str(&format!(" --namespace {namespace}"));
     }
+    let mut plain = "-plaintext";
+    if tls {
+        flags.push_str(" --tls --tls-ca CA.pem");
+        plain = "-cacert CA.pem";
+    }
     format!(
         "
 Try:
   prism kv{flags} set greeting hello
   prism kv{flags} get greeting
-  grpcurl -plaintext -d '{{\"namespace\": \"{namespace}\", \"key\": \"greeting\"}}' \\
+  grpcurl {plain} -d '{{\"namespace\": \"{namespace}\", \"key\": \"greeting\"}}' \\
     {reach} prism.keyvalue.v1.KeyValueService/Get
 "
     )
@@ -172,6 +178,18 @@ Try:
 Ready after 42 ms. Ctrl-C drains for up to 10s and stops.
 "#;
         assert_eq!(screen("", |_| ()), expected.replace("VERSION", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn with_tls_the_next_commands_speak_it() {
+        let text = screen("tls: {certificate: a.pem, key: a.key}", |_| ());
+        for part in [
+            "TLS 1.3 and 1.2, with reflection",
+            "prism kv --tls --tls-ca CA.pem get greeting",
+            "grpcurl -cacert CA.pem -d",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
     }
 
     #[test]

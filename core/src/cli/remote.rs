@@ -1,12 +1,15 @@
 //! One call to a server, on a loop of its own.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use prism_io::client::{Client, Failure};
-use prism_io::grpc::Code;
+use prism_io::grpc::{Code, Limits};
 use prism_io::rt;
+use prism_io::tls::{self, Connector, Roots};
 use prism_proto::catalogue::Method;
 use prism_proto::google::rpc;
 use prost::Message;
@@ -25,11 +28,26 @@ pub(super) struct Call {
     pub(super) metadata: Vec<(&'static str, String)>,
     /// For connecting and for the call, each.
     pub(super) timeout: Duration,
+    /// Speak TLS.
+    pub(super) tls: Option<ClientTls>,
+}
+
+/// Whom to trust, and whom to expect.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ClientTls {
+    /// A PEM file of authorities; without it those of the system.
+    pub(super) authorities: Option<PathBuf>,
+    /// The name in the server's certificate; without it the host of the endpoint.
+    pub(super) name: Option<String>,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Refusal {
+    /// What was said about TLS makes no sense.
+    Tls(String),
+    /// The server was reached, and TLS was not agreed on.
+    Handshake { endpoint: String, failure: tls::Failure },
     /// The server was not reached.
     Unreachable { endpoint: String, reason: String },
     /// The server, or the way to it, refused.
@@ -40,7 +58,8 @@ impl Refusal {
     /// How the process ends for it.
     pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::Unreachable { .. } => Exit::Unavailable,
+            Self::Tls(_) => Exit::Usage,
+            Self::Unreachable { .. } | Self::Handshake { .. } => Exit::Unavailable,
             Self::Failed(failure) => match failure.code {
                 Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => {
                     Exit::Unavailable
@@ -54,6 +73,19 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let failure = match self {
+            Self::Tls(reason) => return write!(f, "{reason}"),
+            Self::Handshake { endpoint, failure } => {
+                let remedy = match failure {
+                    tls::Failure::Untrusted(_) => {
+                        "name the authority that signed its certificate with --tls-ca, and the name in it with --tls-name"
+                    }
+                    tls::Failure::Malformed(_) | tls::Failure::Disconnected(_) => {
+                        "does it serve TLS? leave --tls out for one that does not"
+                    }
+                    _ => "its log may say more",
+                };
+                return write!(f, "no TLS with {endpoint}: {failure}\n    {remedy}");
+            }
             Self::Unreachable { endpoint, reason } => {
                 return write!(
                     f,
@@ -123,15 +155,29 @@ pub(super) fn call(
 ) -> Result<(), Refusal> {
     let endpoint = call.endpoint.clone();
     let addresses = resolve(&endpoint)?;
+    let connector = call.tls.as_ref().map(|tls| connector(&endpoint, tls)).transpose()?;
     let unreachable = move |reason: String| Refusal::Unreachable { endpoint, reason };
-    match rt::run(converse(call, addresses, on_message)) {
+    match rt::run(converse(call, addresses, connector, on_message)) {
         Ok(result) => result,
         Err(error) => Err(unreachable(format!("no event loop here: {error}"))),
     }
 }
 
+/// `host:port` of an endpoint that may be written as a URL.
+fn bare(endpoint: &str) -> &str {
+    let bare = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+    bare.unwrap_or(endpoint).trim_end_matches('/')
+}
+
+fn connector(endpoint: &str, tls: &ClientTls) -> Result<Connector, Refusal> {
+    let host = bare(endpoint).rsplit_once(':').map_or(bare(endpoint), |(host, _)| host);
+    let name = tls.name.as_deref().unwrap_or(host.trim_matches(['[', ']']));
+    let roots = tls.authorities.clone().map_or(Roots::System, Roots::File);
+    Connector::new(&roots, name).map_err(|error| Refusal::Tls(error.to_string()))
+}
+
 fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, Refusal> {
-    let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/');
+    let bare = bare(endpoint);
     let unreachable =
         |reason: String| Refusal::Unreachable { endpoint: endpoint.to_string(), reason };
     match bare.to_socket_addrs() {
@@ -149,12 +195,11 @@ fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, Refusal> {
 async fn converse(
     call: Call,
     addresses: Vec<SocketAddr>,
+    connector: Option<Connector>,
     mut on_message: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), Refusal> {
-    let Call { endpoint, method, request, metadata, timeout } = call;
-    let client = connect(&addresses, timeout)
-        .await
-        .map_err(|reason| Refusal::Unreachable { endpoint, reason })?;
+    let Call { endpoint, method, request, metadata, timeout, tls: _ } = call;
+    let client = connect(endpoint, &addresses, connector.as_ref(), timeout).await?;
     let metadata: Vec<(&str, &[u8])> =
         metadata.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
     if !method.server_streaming() {
@@ -173,16 +218,36 @@ async fn converse(
 }
 
 /// Connects to the first address that takes it; otherwise the last reason why not.
-async fn connect(addresses: &[SocketAddr], timeout: Duration) -> Result<Client, String> {
+async fn connect(
+    endpoint: String,
+    addresses: &[SocketAddr],
+    connector: Option<&Connector>,
+    timeout: Duration,
+) -> Result<Client, Refusal> {
+    let authority = bare(&endpoint).to_owned();
+    let one = async |address| match connector {
+        None => Client::connect(address).await.map_err(tls::Failure::from),
+        Some(connector) => {
+            let limits = Limits::default();
+            Client::connect_secured(address, connector, &authority, &limits).await
+        }
+    };
     let mut reason = String::new();
     for address in addresses {
-        match rt::timeout(timeout, Client::connect(*address)).await {
+        match rt::timeout(timeout, one(*address)).await {
             Some(Ok(client)) => return Ok(client),
-            Some(Err(error)) => reason = error.to_string(),
+            Some(Err(tls::Failure::Disconnected(error))) => match connector {
+                Some(_) if error.kind() == ErrorKind::UnexpectedEof => {
+                    let failure = tls::Failure::Disconnected(error);
+                    return Err(Refusal::Handshake { endpoint, failure });
+                }
+                _ => reason = error.to_string(),
+            },
+            Some(Err(failure)) => return Err(Refusal::Handshake { endpoint, failure }),
             None => reason = format!("no answer within {}", show_duration(timeout)),
         }
     }
-    Err(reason)
+    Err(Refusal::Unreachable { endpoint, reason })
 }
 
 #[cfg(test)]

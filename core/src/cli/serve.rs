@@ -16,6 +16,7 @@ Examples:
   prism serve
   prism serve --listen 0.0.0.0:7400 --data-dir /var/lib/prism
   prism serve --cores 2-5 --log-format text
+  prism serve --tls-cert server.pem --tls-key server.key
   prism serve --config prism.yaml
 ";
 
@@ -28,6 +29,12 @@ pub(super) struct ServeArgs {
     /// Where to serve gRPC [default: 127.0.0.1:7400].
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<String>,
+    /// Serve TLS with this certificate: a PEM file, the server's own first.
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// The certificate's private key, a PEM file.
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
     /// Where to serve metrics, health and configuration over HTTP [default: 127.0.0.1:7401].
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<String>,
@@ -53,6 +60,8 @@ impl ServeArgs {
         Flags {
             listen: self.listen.clone(),
             admin: self.admin.clone(),
+            tls_cert: self.tls_cert.clone(),
+            tls_key: self.tls_key.clone(),
             data_dir: self.data_dir.clone(),
             shards: self.shards.clone(),
             cores: self.cores.clone(),

@@ -45,6 +45,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Where gRPC is served.
     pub listen: SocketAddr,
+    /// TLS where gRPC is served; `None`: in clear.
+    pub tls: Option<Tls>,
     /// Where metrics, health and the effective configuration are served over HTTP.
     pub admin: SocketAddr,
     /// The directory of the logs and snapshots.
@@ -78,6 +80,19 @@ impl Config {
     pub fn shards(&self) -> usize {
         self.cores.len()
     }
+}
+
+/// How TLS is accepted. The files are read at start and again on SIGHUP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM: the server's certificate, then what leads from it to an authority.
+    pub certificate: PathBuf,
+    /// PEM: its private key.
+    pub key: PathBuf,
+    /// Most handshakes at a time, of the whole process.
+    pub handshakes_max: u32,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
 }
 
 /// A namespace of the configuration file.
@@ -300,6 +315,10 @@ pub struct Flags {
     pub listen: Option<String>,
     /// `--admin`
     pub admin: Option<String>,
+    /// `--tls-cert`
+    pub tls_cert: Option<String>,
+    /// `--tls-key`
+    pub tls_key: Option<String>,
     /// `--data-dir`
     pub data_dir: Option<String>,
     /// `--shards`

@@ -16,7 +16,7 @@ use super::web;
 use super::{
     Backend, ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX,
     IDEMPOTENCY_WINDOW_MIN, Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX,
-    Namespace, SHARDS_MAX, Sync, Wal, parse_cores,
+    Namespace, SHARDS_MAX, Sync, Tls, Wal, parse_cores,
 };
 
 const KIB: u64 = 1 << 10;
@@ -106,6 +106,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
             Problem::new(message, "give one of them another port"),
         );
     }
+    let tls = read_tls(top.section("tls"), flags, report);
     let data_dir = top.value("data_dir", PathBuf::from(DATA_DIR), directory);
     let data_dir = over("data-dir", data_dir, &flags.data_dir, directory, report);
     let cores = read_cores(&top, flags, machine, report);
@@ -140,6 +141,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     Config {
         file: None,
         listen: listen.value,
+        tls,
         admin: admin.value,
         data_dir: data_dir.value,
         cores,
@@ -233,6 +235,48 @@ fn check_cores(cores: Setting<Vec<usize>>, machine: &Machine, report: &Report) -
         report.error(cores.origin, Problem::new(message, remedy));
     }
     cores.value
+}
+
+fn read_tls(section: Option<Section<'_>>, flags: &Flags, report: &Report) -> Option<Tls> {
+    let nothing = Node { origin: Origin::Default, value: Value::Nothing };
+    let asked = section.is_some();
+    let section = section.unwrap_or_else(|| Section::new(&nothing, "tls", report));
+    let in_file = (section.optional("certificate", file), section.optional("key", file));
+    let handshakes_max = section.value("handshakes_max", 1_024, count(1, 65_536)).value;
+    let handshake_timeout =
+        section.value("handshake_timeout", seconds(10), span(millis(100), seconds(300))).value;
+    let (certificate_named, key_named) = (
+        !section.lacks("certificate") || flags.tls_cert.is_some(),
+        !section.lacks("key") || flags.tls_key.is_some(),
+    );
+    let origin = section.origin;
+    section.finish();
+    let certificate = over_optional("tls-cert", in_file.0, &flags.tls_cert, file, report);
+    let key = over_optional("tls-key", in_file.1, &flags.tls_key, file, report);
+    let lacks = |origin, what: &str, remedy: &str| {
+        report.error(origin, Problem::new(format!("tls has no {what}"), remedy));
+    };
+    const CERTIFICATE: &str =
+        "name its PEM file with tls.certificate or --tls-cert, or leave TLS out";
+    const KEY: &str = "name its PEM file with tls.key or --tls-key, or leave TLS out";
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            return Some(Tls {
+                certificate: certificate.value,
+                key: key.value,
+                handshakes_max,
+                handshake_timeout,
+            });
+        }
+        // What was named and could not be read has been reported.
+        (Some(certificate), None) if !key_named => lacks(certificate.origin, "key", KEY),
+        (None, Some(key)) if !certificate_named => lacks(key.origin, "certificate", CERTIFICATE),
+        (None, None) if asked && !certificate_named && !key_named => {
+            lacks(origin, "certificate", CERTIFICATE);
+        }
+        _ => {}
+    }
+    None
 }
 
 fn read_limits(section: Option<Section<'_>>, report: &Report) -> Limits {
@@ -567,6 +611,14 @@ fn address(text: &str) -> Result<SocketAddr, Problem> {
         _ => "write an IP address and a port, such as 127.0.0.1:7400 or [::1]:7400".to_string(),
     };
     Err(Problem::new(format!("`{text}` is not an address to listen on"), remedy))
+}
+
+fn file(text: &str) -> Result<PathBuf, Problem> {
+    if text.is_empty() || text.contains('\0') {
+        let remedy = "write the path of a PEM file, such as /etc/prism/tls.pem";
+        return Err(Problem::new(format!("`{}` is not a path", text.escape_debug()), remedy));
+    }
+    Ok(PathBuf::from(text))
 }
 
 fn directory(text: &str) -> Result<PathBuf, Problem> {

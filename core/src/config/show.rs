@@ -1,6 +1,6 @@
 //! The effective configuration as YAML that [`read`](super::read) takes back: what `/config` answers.
 //!
-//! Holds no secrets: logins of backends are left out.
+//! Holds no secrets: logins of backends are left out, and of a private key there is only the file's name.
 
 use std::fmt;
 
@@ -12,6 +12,13 @@ impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quoted = |text: &str| serde_json::to_string(text).map_err(|_| fmt::Error);
         writeln!(f, "listen: {}", self.listen)?;
+        if let Some(tls) = &self.tls {
+            writeln!(f, "tls:")?;
+            writeln!(f, "  certificate: {}", quoted(&tls.certificate.to_string_lossy())?)?;
+            writeln!(f, "  key: {}", quoted(&tls.key.to_string_lossy())?)?;
+            writeln!(f, "  handshakes_max: {}", tls.handshakes_max)?;
+            writeln!(f, "  handshake_timeout: {}", show_duration(tls.handshake_timeout))?;
+        }
         writeln!(f, "admin: {}", self.admin)?;
         writeln!(f, "data_dir: {}", quoted(&self.data_dir.to_string_lossy())?)?;
         writeln!(f, "shards: {}", self.shards())?;

@@ -3,6 +3,7 @@
 //! Every check says what it found and, unless all is well, what to do. It changes nothing, except for a few small writes
 //! into a directory of its own beside the data, which it removes.
 
+mod certificate;
 mod checks;
 mod disk;
 
@@ -34,6 +35,12 @@ pub(crate) struct DoctorArgs {
     /// Examine this data directory.
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<String>,
+    /// Examine this certificate, a PEM file.
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// And its key.
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
     /// The form of the result.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -106,6 +113,9 @@ fn examine(config: &Config, machine: &Machine) -> Vec<Check> {
         checks::backlog(&file("/proc/sys/net/core/somaxconn")),
     ];
     found.extend(disk::examine(config));
+    if let Some(tls) = &config.tls {
+        found.extend(certificate::examine(tls));
+    }
     for (name, address) in [("listen", config.listen), ("admin", config.admin)] {
         found.push(checks::address(name, address, prism_io::probe::can_listen(address)));
     }
@@ -114,7 +124,12 @@ fn examine(config: &Config, machine: &Machine) -> Vec<Check> {
 
 /// Runs `prism doctor`.
 pub(crate) fn run(args: &DoctorArgs) -> Exit {
-    let flags = Flags { data_dir: args.data_dir.clone(), ..Flags::default() };
+    let flags = Flags {
+        data_dir: args.data_dir.clone(),
+        tls_cert: args.tls_cert.clone(),
+        tls_key: args.tls_key.clone(),
+        ..Flags::default()
+    };
     let config = match config::load(args.config.as_deref(), &flags) {
         Ok(config) => config,
         Err(errors) => {

@@ -125,6 +125,12 @@ impl Metrics {
                 }
             }
         }
+        let name = "prism_tls_handshakes_failed_total";
+        family(out, name, "counter", "TLS handshakes that came to nothing, by kind.");
+        for (index, kind) in prism_io::tls::Failure::KINDS.iter().enumerate() {
+            let count: u64 = self.shards.iter().map(|shard| shard.tls_failed[index].get()).sum();
+            line(out, name, &format!("kind=\"{kind}\""), count);
+        }
         let name = "prism_refused_total";
         family(
             out,
@@ -155,6 +161,7 @@ impl Metrics {
                 let mut described = Vec::new();
                 shard.wal.describe(&mut described);
                 shard.connections.describe(&mut described);
+                shard.tls.describe(&mut described);
                 shard.store.describe(&mut described);
                 shard.mesh.describe(&mut described);
                 described

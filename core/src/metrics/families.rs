@@ -114,6 +114,21 @@ families! {
         /// Bytes of request payloads copied between socket and backend.
         payload_copied_bytes: Counter = "prism_payload_copied_bytes_total",
     }
+    /// TLS on the connections of one shard. What failed is counted by kind beside it.
+    TlsMetrics {
+        /// Handshakes under way.
+        in_flight: Gauge = "prism_tls_handshakes_in_flight",
+        /// Handshakes done in full.
+        full: Counter = "prism_tls_handshakes_full_total",
+        /// Handshakes that took an earlier connection up again.
+        resumed: Counter = "prism_tls_handshakes_resumed_total",
+        /// Connections closed before their handshake because too many were under way.
+        refused: Counter = "prism_tls_handshakes_refused_total",
+        /// Connections whose peers hung up without closing TLS.
+        truncated: Counter = "prism_tls_truncated_total",
+        /// Clients that began TLS on a port without it.
+        unexpected: Counter = "prism_tls_unexpected_total",
+    }
     /// The embedded store of one shard.
     StoreMetrics {
         /// Bytes held by the embedded store, keys and overhead included.

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use cell::{Counter, Gauge, Histogram, Totals};
 pub use exposition::{CONTENT_TYPE, ProcessNumbers};
-pub use families::{ConnectionMetrics, MeshMetrics, StoreMetrics, WalMetrics};
+pub use families::{ConnectionMetrics, MeshMetrics, StoreMetrics, TlsMetrics, WalMetrics};
 
 use prism_io::h2::{REFUSALS, Refusal};
 use prism_io::server::Registry;
@@ -149,6 +149,10 @@ pub struct ShardNumbers {
     pub wal: WalMetrics,
     /// Connections and bytes.
     pub connections: ConnectionMetrics,
+    /// TLS on them.
+    pub tls: TlsMetrics,
+    /// Handshakes that failed, by [`prism_io::tls::Failure::KINDS`].
+    pub tls_failed: [Counter; prism_io::tls::Failure::KINDS.len()],
     /// The embedded store.
     pub store: StoreMetrics,
     /// The mesh.
@@ -176,6 +180,8 @@ impl ShardNumbers {
             transport_refused: std::array::from_fn(|_| Counter::default()),
             wal: WalMetrics::default(),
             connections: ConnectionMetrics::default(),
+            tls: TlsMetrics::default(),
+            tls_failed: Default::default(),
             store: StoreMetrics::default(),
             mesh: MeshMetrics::default(),
             registry: OnceLock::new(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use prism_io::calls::{CallPool, StartCall, pump};
 use prism_io::mesh::Port;
 use prism_io::rt::{Flag, Signal};
-use prism_io::server::{Connections, Options, accept};
+use prism_io::server::{Connections, Options, Tls, accept};
 use prism_io::web::Web;
 use prism_io::{clock, net, rt};
 use prism_wal::RecoveryReport;
@@ -55,6 +55,8 @@ pub(crate) struct Launch {
     pub(crate) known: bool,
     pub(crate) hash_key: (u64, u64),
     pub(crate) listener: std::net::TcpListener,
+    /// How TLS is accepted on it; `None`: in clear.
+    pub(crate) acceptor: Option<prism_io::tls::Acceptor>,
     pub(crate) port: Port<Message>,
     pub(crate) metrics: ShardMetrics,
     /// Tells the control thread.
@@ -208,7 +210,14 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     wal.recovery_ns.set(recovered.1);
     wal.cuts.add(recovered.2);
     let calls = wire(&shard);
-    let connections = Rc::new(Connections::default());
+    let connections = Rc::new(match launch.acceptor.zip(config.tls.as_ref()) {
+        None => Connections::default(),
+        Some((acceptor, tls)) => Connections::with_tls(Tls {
+            acceptor,
+            handshakes_max: (tls.handshakes_max as usize).div_ceil(launch.shards),
+            timeout: tls.handshake_timeout,
+        }),
+    });
     // Set once: the shard starts once.
     let _ = shard.metrics.registry.set(connections.traffic().registry.clone());
     let failure = Rc::new(LogFailure::default());
@@ -379,6 +388,7 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         ] {
             counter.add(now - counter.get());
         }
+        count_tls(numbers, &connections);
         numbers.store.bytes.set(shard.store.used_bytes() as u64);
         numbers.store.keys.set(shard.store.entries() as u64);
         numbers.store.idempotency_keys.set(shard.store.outcomes().len() as u64);
@@ -390,6 +400,33 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         wal.pinned_bytes.set(status.pinned_bytes as u64);
         wal.refused_full.add(status.counters.refused_full - wal.refused_full.get());
         wal.backlog_records.set(shard.log.last_lsn().saturating_sub(shard.log.applied_lsn()));
+    }
+}
+
+fn count_tls(numbers: &ShardMetrics, connections: &Connections) {
+    let (tls, handshakes, traffic) =
+        (&numbers.tls, connections.handshakes(), connections.traffic());
+    tls.in_flight.set(handshakes.in_flight.get() as u64);
+    for (counter, now) in [
+        (&tls.full, handshakes.full.get()),
+        (&tls.resumed, handshakes.resumed.get()),
+        (&tls.refused, handshakes.refused.get()),
+        (&tls.truncated, traffic.truncated.get()),
+    ] {
+        counter.add(now - counter.get());
+    }
+    for (kind, counter) in numbers.tls_failed.iter().enumerate() {
+        counter.add(handshakes.failed(kind) - counter.get());
+    }
+    let unexpected = traffic.unexpected_tls.get() - tls.unexpected.get();
+    tls.unexpected.add(unexpected);
+    if unexpected > 0 {
+        // One line for all of a tenth of a second: clients must not be able to fill the log.
+        tracing::warn!(
+            clients = unexpected,
+            "clients began TLS on a port without it and got a TLS alert; serve TLS with --tls-cert and --tls-key, or \
+             have them connect in clear"
+        );
     }
 }
 

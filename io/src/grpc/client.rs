@@ -136,6 +136,7 @@ pub struct ClientConnection {
     core: Connection<Call>,
     sink: AnswerSink,
     events: VecDeque<ClientEvent>,
+    scheme: &'static [u8],
     authority: Box<[u8]>,
     user_agent: Box<[u8]>,
     paths: Vec<PathBlock>,
@@ -154,6 +155,7 @@ impl ClientConnection {
             core: Connection::new(Role::Client, limits, now_ns),
             sink: AnswerSink::default(),
             events: VecDeque::new(),
+            scheme: b"http",
             authority: authority.as_bytes().into(),
             user_agent: concat!("prism/", env!("CARGO_PKG_VERSION")).as_bytes().into(),
             paths: Vec::new(),
@@ -163,6 +165,12 @@ impl ClientConnection {
             compress_bytes_min: None,
             scratch: Vec::new(),
         }
+    }
+
+    /// Says in requests that they come by TLS. To be called before the first call.
+    pub fn over_tls(&mut self) {
+        self.scheme = b"https";
+        self.paths.clear();
     }
 
     /// Tells the server that answers may come compressed; without it they may not. To be called before the first call.
@@ -229,13 +237,13 @@ impl ClientConnection {
         self.core.streams.at(slot).headers_sent = true;
         let at = self.path_block(path);
         let cache = &mut self.paths[at].block;
-        let (authority, user_agent) = (&self.authority, &self.user_agent);
+        let (scheme, authority, user_agent) = (self.scheme, &self.authority, &self.user_agent);
         let (accepts_gzip, sends_gzip) = (self.accepts_gzip, self.compress_bytes_min.is_some());
         let scratch = &mut self.scratch;
         self.core.put_block(number, false, |encoder, out| {
             cache.put(encoder, out, |encoder, out| {
                 encoder.field(out, b":method", b"POST", Indexing::Index);
-                encoder.field(out, b":scheme", b"http", Indexing::Index);
+                encoder.field(out, b":scheme", scheme, Indexing::Index);
                 encoder.field(out, b":path", path, Indexing::Index);
                 encoder.field(out, b":authority", authority, Indexing::Index);
                 encoder.field(out, b"te", b"trailers", Indexing::Index);

@@ -36,7 +36,9 @@ pub enum CloseReason {
     Peer(ErrorCode),
     /// The first bytes were HTTP/1; a short answer says what this port speaks.
     Http1,
-    /// The first bytes were neither HTTP/2 nor HTTP/1.
+    /// The first bytes were those of TLS, which this port does not speak; the answer is TLS's alert.
+    Tls,
+    /// The first bytes were neither HTTP/2 nor HTTP/1, nor TLS.
     NotHttp2,
     /// The driver reported that the socket has ended.
     Lost,
@@ -367,6 +369,12 @@ impl<T: Recycle> Connection<T> {
             self.phase = Phase::FirstSettings;
             self.put_settings();
             return true;
+        }
+        if input[0] == crate::tls::HANDSHAKE {
+            self.output.inline.extend_from_slice(&crate::tls::ALERT_FOR_TLS);
+            self.phase = Phase::Closed(CloseReason::Tls);
+            input.clear();
+            return false;
         }
         let token = input.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
         if token == input.len() && token <= METHOD_BYTES_MAX {

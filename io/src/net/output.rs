@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::RawFd;
 
 use monoio::buf::IoVecBuf;
 use monoio::io::{AsyncWriteRent, AsyncWriteRentExt};
@@ -60,11 +61,15 @@ impl WriteHalf {
         mut output: Output,
         progress: impl Fn(usize),
     ) -> (io::Result<()>, Output) {
+        if self.sealing.is_some() {
+            let result = self.write_sealed(output.segments(), progress).await;
+            return (result, output);
+        }
         let all = output.len();
         let mut parts = Vec::new();
         let mut written = 0;
         while written < all {
-            match self.send_at_once(&output, written, &mut parts) {
+            match self.send_parts_at_once(&output, written, &mut parts) {
                 Ok(count) => {
                     written += count;
                     progress(count);
@@ -76,13 +81,14 @@ impl WriteHalf {
             }
             // The socket is full: the ring waits until there is room, and takes what fits then.
             if output.is_contiguous() && written == 0 && all <= WHOLE_BYTES_MAX {
-                let (result, inline) = self.0.write_all(std::mem::take(&mut output.inline)).await;
+                let (result, inline) =
+                    self.socket.write_all(std::mem::take(&mut output.inline)).await;
                 output.inline = inline;
                 progress(all);
                 return (result.map(|_| ()), output);
             }
             list_parts(&output, written, &mut parts);
-            let (result, vectored) = self.0.writev(Vectored { output, parts }).await;
+            let (result, vectored) = self.socket.writev(Vectored { output, parts }).await;
             (output, parts) = (vectored.output, vectored.parts);
             match result {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), output),
@@ -97,26 +103,30 @@ impl WriteHalf {
     }
 
     /// Hands the kernel what it takes without waiting, of what `output` holds behind its first `start` bytes.
-    fn send_at_once(
+    fn send_parts_at_once(
         &self,
         output: &Output,
         start: usize,
         parts: &mut Vec<libc::iovec>,
     ) -> io::Result<usize> {
-        let sent = if output.is_contiguous() {
-            let rest = &output.inline[start..];
-            // SAFETY: the descriptor is open as long as this half lives, and the kernel has read `rest` when the call returns.
-            unsafe { libc::send(self.1, rest.as_ptr().cast(), rest.len(), AT_ONCE) }
-        } else {
-            list_parts(output, start, parts);
-            // SAFETY: an all-zero `msghdr` is valid: no name, no control data, no parts.
-            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-            (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
-            // SAFETY: as above; `parts` point into `output`, which outlives the call.
-            unsafe { libc::sendmsg(self.1, &message, AT_ONCE) }
-        };
+        if output.is_contiguous() {
+            return send_at_once(self.descriptor, &output.inline[start..]);
+        }
+        list_parts(output, start, parts);
+        // SAFETY: an all-zero `msghdr` is valid: no name, no control data, no parts.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
+        // SAFETY: the descriptor is open as long as this half lives; `parts` point into `output`, which outlives the call.
+        let sent = unsafe { libc::sendmsg(self.descriptor, &message, AT_ONCE) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
     }
+}
+
+/// Hands the kernel what it takes of `bytes` without waiting.
+pub(super) fn send_at_once(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the kernel has read `bytes` when the call returns; a descriptor that is not open is an error and nothing worse.
+    let sent = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), AT_ONCE) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
 #[cfg(test)]

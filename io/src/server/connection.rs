@@ -432,11 +432,16 @@ impl Connection {
                 buffer.reserve(size);
             }
         }
-        if matches!(
-            self.grpc.borrow().close_reason(),
-            Some(CloseReason::Error(..) | CloseReason::NotHttp2)
-        ) {
+        let reason = self.grpc.borrow().close_reason();
+        if matches!(reason, Some(CloseReason::Error(..) | CloseReason::Tls | CloseReason::NotHttp2))
+        {
             self.count_fault();
+        }
+        if reason == Some(CloseReason::Tls) {
+            self.traffic.unexpected_tls.set(self.traffic.unexpected_tls.get() + 1);
+        }
+        if read.is_truncated() {
+            self.traffic.truncated.set(self.traffic.truncated.get() + 1);
         }
         self.grpc.borrow_mut().lost();
         self.deliver(service);

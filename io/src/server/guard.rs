@@ -27,6 +27,10 @@ pub struct Traffic {
     pub registry: Arc<Registry>,
     /// The number of the newest connection.
     pub(super) newest: Cell<u64>,
+    /// Connections whose peers hung up without closing TLS.
+    pub truncated: Cell<u64>,
+    /// Clients that began TLS on a port without it.
+    pub unexpected_tls: Cell<u64>,
     refused: [Cell<u64>; REFUSALS],
     buffered_bytes: Cell<usize>,
     buffered_bytes_max: Cell<usize>,
@@ -43,6 +47,8 @@ impl Default for Traffic {
             counts: Cell::default(),
             registry: Arc::default(),
             newest: Cell::new(0),
+            truncated: Cell::new(0),
+            unexpected_tls: Cell::new(0),
             refused: std::array::from_fn(|_| Cell::new(0)),
             buffered_bytes: Cell::new(0),
             buffered_bytes_max: Cell::new(usize::MAX),

@@ -1,10 +1,12 @@
 //! Accepting connections, and looking after those that are there.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::guard::{Peers, Place, Traffic};
+use super::secured::{self, Handshakes, Tls};
 use super::{Connection, Options, Service};
 use crate::h2::Refusal;
 use crate::{clock, net, rt};
@@ -39,9 +41,21 @@ pub struct Connections {
     peers: Rc<Peers>,
     accepted: Cell<u64>,
     draining: Cell<bool>,
+    tls: Option<Tls>,
+    handshakes: Handshakes,
 }
 
 impl Connections {
+    /// Connections that speak TLS from the first byte on.
+    pub fn with_tls(tls: Tls) -> Self {
+        Self { tls: Some(tls), ..Self::default() }
+    }
+
+    /// What became of TLS handshakes.
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
+    }
+
     /// Connections that are open.
     pub fn open(&self) -> usize {
         self.open.get()
@@ -154,20 +168,58 @@ pub async fn accept<S: Service>(
         };
         connections.accepted.set(connections.accepted.get() + 1);
         let open = Open::new(&connections.open, place);
-        let connection = Rc::new(Connection::new(&options, peer, connections.traffic.clone()));
-        connections.list.borrow_mut().push(Rc::downgrade(&connection));
-        let serving = connection.serve(stream, service.clone());
-        rt::spawn(async move {
-            serving.await;
-            drop(open);
-        });
+        match &connections.tls {
+            None => serve(stream, peer, open, &service, &options, &connections),
+            Some(tls) => {
+                let begun = Begun { service: service.clone(), options: options.clone(), open };
+                secured::begin(tls, stream, peer, begun, &connections);
+            }
+        }
     }
+}
+
+/// What a connection is served with once its handshake is done.
+pub(super) struct Begun<S> {
+    service: Rc<S>,
+    options: Options,
+    open: Open,
+}
+
+impl<S: Service> Begun<S> {
+    pub(super) fn serve(
+        self,
+        stream: net::Stream,
+        peer: SocketAddr,
+        connections: &Rc<Connections>,
+    ) {
+        serve(stream, peer, self.open, &self.service, &self.options, connections);
+    }
+}
+
+/// Starts the task of a connection.
+fn serve<S: Service>(
+    stream: net::Stream,
+    peer: SocketAddr,
+    open: Open,
+    service: &Rc<S>,
+    options: &Options,
+    connections: &Rc<Connections>,
+) {
+    let connection = Rc::new(Connection::new(options, peer, connections.traffic.clone()));
+    connections.list.borrow_mut().push(Rc::downgrade(&connection));
+    if connections.draining.get() {
+        // The drain began amid the handshake.
+        connection.drain();
+    }
+    let serving = connection.serve(stream, service.clone());
+    rt::spawn(async move {
+        serving.await;
+        drop(open);
+    });
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use bytes::Bytes;
 
     use super::super::StreamCall;

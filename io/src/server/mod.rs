@@ -10,11 +10,13 @@ mod guard;
 mod listen;
 mod protocol;
 mod registry;
+mod secured;
 
 pub use connection::{Connection, StreamCall, StreamClosed};
 pub use guard::Traffic;
 pub use listen::{Connections, accept};
 pub use registry::{ConnectionView, Passed, Registry};
+pub use secured::{Handshakes, Tls};
 
 use std::rc::Rc;
 

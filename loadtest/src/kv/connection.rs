@@ -64,11 +64,19 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects, and serves the connection from then on.
     pub(crate) async fn open(load: &Load, shared: Rc<Shared>) -> Result<Self> {
-        let stream = Stream::connect(load.endpoint).await.map_err(|error| {
+        let mut stream = Stream::connect(load.endpoint).await.map_err(|error| {
             Error::new(error.kind(), format!("no connection to {}: {error}", load.endpoint))
         })?;
-        let client =
+        if let Some(connector) = &load.tls {
+            stream = stream.secure_to(connector).await.map_err(|failure| {
+                Error::other(format!("no TLS with {}: {failure}", load.endpoint))
+            })?;
+        }
+        let mut client =
             ClientConnection::new(&Limits::default(), &load.endpoint.to_string(), monotonic_ns());
+        if stream.is_secured() {
+            client.over_tls();
+        }
         let state = State {
             client,
             sent: HashMap::default(),

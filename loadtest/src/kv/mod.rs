@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use prism_io::clock::monotonic_ns;
 use prism_io::rt;
+use prism_io::tls::Connector;
 
 use crate::process::cpu_ns;
 use crate::report::{Latency, Report, histogram};
@@ -27,6 +28,8 @@ use workload::Recipe;
 pub struct Load {
     /// The server.
     pub endpoint: SocketAddr,
+    /// Speak TLS.
+    pub tls: Option<Connector>,
     /// What is asked.
     pub recipe: Recipe,
     /// Connections over all threads.

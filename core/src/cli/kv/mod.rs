@@ -7,13 +7,14 @@ mod request;
 mod show;
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::output::{Format, print};
-use super::remote::{self, Call};
+use super::remote::{self, Call, ClientTls};
 use super::{ENDPOINT_DEFAULT, Exit, NAMESPACE_DEFAULT, complain};
 use crate::config::units;
 
@@ -25,6 +26,7 @@ Examples:
   prism kv set lock me --if absent              exit code 5 when the key is there already
   prism kv get greeting                         exit code 4 when it is not there
   prism kv scan --prefix user: -o json          one JSON object a line
+  prism kv get greeting --tls --tls-ca ca.pem   over TLS, trusting one authority
   prism kv cas counter 2 --expect 1             swap only what is as expected
   prism kv set order paid --idempotency-key 7f  safe to repeat, also after a lost answer
 ";
@@ -35,6 +37,15 @@ pub(in crate::cli) struct KvArgs {
     /// Where the server listens.
     #[arg(long, global = true, value_name = "HOST:PORT", default_value = ENDPOINT_DEFAULT)]
     endpoint: String,
+    /// Speak TLS; https:// in the endpoint means the same.
+    #[arg(long, global = true)]
+    tls: bool,
+    /// Trust the authorities of this PEM file and no others; without it those of this system. Means --tls.
+    #[arg(long, global = true, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// The name in the server's certificate, where it is not the host of the endpoint. Means --tls.
+    #[arg(long, global = true, value_name = "NAME")]
+    tls_name: Option<String>,
     /// The namespace.
     #[arg(short, long, global = true, default_value = NAMESPACE_DEFAULT)]
     namespace: String,
@@ -213,6 +224,7 @@ pub(super) fn run(args: KvArgs) -> Exit {
             request: prepared.request,
             metadata: metadata(&args),
             timeout: args.timeout,
+            tls: client_tls(&args),
         },
         Err(message) => {
             complain(message);
@@ -243,6 +255,15 @@ pub(super) fn run(args: KvArgs) -> Exit {
         }
         (Ok(()), None) => shown.exit,
     }
+}
+
+fn client_tls(args: &KvArgs) -> Option<ClientTls> {
+    let wanted = args.tls
+        || args.tls_ca.is_some()
+        || args.tls_name.is_some()
+        || args.endpoint.starts_with("https://");
+    let (authorities, name) = (args.tls_ca.clone(), args.tls_name.clone());
+    wanted.then_some(ClientTls { authorities, name })
 }
 
 fn metadata(args: &KvArgs) -> Vec<(&'static str, String)> {

@@ -1,0 +1,69 @@
+//! The server's role: what every connection of the process is accepted with, and how that is replaced.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::server::ProducesTickets;
+use rustls::sign::SingleCertAndKey;
+use rustls::{Error, ServerConfig};
+
+use super::{Identity, PROTOCOLS, Session, provider};
+
+/// Makes the server's side of connections. Clones share what they are made with, so that one [`Acceptor::replace`] reaches every
+/// shard; connections that stand keep what they began with.
+#[derive(Clone)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Read once per handshake, which costs a thousand times as much as this lock; written when the operator says so.
+    config: RwLock<Arc<ServerConfig>>,
+    /// Encrypts session tickets. It outlives the certificates: a client may resume after they were replaced.
+    ticketer: Arc<dyn ProducesTickets>,
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acceptor").finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    /// Accepts connections as `identity`. Fails where the system has no random numbers.
+    pub fn new(identity: &Identity) -> Result<Self, Error> {
+        let ticketer = rustls::crypto::ring::Ticketer::new()?;
+        let config = RwLock::new(config(identity, ticketer.clone())?);
+        Ok(Self { shared: Arc::new(Shared { config, ticketer }) })
+    }
+
+    /// From now on connections are accepted as `identity`.
+    pub fn replace(&self, identity: &Identity) -> Result<(), Error> {
+        let config = config(identity, self.shared.ticketer.clone())?;
+        *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    /// The server's side of a new connection.
+    pub fn session(&self) -> Result<Session, Error> {
+        let config = self.shared.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Session::server(config)
+    }
+}
+
+fn config(
+    identity: &Identity,
+    ticketer: Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, Error> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    // Clients are not asked for a certificate: this is where a verifier goes once callers have identities.
+    let certificates = Arc::new(SingleCertAndKey::from(identity.certified.clone()));
+    let mut config = builder.with_no_client_auth().with_cert_resolver(certificates);
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+    config.ticketer = ticketer;
+    // Tickets hold all there is to know: no table of sessions that shards would share.
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}

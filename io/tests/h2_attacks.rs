@@ -272,3 +272,215 @@ fn an_idle_connection_gives_its_memory_back() {
     assert_eq!(lines[0], "Request 1001 1");
     assert!(!server.grpc.is_closed());
 }
+
+/// What was refused since the last time, by kind.
+fn refused(server: &mut Server) -> Vec<(&'static str, u32)> {
+    let mut all = Vec::new();
+    server.grpc.take_refusals(|kind, count| all.push((kind.name(), count)));
+    all
+}
+
+/// The lines that a time-out brings.
+fn at(server: &mut Server, now_ns: u64) -> Vec<String> {
+    server.now_ns = now_ns;
+    server.grpc.handle_timeout(now_ns);
+    let mut lines = Vec::new();
+    server.turn(&mut lines);
+    lines
+}
+
+#[test]
+fn window_updates_by_the_byte() {
+    let limits = Limits::default();
+    let mut server = Server::new(&limits);
+    let attack = |_| "WU 0 1".to_string();
+    assert_eq!(until_calm(&mut server, 100_000, attack), limits.window_updates.burst);
+    assert_eq!(refused(&mut server), [("window_updates", 1)]);
+    // Beside answers they are what a reader does.
+    let mut server = Server::new(&limits);
+    for round in 0..limits.window_updates.burst / 100 {
+        let stream = round * 2 + 1;
+        let updates = "WU 0 1\n".repeat(200);
+        server.say(&format!("HEADERS {stream} h @req\nDATA {stream} e msg:a\n{updates}"));
+        assert!(!server.grpc.is_closed());
+    }
+}
+
+/// Frames of streams that have ended are looked at, so they count, in both directions.
+#[test]
+fn frames_of_streams_that_have_ended() {
+    let limits = Limits::default();
+    for frame in ["RST 1 8", "WU 1 1", "HEADERS 1 eh x=y"] {
+        let mut server = Server::new(&limits);
+        server.say("HEADERS 1 h @silent\nRST 1 8\nHEADERS 3 h @silent\nWU 3 0");
+        let frame = if frame.starts_with("HEADERS") { "HEADERS 3 eh x=y" } else { frame };
+        assert_eq!(until_calm(&mut server, 100_000, |_| frame.into()), limits.idle_frames.burst);
+    }
+}
+
+#[test]
+fn many_fields() {
+    let limits = Limits { header_count_max: 20, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    let most = "a=b ".repeat(14);
+    assert!(server.say(&format!("HEADERS 1 h @req {most}")).is_empty());
+    let lines = server.say(&format!("HEADERS 3 h @req {most} a=b"));
+    assert!(lines[0].starts_with("HEADERS 3 end :status=431"), "{lines:?}");
+    assert_eq!(refused(&mut server), [("header_count", 1)]);
+}
+
+/// A header block that dribbles: over CONTINUATION frames, within one frame, and within the nine bytes of its header.
+#[test]
+fn a_header_block_that_dribbles() {
+    let limits = Limits::default();
+    let due_ns = limits.headers_timeout_ns;
+    let block = {
+        let mut server = Server::new(&limits);
+        server.writer.frames("HEADERS 1 h @silent")
+    };
+    for first in [1, 3, 5, 9, 20] {
+        let mut server = Server::new(&limits);
+        server.now_ns = 5;
+        assert!(server.feed(&block[..first]).is_empty());
+        // More of it does not begin the time anew.
+        server.now_ns = due_ns;
+        server.feed(&block[first..first + 1]);
+        assert_eq!(server.grpc.poll_timeout(), Some(due_ns + 5), "after {first} bytes");
+        assert!(at(&mut server, due_ns + 4).is_empty());
+        assert_eq!(at(&mut server, due_ns + 5), ["GOAWAY 0 ENHANCE_YOUR_CALM"]);
+        assert_eq!(refused(&mut server), [("header_time", 1)]);
+    }
+    let mut server = Server::new(&limits);
+    server.say("HEADERS 1 - @silent");
+    for part in 1..10 {
+        server.now_ns = part * SECOND_NS;
+        server.say("CONT 1 -");
+    }
+    assert_eq!(at(&mut server, due_ns), ["GOAWAY 0 ENHANCE_YOUR_CALM"]);
+    // A block that comes in time leaves nothing behind.
+    let mut server = Server::new(&limits);
+    server.say("HEADERS 1 - @silent\nCONT 1 h");
+    assert_ne!(server.grpc.poll_timeout(), Some(due_ns));
+}
+
+/// A frame that has begun may take as long as the least pace allows, and no longer.
+#[test]
+fn a_frame_that_dribbles() {
+    let limits = Limits::default();
+    let mut server = Server::new(&limits);
+    server.say("HEADERS 1 h @silent");
+    let data = server.writer.frames("DATA 1 - 0000003a98 #14995");
+    server.feed(&data[..10]);
+    let due_ns = limits.slow_writer_min.period_ns;
+    assert!(at(&mut server, due_ns - 1).is_empty());
+    let lines = at(&mut server, due_ns);
+    assert!(lines.contains(&"GOAWAY 1 ENHANCE_YOUR_CALM".to_string()), "{lines:?}");
+    assert_eq!(refused(&mut server), [("slow_writer", 1)]);
+}
+
+/// A request that has begun has to come; one whose client streams may be silent between two messages.
+#[test]
+fn slow_writers() {
+    let limits = Limits { keepalive_interval_ns: u64::MAX, ..Limits::default() };
+    let period_ns = limits.slow_writer_min.period_ns;
+    let mut server = Server::new(&limits);
+    server.say(
+        "HEADERS 1 h @silent\nHEADERS 3 h @stream\nHEADERS 5 h @stream\nDATA 5 - 00000000ff00",
+    );
+    server.say("HEADERS 7 h @silent\nDATA 7 - 0000100000 #100");
+    let mut ended = Vec::new();
+    for second in 1..=2 * period_ns / SECOND_NS {
+        // Stream 7 is slow as well, but keeps the pace.
+        server.now_ns = second * SECOND_NS;
+        server.say("DATA 7 - #2000");
+        ended.extend(at(&mut server, second * SECOND_NS));
+    }
+    ended.sort();
+    assert_eq!(
+        ended,
+        ["Cancelled 5", "RST_STREAM 1 ENHANCE_YOUR_CALM", "RST_STREAM 5 ENHANCE_YOUR_CALM"]
+    );
+    assert_eq!(refused(&mut server), [("slow_writer", 2)]);
+    assert_eq!(server.grpc.open_streams(), 2);
+}
+
+/// An answer that waits has to be taken; who takes a little all the time is served.
+#[test]
+fn slow_readers() {
+    let limits = Limits { keepalive_interval_ns: u64::MAX, ..Limits::default() };
+    let period_ns = limits.slow_reader_min.period_ns;
+    let mut server = Server::new(&limits);
+    let message = "m".repeat(10_000);
+    server.say("SETTINGS - 4=0");
+    let request = |stream: u32| format!("HEADERS {stream} h @req\nDATA {stream} e msg:{message}");
+    server.say(&request(1));
+    // As many requests as bring 64 KiB and more in each period.
+    let mut resets = Vec::new();
+    let mut stream = 3;
+    for second in 1..=3 * period_ns / SECOND_NS {
+        server.now_ns = second * SECOND_NS;
+        server.say(&request(stream));
+        server.say(&format!("WU {stream} 20000\nWU 0 20000"));
+        stream += 2;
+        resets.extend(at(&mut server, second * SECOND_NS));
+    }
+    assert_eq!(resets, ["RST_STREAM 1 ENHANCE_YOUR_CALM"]);
+    assert_eq!(refused(&mut server), [("slow_reader", 1)]);
+    assert_eq!((server.grpc.open_streams(), server.grpc.queued_bytes()), (0, 0));
+    // Nothing is asked for with 0.
+    let off = prism_io::h2::Pace { bytes: 0, period_ns };
+    let limits = Limits { slow_reader_min: off, slow_writer_min: off, ..limits };
+    let mut server = Server::new(&limits);
+    server.say(&format!("SETTINGS - 4=0\n{}\nHEADERS 3 h @silent", request(1)));
+    assert_eq!(server.grpc.poll_timeout(), None);
+}
+
+/// A connection without a call is asked to leave, and one with a call is not.
+#[test]
+fn idle_connections_are_asked_to_leave() {
+    let idle_timeout_ns = 100 * SECOND_NS;
+    let limits = Limits { idle_timeout_ns, keepalive_interval_ns: u64::MAX, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    server.now_ns = 50 * SECOND_NS;
+    server.say("HEADERS 1 h @req\nDATA 1 e msg:a");
+    assert!(at(&mut server, idle_timeout_ns).is_empty());
+    server.say("HEADERS 3 h @silent");
+    assert!(at(&mut server, 2 * idle_timeout_ns - 1).is_empty());
+    server.say("RST 3 8");
+    let due_ns = 3 * idle_timeout_ns - 1;
+    assert!(at(&mut server, due_ns - 1).is_empty());
+    assert_eq!(at(&mut server, due_ns), ["GOAWAY 2147483647 NO_ERROR", "PING"]);
+    assert_eq!(at(&mut server, due_ns + SECOND_NS), ["GOAWAY 3 NO_ERROR"]);
+    assert!(server.grpc.is_closed());
+    assert_eq!(refused(&mut server), [("idle_time", 1)]);
+}
+
+#[test]
+fn nothing_said_at_all() {
+    let limits = Limits::default();
+    let mut server = Server::fresh(&limits);
+    assert_eq!(server.grpc.poll_timeout(), Some(limits.first_byte_timeout_ns));
+    assert!(at(&mut server, limits.first_byte_timeout_ns).is_empty());
+    assert!(server.grpc.is_closed());
+    assert_eq!(refused(&mut server), [("first_byte_time", 1)]);
+}
+
+/// A whole message in a request that has no end counts as long as that is so, and a small one does not keep its read buffer.
+#[test]
+fn requests_without_an_end() {
+    let limits = Limits { gather_bytes_max: 3000, message_bytes_max: 1000, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    let message = "m".repeat(900);
+    let mut refusals = 0;
+    for call in 0..5 {
+        let stream = call * 2 + 1;
+        let lines = server.say(&format!("HEADERS {stream} h @req\nDATA {stream} - msg:{message}"));
+        refusals += lines.iter().filter(|line| line.contains("grpc-status=8")).count();
+    }
+    assert_eq!((refusals, server.grpc.buffered_bytes()), (2, 2700));
+    // Ended, or cancelled, they make room.
+    let lines = server.say("DATA 1 e #0\nRST 3 8");
+    assert_eq!(lines[0], "Request 1 900");
+    assert_eq!(server.grpc.buffered_bytes(), 900);
+    assert_eq!(refused(&mut server), [("gathered", 2)]);
+}

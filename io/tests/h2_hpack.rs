@@ -213,3 +213,106 @@ fn the_encoder_announces_changed_sizes() {
     assert_eq!(round(&mut encoder, &[]), (1, 1));
     assert_eq!(round(&mut encoder, &[0]).1, 0);
 }
+
+/// C.2.3 and section 6.2.3: a never-indexed literal is shown as one, and written as one.
+#[test]
+fn never_indexed_literals() {
+    let mut marks = Vec::new();
+    let mut decoder = Decoder::new();
+    // Never indexed, not indexed, indexed, then the index.
+    let block = "1008 7061 7373 776f 7264 0673 6563 7265 74 040c 2f73 616d 706c 652f 7061 7468 4001 6101 62 be";
+    decoder.decode(&unhex(&block.replace(' ', "")), |field| marks.push(field.sensitive)).unwrap();
+    assert_eq!(marks, [true, false, false, false]);
+    assert_eq!(decoder.table().len(), 1);
+
+    let mut encoder = Encoder::new(4096);
+    for _ in 0..2 {
+        let mut block = Vec::new();
+        encoder.field(&mut block, b"password", b"secret", Indexing::Never);
+        assert_eq!(block, unhex("100870617373776f726406736563726574"));
+        // Not even where the tables have the very field: `:method: GET`.
+        let mut block = Vec::new();
+        encoder.field(&mut block, b":method", b"GET", Indexing::Never);
+        assert_eq!(block[0], 0x12);
+    }
+}
+
+/// Section 4.2 and 6.3: updates stand at the start of a block, several of them too, and within what was agreed on.
+#[test]
+fn size_updates() {
+    let mut decoder = Decoder::new();
+    decode(&mut decoder, "4001 6101 62 4001 6301 64").unwrap();
+    assert_eq!(decoder.table().len(), 2);
+    // To 40: the older one goes. To 0 and back: both.
+    decode(&mut decoder, "3f09 82").unwrap();
+    assert_eq!(table(&decoder), ["c: d"]);
+    decode(&mut decoder, "20 3fe1 1f 82").unwrap();
+    assert_eq!((decoder.table().len(), decoder.table().capacity()), (0, 4096));
+    assert_eq!(decode(&mut decoder, "be"), Err(DecodeError::InvalidIndex));
+    for (hex, what) in
+        [("82 20", "after a field"), ("3fe2 1f", "too large"), ("20 3fe2 1f", "the second")]
+    {
+        let refused = decode(&mut Decoder::new(), hex);
+        assert_eq!(refused, Err(DecodeError::InvalidSizeUpdate), "{what}");
+    }
+    // An update alone is a block, and what it set holds afterwards.
+    let mut decoder = Decoder::new();
+    decode(&mut decoder, "20").unwrap();
+    decode(&mut decoder, "4001 6101 62").unwrap();
+    assert!(decoder.table().is_empty());
+}
+
+/// Section 4.4: an insertion may evict the entry whose name it takes, and one that is too large empties the table.
+#[test]
+fn insertions_evict() {
+    let mut decoder = Decoder::new();
+    // A table of 40 bytes: `abc: d` takes 36 of them.
+    decode(&mut decoder, "3f09 4003 6162 6301 64").unwrap();
+    assert_eq!(decode(&mut decoder, "7e02 6566").unwrap(), ["abc: ef"]);
+    assert_eq!(table(&decoder), ["abc: ef"]);
+    let large = format!("7e28 {}", "67".repeat(40));
+    assert_eq!(decode(&mut decoder, &large).unwrap().len(), 1);
+    assert!(decoder.table().is_empty());
+}
+
+/// A field of which nobody knows whether it repeats costs its bytes twice and one byte from then on; what does not repeat never
+/// enters the table, and whatever is evicted or forgotten comes again as a literal.
+#[test]
+fn what_repeats_is_indexed() {
+    let mut encoder = Encoder::new(4096);
+    let mut decoder = Decoder::new();
+    let mut round = |encoder: &mut Encoder, fields: &[(String, String)]| {
+        let mut block = Vec::new();
+        encoder.begin(&mut block);
+        for (name, value) in fields {
+            encoder.repeating(&mut block, name.as_bytes(), value.as_bytes());
+        }
+        let mut seen = Vec::new();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        decoder.decode(&block, |field| seen.push((text(field.name), text(field.value)))).unwrap();
+        assert_eq!(seen, fields, "both ends agree");
+        (block.len(), decoder.table().len())
+    };
+    let field = |name: &str, value: &str| (name.to_string(), value.to_string());
+    let same = [field("prism-durability", "wal")];
+    let lengths: Vec<_> = (0..4).map(|_| round(&mut encoder, &same).0).collect();
+    assert!(lengths[0] > 15 && lengths[1] > 10, "{lengths:?}");
+    assert_eq!(lengths[2..], [1, 1]);
+    for number in 0..1000 {
+        let unique = [field("prism-lsn", &number.to_string()), same[0].clone()];
+        assert!(round(&mut encoder, &unique).1 <= 2, "what never repeats stays out");
+    }
+    // Thousands that do, in a table that holds far fewer, with sizes that change meanwhile.
+    let mut state = 7u64;
+    for step in 0..20_000u32 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let number = (state >> 33) % 300;
+        if step % 1000 == 0 {
+            encoder.set_table_bytes_max([4096, 200, 0, 1000][(step / 1000 % 4) as usize]);
+        }
+        round(
+            &mut encoder,
+            &[field(&format!("name-{}", number % 7), &"v".repeat(number as usize))],
+        );
+    }
+}

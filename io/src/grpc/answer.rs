@@ -52,7 +52,7 @@ impl Sink for AnswerSink {
             FieldKind::ContentLength
             | FieldKind::AcceptEncoding
             | FieldKind::GrpcAcceptEncoding => {}
-            _ => self.metadata.push(field.name, field.value),
+            _ => self.metadata.push_marked(field.name, field.value, field.sensitive),
         }
     }
 

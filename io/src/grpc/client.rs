@@ -620,7 +620,7 @@ fn put_metadata(
             encoder.field(out, field.0.as_bytes(), field.1, Indexing::Never);
         } else {
             let one = std::slice::from_ref(field);
-            custom_fields(one, scratch, &mut |name, value| literal(out, name, value));
+            custom_fields(one, scratch, &mut |name, value| encoder.repeating(out, name, value));
         }
     }
 }

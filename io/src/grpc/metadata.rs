@@ -46,6 +46,16 @@ impl Metadata {
         self.0.iter()
     }
 
+    /// All fields, and whether each came as a never-indexed literal, which it must stay when it is passed on (RFC 7541, section 6.2.3).
+    pub fn iter_marked(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
+        self.0.iter_marked()
+    }
+
+    /// Appends a field as it is, marked if it came as a never-indexed literal.
+    pub(crate) fn push_marked(&mut self, name: &[u8], value: &[u8], sensitive: bool) {
+        self.0.push_marked(name, value, sensitive);
+    }
+
     /// Appends a field as it is.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         self.0.push(name, value);

@@ -224,7 +224,7 @@ impl Sink for HeadSink {
             | FieldKind::ContentLength
             | FieldKind::UserAgent
             | FieldKind::AcceptEncoding => {}
-            _ => self.head.metadata.push(field.name, field.value),
+            _ => self.head.metadata.push_marked(field.name, field.value, field.sensitive),
         }
     }
 

@@ -563,7 +563,9 @@ impl ServerConnection {
             if gzip {
                 encoder.field(out, GRPC_ENCODING, GZIP, Indexing::Index);
             }
-            custom_fields(metadata, scratch, &mut |name, value| literal(out, name, value));
+            custom_fields(metadata, scratch, &mut |name, value| {
+                encoder.repeating(out, name, value)
+            });
         });
         self.core.streams.at(stream.slot()).headers_sent = true;
     }
@@ -730,7 +732,9 @@ impl ServerConnection {
             }
             let mut push = |name: &[u8], value: &[u8]| literal(out, name, value);
             more(&mut push, scratch);
-            custom_fields(trailers, scratch, &mut push);
+            custom_fields(trailers, scratch, &mut |name, value| {
+                encoder.repeating(out, name, value)
+            });
         });
         self.core.streams.at(slot).headers_sent = true;
         self.core.end_local(slot);

@@ -78,7 +78,7 @@ impl Sink for Gather {
     }
 
     fn field(&mut self, field: &Field<'_>) {
-        self.fields.push(field.name, field.value);
+        self.fields.push_marked(field.name, field.value, field.sensitive);
     }
 
     fn save(&mut self, number: usize) -> bool {
@@ -173,8 +173,9 @@ impl BareConnection {
 
     fn put_fields(&mut self, number: u32, fields: &Fields, end: bool) {
         self.core.put_block(number, end, |encoder, out| {
-            for (name, value) in fields.iter() {
-                encoder.field(out, name, value, Indexing::Index);
+            for (name, value, sensitive) in fields.iter_marked() {
+                let indexing = if sensitive { Indexing::Never } else { Indexing::Index };
+                encoder.field(out, name, value, indexing);
             }
         });
     }

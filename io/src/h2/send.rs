@@ -319,8 +319,9 @@ impl<T: Recycle> Connection<T> {
             Ending::Trailers(fields) => {
                 let number = stream.number;
                 self.put_block(number, true, |encoder, out| {
-                    for (name, value) in fields.iter() {
-                        encoder.field(out, name, value, Indexing::Plain);
+                    for (name, value, sensitive) in fields.iter_marked() {
+                        let indexing = if sensitive { Indexing::Never } else { Indexing::Plain };
+                        encoder.field(out, name, value, indexing);
                     }
                 });
                 self.end_local(slot);

@@ -44,7 +44,25 @@ pub struct Encoder {
     /// A size update to announce: the lowest capacity since the last block.
     update: Option<usize>,
     epoch: u64,
+    /// Fields inserted so far: an entry's number tells where it stands now.
+    inserted: u64,
+    /// What `repeating` has been shown; allocated with the first.
+    recent: Option<Box<[Recent; RECENT]>>,
 }
+
+/// A field that was sent, to know it when it comes again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Recent {
+    /// Of name and value; 0 is none.
+    tag: u64,
+    /// The number of its entry, from 1; 0 while it has none.
+    entry: u64,
+}
+
+/// Fields that are remembered by `repeating`; a power of two.
+const RECENT: usize = 32;
+/// A field above this many bytes is not worth a place in the table.
+const REPEATING_BYTES_MAX: usize = 256;
 
 impl Encoder {
     /// An encoder that uses at most `table_bytes` of the peer's table.
@@ -57,6 +75,8 @@ impl Encoder {
             capacity_wanted: table_bytes,
             update: (capacity < TABLE_BYTES_DEFAULT).then_some(capacity),
             epoch: 0,
+            inserted: 0,
+            recent: None,
         }
     }
 
@@ -132,6 +152,7 @@ impl Encoder {
                 self.evict(self.capacity - size);
                 self.size += size;
                 self.entries.push_front(Entry { name: name.into(), value: value.into() });
+                self.inserted += 1;
                 self.epoch += 1;
             }
             _ => {
@@ -145,12 +166,57 @@ impl Encoder {
         }
     }
 
+    /// Appends a field of which nobody knows whether it repeats: a literal the first time, inserted into the table the second, and one
+    /// index from then on. The name must be lower-case already.
+    pub fn repeating(&mut self, out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+        if name.len() + value.len() > REPEATING_BYTES_MAX {
+            return literal(out, name, value);
+        }
+        let tag = tag_of(name, value);
+        let at = tag as usize % RECENT;
+        let recent = &mut self.recent.get_or_insert_default()[at];
+        if recent.tag != tag {
+            *recent = Recent { tag, entry: 0 };
+            return literal(out, name, value);
+        }
+        let behind = self.inserted.wrapping_sub(recent.entry) as usize;
+        if recent.entry != 0
+            && let Some(entry) = self.entries.get(behind)
+            && *entry.name == *name
+            && *entry.value == *value
+        {
+            return integer(out, 0x80, 7, STATIC_ENTRIES + 1 + behind);
+        }
+        let before = self.inserted;
+        self.field(out, name, value, Indexing::Index);
+        if self.inserted != before
+            && let Some(recent) = &mut self.recent
+        {
+            recent[at].entry = self.inserted;
+        }
+    }
+
     fn evict(&mut self, size_max: usize) {
         while self.size > size_max {
             let Some(entry) = self.entries.pop_back() else { break };
             self.size -= entry.size();
         }
     }
+}
+
+/// A number for a field. Two that share one cost an index, never a wrong field.
+fn tag_of(name: &[u8], value: &[u8]) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut mix = (name.len() as u64) << 32 | value.len() as u64;
+    for text in [name, value] {
+        for chunk in text.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            mix = (mix ^ u64::from_le_bytes(word)).wrapping_mul(ODD);
+            mix ^= mix >> 29;
+        }
+    }
+    mix | 1 << 63
 }
 
 /// Appends a literal that is not indexed and whose name is in neither table; independent of any encoder's state.

@@ -62,7 +62,10 @@ pub(crate) fn is_http1(input: &[u8]) -> Option<bool> {
     let token = input.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
     match input.get(token) {
         None if token <= METHOD_BYTES_MAX && input != b"PRI" => None,
-        Some(b' ') => Some((1..=METHOD_BYTES_MAX).contains(&token) && &input[..token] != b"PRI"),
+        // A method is followed by a target: a path, `*`, or a URI.
+        Some(b' ') if (1..=METHOD_BYTES_MAX).contains(&token) && &input[..token] != b"PRI" => {
+            input.get(token + 1).map(|byte| matches!(byte, b'/' | b'*' | b'a'..=b'z'))
+        }
         _ => Some(false),
     }
 }
@@ -108,14 +111,15 @@ mod tests {
             ("", None),
             ("G", None),
             ("GET", None),
-            ("GET ", Some(true)),
+            ("GET ", None),
             ("POST /", Some(true)),
             ("PROPFIND /", Some(true)),
             ("\r\nGET /", Some(true)),
             ("PR", None),
             ("PRI", Some(false)),
             ("PRI * HTTP/2.0\r\n", Some(false)),
-            ("PRIX ", Some(true)),
+            ("PRIX /", Some(true)),
+            ("INVALID CONNECTION PREFACE", Some(false)),
             ("ABCDEFGHIJKLMNOPQ", Some(false)),
             ("get / ", Some(false)),
             (" ", Some(false)),

@@ -93,7 +93,7 @@ impl End {
                     format!("Trailers {}{}", stream.number(), show(&fields))
                 }
                 BareEvent::Reset { stream, code } => format!("Reset {} {code:?}", stream.number()),
-                BareEvent::GoAway { last } => format!("GoAway {last}"),
+                BareEvent::GoAway { last, .. } => format!("GoAway {last}"),
             });
         }
         lines.extend(self.written());
@@ -467,12 +467,19 @@ fn our_smaller_window_counts_from_its_acknowledgement() {
     end.say("SETTINGS -");
     // Not acknowledged yet: 65,535 are allowed.
     assert_eq!(end.say("HEADERS 1 h @silent\nDATA 1 - #16000")[1], "Data 1 16000");
-    assert!(end.say("SETTINGS a").is_empty());
+    assert!(end.say("SETTINGS a\nHEADERS 5 h @silent").len() == 1);
+    // The window is negative now: nothing fits but an end.
     let late = end.say("DATA 1 - #1");
     assert_eq!(late, ["Reset 1 FLOW_CONTROL_ERROR", "RST_STREAM 1 FLOW_CONTROL_ERROR"]);
     // A stream that begins now has the smaller one.
-    assert_eq!(end.say("HEADERS 3 h @silent\nDATA 3 - #1000")[1], "Data 3 1000");
-    assert!(end.say("DATA 3 - #1").contains(&"RST_STREAM 3 FLOW_CONTROL_ERROR".to_string()));
+    assert_eq!(end.say("DATA 5 - #1000"), ["Data 5 1000"]);
+    assert!(end.say("DATA 5 - #1").contains(&"RST_STREAM 5 FLOW_CONTROL_ERROR".to_string()));
+
+    let mut end = End::fresh(Role::Server, &limits);
+    end.releasing = false;
+    end.feed(PREFACE);
+    end.say("SETTINGS -\nHEADERS 1 h @silent\nDATA 1 - #16000\nSETTINGS a");
+    assert_eq!(end.say("DATA 1 e #0"), ["Data 1 0 end"]);
 }
 
 /// Section 6.9: windows follow consumption, and padding is given back by itself.

@@ -60,11 +60,11 @@ impl ReceiveWindow {
         self.open -= i64::from(bytes);
     }
 
-    /// Payload has arrived. False: the peer sent more than it may.
+    /// Payload has arrived. False: the peer sent more than it may. None at all is always allowed (section 6.9.1).
     #[inline]
     pub(crate) fn receive(&mut self, bytes: u32) -> bool {
         self.open -= i64::from(bytes);
-        self.open >= 0
+        self.open >= 0 || bytes == 0
     }
 
     /// Payload was consumed; returns the increment to announce, if it is worth a frame.
@@ -110,7 +110,9 @@ mod tests {
         assert_eq!(window.release(49), None);
         assert_eq!(window.release(1), Some(50));
         assert!(window.receive(50));
+        assert!(window.receive(0));
         assert!(!window.receive(1));
+        assert!(window.receive(0), "an end needs no window, not even where it is negative");
     }
 
     #[test]

@@ -171,7 +171,8 @@ fn a_redis_that_is_away_is_named_and_comes_back() {
     let call = |namespace: &'static str| {
         run(async move {
             let caller = Caller::to(listen, namespace).await;
-            caller.try_set(&[], &caller.set_request("k", b"v")).await.map(|_| ())
+            let set = caller.try_set(&[], &caller.set_request("k", b"v")).await;
+            set.map(|_| ()).map_err(Box::new)
         })
     };
     assert_eq!(call("on-redis").map_err(|refusal| refusal.reason), Ok(()));

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import grpc_js, grpcurl, keyvalue, lifecycle, transport  # noqa: F401: importing registers the checks
+from . import connect, curl, grpc_js, grpcurl, keyvalue, lifecycle, transport  # noqa: F401: importing registers the checks
 from .client import Client
 from .run import CHECKS, Tally
 from .serving import Folder, Serving
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--prism", required=True, help="the binary")
-    arguments.add_argument("--node-modules", help="where @grpc/grpc-js is installed")
+    arguments.add_argument("--node-modules", help="where the packages of package.json are installed")
     arguments.add_argument("--grpcurl", help="the grpcurl binary")
     arguments.add_argument("--only", default="", help="run the checks that have this in their name")
     arguments = arguments.parse_args()
@@ -39,6 +39,8 @@ def main():
             if not arguments.only and server.runs():
                 grpcurl.run(tally, server, arguments.grpcurl)
                 grpc_js.run(tally, server, arguments.node_modules, ROOT)
+                connect.run(tally, server, client, arguments.node_modules)
+                curl.run(tally, server)
         code = server.stop()
         if code != 0:
             tally.failed += 1

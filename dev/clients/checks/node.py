@@ -1,0 +1,31 @@
+"""Clients of Node: the checks are in a script; each line that it prints is one result."""
+
+import json
+import subprocess
+from pathlib import Path
+
+
+def run(tally, client, script, modules, *arguments):
+    """Runs a script of this folder, if there are Node and its packages."""
+    if not modules:
+        tally.skip(client, "there is no Node with npm")
+        return
+    # Node looks for packages beside the script.
+    copy = Path(modules).parent / script
+    copy.write_text((Path(__file__).parent / script).read_text())
+    done = subprocess.run(
+        ["node", str(copy), *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    for result in results:
+        tally.run(client, result["name"], has_passed, {"result": result})
+    tally.run(client, "ends_in_order", has_ended, {"done": done})
+
+
+def has_passed(result):
+    assert not result["error"], result["error"]
+
+
+def has_ended(done):
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,7 @@ mod h2_support;
 
 use bytes::BytesMut;
 use h2_support::Writer;
-use prism_io::h2::{BareConnection, BareEvent, ErrorCode, Fields, Limits, Role};
+use prism_io::h2::{BareConnection, BareEvent, CloseReason, ErrorCode, Fields, Limits, Role};
 
 /// What becomes of the head of a response that ends its stream.
 fn ended(head: &str) -> String {
@@ -33,4 +33,25 @@ fn what_has_no_content_may_have_a_length() {
     assert_eq!(ended(":status=200 content-length=7"), malformed);
     assert_eq!(ended(":status=200 content-length=0"), "taken");
     assert_eq!(ended(":status=204 content-length=x"), malformed);
+}
+
+/// Section 6.9.2: a side that has ended has no window, so a larger initial size cannot overflow it.
+#[test]
+fn a_window_of_which_nothing_is_sent_any_more_cannot_overflow() {
+    let settings_after = |ended: bool| {
+        let mut client = BareConnection::new(Role::Client, &Limits::default(), 0);
+        let mut request = Fields::new();
+        request.push(b":method", b"POST");
+        client.open(&request, ended).expect("room");
+        let frames =
+            Writer::new().frames("SETTINGS -\nWU 1 2147418112\nSETTINGS - 4=100000\nPING -");
+        client.receive(&mut BytesMut::from(&frames[..]), 0);
+        assert!(client.poll_event().is_none());
+        client.close_reason()
+    };
+    assert_eq!(settings_after(true), None);
+    assert!(matches!(
+        settings_after(false),
+        Some(CloseReason::Error(ErrorCode::FLOW_CONTROL_ERROR, _))
+    ));
 }

@@ -542,4 +542,13 @@ pub const DIFFERENCES: &[Difference] = &[
                 && sent(case.ours) == sent(case.theirs)
         },
     },
+    Difference {
+        name: "a path that does not begin with a slash",
+        why: "Malformed (section 8.3.1) for us; h2 takes what an http::Uri takes",
+        applies: |case| {
+            case.any_field(|name, value| name == b":path" && !value.starts_with(b"/"))
+                && case.we_reset(ErrorCode::PROTOCOL_ERROR)
+                && !case.theirs.closed
+        },
+    },
 ];

@@ -344,7 +344,11 @@ impl<T: Recycle> Connection<T> {
         self.peer.initial_window = value;
         let live: Vec<usize> = self.streams.live().collect();
         for slot in live {
-            self.streams.at(slot).send_window.shift(delta).map_err(|_| OVERFLOW)?;
+            let stream = self.streams.at(slot);
+            if stream.local_closed {
+                continue; // nothing will be sent, so there is no window to overflow (section 6.9.2)
+            }
+            stream.send_window.shift(delta).map_err(|_| OVERFLOW)?;
             self.make_ready(slot);
         }
         Ok(())

@@ -203,11 +203,15 @@ fn what_is_not_http2_is_shown_the_door() {
             (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 from a client that expects TLS";
         let wrong_end = b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n";
-        for sent in [&garbage, &hello[..], &wrong_end[..]] {
+        for sent in [&garbage[..], &wrong_end[..]] {
             let mut raw = Raw::bare(server);
             raw.send(sent);
             assert_eq!(raw.end(), End::Goaway(ErrorCode::PROTOCOL_ERROR));
         }
+        let mut raw = Raw::bare(server);
+        raw.send(hello);
+        let alert = raw.until_closed();
+        assert_eq!(alert.first(), Some(&0x15), "an alert of TLS: {alert:02x?}");
         let mut raw = Raw::bare(server);
         raw.send(&[PREFACE.as_slice(), &garbage].concat());
         assert!(matches!(raw.end(), End::Goaway(_)));

@@ -255,10 +255,15 @@ impl Link {
 
     /// Reads answers and hands them out, until the connection ends.
     async fn read_all(&self, session: &Session, mut read: ReadHalf) -> Outage {
-        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        let (mut buffer, mut is_large) = (BytesMut::with_capacity(READ_BYTES), false);
         loop {
+            if is_large && buffer.is_empty() {
+                // A buffer that a long answer has made large would be kept and used again for as long as the connection.
+                (buffer, is_large) = (BytesMut::with_capacity(READ_BYTES), false);
+            }
             if buffer.capacity() - buffer.len() < READ_BYTES_MIN {
                 let wanted = self.pipeline.borrow().wanted_bytes(&buffer);
+                is_large |= wanted > READ_BYTES;
                 buffer.reserve(wanted.max(READ_BYTES));
             }
             let (result, filled) = read.read(buffer).await;

@@ -255,6 +255,17 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_to_be_sent_is_bounded() {
+        let mut pipeline = Pipeline::new(100, 10);
+        let long = |out: &mut Vec<u8>| out.extend_from_slice(&[b'x'; 1_000]);
+        pipeline.begin(1, 0, long).expect("one alone may be as long as it is");
+        assert!(pipeline.begin(1, 0, long).is_none());
+        assert_eq!(pipeline.take_unsent(Vec::new()).len(), 1_000);
+        pipeline.begin(1, 0, long).expect("the first has been taken to be sent");
+        assert_eq!(pipeline.calls(), 2);
+    }
+
+    #[test]
     fn when_the_connection_goes_every_call_ends() {
         let mut pipeline = Pipeline::new(8, 1000);
         let (a, b) = (begin(&mut pipeline, 1), begin(&mut pipeline, 1));

@@ -62,6 +62,11 @@ fn every_way_of_writing_a_message_takes_any_cut() {
         (json("/t/Echo", "\"hi\""), "\r\n\r\n\"hi\"".to_string()),
         (post("/t/Echo", "application/proto", "", b"hi"), "\r\n\r\nhi".to_string()),
         (chunked("/t/Echo", "application/proto", b"hi", 1), "\r\n\r\nhi".to_string()),
+        // Empty lines before a request are passed over.
+        (
+            [b"\r\n\r\n".to_vec(), post("/t/Echo", "application/proto", "", b"hi")].concat(),
+            "\r\n\r\nhi".to_string(),
+        ),
         (
             post("/t/Echo", "application/grpc-web+proto", "", &framed(0, b"hi")),
             "\r\n\r\n\0\0\0\0\u{2}hi\u{80}\0\0\0\u{1c}grpc-status: 0\r\nlevel: wal\r\n".to_string(),

@@ -86,15 +86,15 @@ pub(crate) fn parse(input: &[u8], searched: usize, bytes_max: usize) -> Parsed<'
     let window = &input[..input.len().min(bytes_max)];
     let from = searched.saturating_sub(3).min(window.len());
     let end = window[from..].windows(4).position(|four| four == b"\r\n\r\n").map(|at| from + at);
-    let Some(end) = end else {
-        let fresh = &window[from..];
-        let mut before = from.checked_sub(1).map(|at| window[at]);
-        for &byte in fresh {
-            if byte == b'\n' && before != Some(b'\r') {
-                return Parsed::Refused(Refused(400, "lines end with CR LF"));
-            }
-            before = Some(byte);
+    // Looked at first, so that it is found however the bytes were cut.
+    let mut before = from.checked_sub(1).map(|at| window[at]);
+    for &byte in &window[from..end.unwrap_or(window.len())] {
+        if byte == b'\n' && before != Some(b'\r') {
+            return Parsed::Refused(Refused(400, "lines end with CR LF"));
         }
+        before = Some(byte);
+    }
+    let Some(end) = end else {
         if input.len() < bytes_max {
             return Parsed::Partial;
         }

@@ -177,8 +177,9 @@ impl Http1Connection {
 
     fn step_head(&mut self) -> bool {
         // Empty lines before a request are passed over (RFC 9112, section 2.2).
-        while self.searched == 0 && self.input.starts_with(b"\r\n") {
+        while self.input.starts_with(b"\r\n") {
             let _ = self.input.split_to(2);
+            self.searched = 0;
         }
         if self.draining {
             self.close(CloseReason::Done);

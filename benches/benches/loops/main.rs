@@ -2,11 +2,12 @@
 //! log write before the answer. `docs/decisions` has what came of it.
 //!
 //! Both sides run the same HTTP/2 and gRPC state machine and the same handler; what differs is who moves the bytes: `prism_io::server` on monoio, or
-//! `ring.rs`. "Get" answers at once. "Set" answers when a group of requests has been written to a recycled file with O_DIRECT and O_DSYNC, one
-//! write in flight. Neither has Prism's request path above it: a share that is saved here is smaller in a whole call.
+//! `ring.rs`. One kind of call is answered at once, the other when a group of them has been written to a recycled file with O_DIRECT and O_DSYNC, one
+//! write in flight. Neither has Prism's request path above it, so in the same rounds `prism serve` answers whole calls: Get at `memory`, Set at `wal`.
+//! What the ring saves of the one is set against what the other costs.
 //!
-//! Options: `--quick` (a smoke run whose figures mean nothing), `--rounds <n>`, `--seconds <n>`, `--folder <path>` (where the log's file goes; on a real
-//! disk), `--cores <server>,<load>`. Results: `target/bench/loops.json`.
+//! Options: `--quick` (a smoke run whose figures mean nothing), `--rounds <n>`, `--seconds <n>`, `--folder <path>` (where logs go; on a real disk),
+//! `--cores <server>,<load>`, `--no-build`. Results: `target/bench/loops.json`.
 
 mod ring;
 
@@ -17,26 +18,54 @@ use std::time::Duration;
 
 use prism_benches::echo::Log;
 use prism_benches::echo_server;
-use prism_benches::load::{self, Figures, Kind, Load};
+use prism_benches::load::{self, Kind, Load};
+use prism_benches::prism::{self, Prism};
 use prism_benches::process::Server;
 use prism_benches::quiet::{OTHERS_MAX, Watch};
 use prism_benches::report::{Table, folder, median, save};
 use prism_benches::write;
+use prism_loadtest::kv;
+use prism_loadtest::kv::workload::{Mix, Recipe};
+use prism_loadtest::random::Distribution;
 use serde::Serialize;
 
 const DISTURBED_MAX: usize = 20;
 const CALM: Duration = Duration::from_secs(2);
 const SHAPES: [(usize, usize); 4] = [(64, 1), (512, 1), (8, 16), (1, 1)];
-const LOOPS: [&str; 2] = ["monoio", "ring"];
 
-/// One loop under one load.
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum Side {
+    /// The transport alone, on the product's loop.
+    Monoio,
+    /// The same on a ring of our own.
+    Ring,
+    /// `prism serve`: whole calls.
+    Whole,
+}
+
+impl Side {
+    const ALL: [Side; 3] = [Side::Monoio, Side::Ring, Side::Whole];
+
+    fn name(self) -> &'static str {
+        match self {
+            Side::Monoio => "monoio",
+            Side::Ring => "ring",
+            Side::Whole => "whole call",
+        }
+    }
+}
+
+/// One side under one load: the CPU time of the server per call, and the median latency, of each round.
 #[derive(Serialize)]
 struct Row {
-    event_loop: &'static str,
+    side: Side,
     with_log: bool,
     connections: usize,
     in_flight: usize,
-    rounds: Vec<Figures>,
+    cpu_us: Vec<f64>,
+    p50_us: Vec<f64>,
+    p99_us: Vec<f64>,
 }
 
 #[derive(Serialize)]
@@ -73,48 +102,76 @@ fn main() -> Result<()> {
     let load_core: usize = load_core.parse().map_err(Error::other)?;
     let folder = option("--folder").map_or_else(folder, |path| Ok(PathBuf::from(path)))?;
     let scratch = tempfile::tempdir_in(folder)?;
+    if !arguments.iter().any(|word| word == "--no-build") {
+        prism::build()?;
+    }
+    let data = scratch.path().join("data");
+    let core = server_core.parse().map_err(Error::other)?;
+    let prism = Prism::start(&prism::binary("prism")?, &data, &[core])?;
     let mut servers = Vec::new();
     for with_log in [false, true] {
-        for event_loop in LOOPS {
+        for side in [Side::Monoio, Side::Ring] {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(["serve", event_loop, server_core]);
+            command.args(["serve", side.name(), server_core]);
             if with_log {
-                let file = scratch.path().join(event_loop);
+                let file = scratch.path().join(side.name());
                 write::prepare(&file)?;
                 command.arg(&file);
             }
             let mut server = Server::start(&mut command)?;
             let address = server.line()?.parse().map_err(Error::other)?;
-            servers.push((event_loop, with_log, server, address));
+            servers.push((side, with_log, server, address));
         }
     }
-    let ids: Vec<u32> = servers.iter().map(|(_, _, server, _)| server.id()).collect();
+    let mut ids: Vec<u32> = servers.iter().map(|(_, _, server, _)| server.id()).collect();
+    ids.push(prism.server.id());
+    let mut whole = whole_load(&prism, load_core, seconds);
+    (whole.connections, whole.in_flight, whole.preload) = (8, 16, true);
+    kv::run(&whole)?;
+    whole.preload = false;
     let (mut rows, mut others_max, mut disturbed) = (Vec::new(), 0.0f64, 0);
     for (connections, in_flight) in SHAPES {
-        let mut group: Vec<Row> = servers
-            .iter()
-            .map(|&(event_loop, with_log, ..)| Row {
-                event_loop,
-                with_log,
-                connections,
-                in_flight,
-                rounds: Vec::new(),
-            })
-            .collect();
-        while group[0].rounds.len() < rounds {
+        let row = |side, with_log| Row {
+            side,
+            with_log,
+            connections,
+            in_flight,
+            cpu_us: Vec::new(),
+            p50_us: Vec::new(),
+            p99_us: Vec::new(),
+        };
+        let mut group: Vec<Row> =
+            [false, true].iter().flat_map(|&log| Side::ALL.map(|side| row(side, log))).collect();
+        while group[0].cpu_us.len() < rounds {
             let watch = Watch::begin(&ids)?;
             let mut found = Vec::new();
-            for (_, _, server, address) in &servers {
-                found.push(load::run(Load {
-                    address: *address,
-                    server: server.id(),
-                    core: load_core,
-                    kind: Kind::Echo { value_bytes: 128 },
-                    connections,
-                    in_flight,
-                    warmup: Duration::from_secs_f64(seconds / 4.0),
-                    duration: Duration::from_secs_f64(seconds),
-                })?);
+            for row in &group {
+                let of =
+                    |side: &&(Side, bool, Server, _)| (side.0, side.1) == (row.side, row.with_log);
+                found.push(match servers.iter().find(of) {
+                    Some((_, _, server, address)) => {
+                        let figures = load::run(Load {
+                            address: *address,
+                            server: server.id(),
+                            core: load_core,
+                            kind: Kind::Echo { value_bytes: 128 },
+                            connections,
+                            in_flight,
+                            warmup: Duration::from_secs_f64(seconds / 4.0),
+                            duration: Duration::from_secs_f64(seconds),
+                        })?;
+                        (figures.server_cpu_us, figures.latency)
+                    }
+                    None => {
+                        (whole.connections, whole.in_flight) = (connections, in_flight);
+                        let (mix, namespace) =
+                            if row.with_log { ("0:1", "durable") } else { ("1:0", "memory") };
+                        whole.recipe.mix = mix.parse().map_err(Error::other)?;
+                        whole.recipe.namespace = namespace.into();
+                        let report = kv::run(&whole)?;
+                        (report.server_cpu_us.unwrap_or(f64::NAN), report.latency)
+                    }
+                });
             }
             let others = watch.others()?;
             if others > OTHERS_MAX && !quick && disturbed < DISTURBED_MAX {
@@ -124,7 +181,11 @@ fn main() -> Result<()> {
                 continue;
             }
             others_max = others_max.max(others);
-            group.iter_mut().zip(found).for_each(|(row, figures)| row.rounds.push(figures));
+            for (row, (cpu_us, latency)) in group.iter_mut().zip(found) {
+                row.cpu_us.push(cpu_us);
+                row.p50_us.push(latency.p50_us);
+                row.p99_us.push(latency.p99_us);
+            }
         }
         eprintln!("measured {connections}×{in_flight}");
         rows.append(&mut group);
@@ -152,29 +213,51 @@ fn serve(arguments: &[String]) -> Result<()> {
     }
 }
 
+/// Whole calls; which ones is filled in.
+fn whole_load(prism: &Prism, core: usize, seconds: f64) -> kv::Load {
+    kv::Load {
+        endpoint: prism.endpoint,
+        recipe: Recipe {
+            namespace: "memory".into(),
+            value_bytes: 128,
+            mix: Mix { reads: 1, writes: 0 },
+            keys: 10_000,
+            distribution: Distribution::Uniform,
+            seed: 1,
+        },
+        connections: 1,
+        in_flight: 1,
+        rate: None,
+        durability: None,
+        threads: vec![Some(core)],
+        preload: false,
+        warmup: Duration::from_secs_f64(seconds / 4.0),
+        duration: Duration::from_secs_f64(seconds),
+        requests: None,
+        timeout: Duration::from_secs(10),
+        server_id: Some(prism.server.id()),
+    }
+}
+
 fn table(rows: &[Row]) -> Table {
-    let columns = ["", "requests/s", "p50 µs", "p99 µs", "p99.9 µs", "server CPU µs", "of monoio"];
+    let columns = ["", "server CPU µs", "p50 µs", "p99 µs", "saved, of a whole call"];
     let mut table = Table::new("Loops, connections × in flight, medians", &columns);
     for row in rows {
-        let of = |rounds: &[Figures], field: fn(&Figures) -> f64| {
-            median(&rounds.iter().map(field).collect::<Vec<_>>())
+        let cpu = |side| {
+            let same = |other: &&Row| {
+                (other.side, other.with_log, other.connections, other.in_flight)
+                    == (side, row.with_log, row.connections, row.in_flight)
+            };
+            rows.iter().find(same).map_or(f64::NAN, |row| median(&row.cpu_us))
         };
-        let cpu: fn(&Figures) -> f64 = |figures| figures.server_cpu_us;
-        let same = |other: &&Row| {
-            other.event_loop == LOOPS[0]
-                && (other.with_log, other.connections, other.in_flight)
-                    == (row.with_log, row.connections, row.in_flight)
-        };
-        let base = rows.iter().find(same).map_or(f64::NAN, |base| of(&base.rounds, cpu));
+        let saved = (cpu(Side::Monoio) - cpu(Side::Ring)) / cpu(Side::Whole);
         let what = if row.with_log { "with log" } else { "at once" };
         table.row(vec![
-            format!("{}×{} {what}, {}", row.connections, row.in_flight, row.event_loop),
-            format!("{:.0}", of(&row.rounds, |figures| figures.messages_per_second)),
-            format!("{:.0}", of(&row.rounds, |figures| figures.latency.p50_us)),
-            format!("{:.0}", of(&row.rounds, |figures| figures.latency.p99_us)),
-            format!("{:.0}", of(&row.rounds, |figures| figures.latency.p999_us)),
-            format!("{:.2}", of(&row.rounds, cpu)),
-            format!("{:.2}", of(&row.rounds, cpu) / base),
+            format!("{}×{} {what}, {}", row.connections, row.in_flight, row.side.name()),
+            format!("{:.2}", median(&row.cpu_us)),
+            format!("{:.0}", median(&row.p50_us)),
+            format!("{:.0}", median(&row.p99_us)),
+            if row.side == Side::Ring { format!("{:.0} %", saved * 100.0) } else { String::new() },
         ]);
     }
     table

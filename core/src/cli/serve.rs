@@ -47,6 +47,9 @@ pub(super) struct ServeArgs {
     /// The cores of the shards, such as 0,2-3.
     #[arg(long, value_name = "LIST")]
     cores: Option<String>,
+    /// How long an idle shard looks for work before it sleeps, such as 50us; for hosts that own their cores [default: 0].
+    #[arg(long, value_name = "TIME")]
+    busy_poll: Option<String>,
     /// The least serious log line to write: error, warn, info, debug or trace [default: info].
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -65,6 +68,7 @@ impl ServeArgs {
             data_dir: self.data_dir.clone(),
             shards: self.shards.clone(),
             cores: self.cores.clone(),
+            busy_poll: self.busy_poll.clone(),
             log_level: self.log_level.clone(),
             log_format: self.log_format.clone(),
         }

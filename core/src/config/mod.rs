@@ -55,6 +55,8 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Where data may lie; the first is the embedded store.
     pub backends: Vec<Backend>,
+    /// How long a shard that has become idle looks for work before it sleeps; zero sleeps at once.
+    pub busy_poll: Duration,
     /// The namespaces to serve; at least one, names unique.
     pub namespaces: Vec<Namespace>,
     /// Bounds on what clients may ask for.
@@ -325,6 +327,8 @@ pub struct Flags {
     pub shards: Option<String>,
     /// `--cores`
     pub cores: Option<String>,
+    /// `--busy-poll`
+    pub busy_poll: Option<String>,
     /// `--log-level`
     pub log_level: Option<String>,
     /// `--log-format`

@@ -93,6 +93,9 @@ pub fn read(
     Ok(Config { file: file.map(|(path, _)| path.to_path_buf()), warnings, ..config })
 }
 
+/// Longer than this is no waiting for the next call any more, but a core that never sleeps.
+const BUSY_POLL_MAX: Duration = Duration::from_millis(10);
+
 fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> Config {
     let top = Section::new(tree, "", report);
     let listen = top.value("listen", LISTEN, address);
@@ -111,6 +114,9 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let data_dir = over("data-dir", data_dir, &flags.data_dir, directory, report);
     let cores = read_cores(&top, flags, machine, report);
     let backends = super::backends::read(top.sections("backends"), report);
+    let busy_poll = span(Duration::ZERO, BUSY_POLL_MAX);
+    let setting = top.value("busy_poll", Duration::ZERO, &busy_poll);
+    let busy_poll = over("busy-poll", setting, &flags.busy_poll, &busy_poll, report).value;
     let namespaces = top.sections("namespaces");
     let limits = read_limits(top.section("limits"), report);
     let grpc = grpc::read(top.section("grpc"), report);
@@ -146,6 +152,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         data_dir: data_dir.value,
         cores,
         backends,
+        busy_poll,
         namespaces,
         limits,
         grpc,

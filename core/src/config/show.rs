@@ -35,6 +35,7 @@ impl fmt::Display for Config {
                 writeln!(f, "    database: {}", redis.database)?;
             }
         }
+        writeln!(f, "busy_poll: {}", show_duration(self.busy_poll))?;
         writeln!(f, "namespaces:")?;
         for namespace in &self.namespaces {
             writeln!(f, "  - name: {}", namespace.name)?;

@@ -193,6 +193,7 @@ fn flags_stand_over_the_file_and_are_named_in_errors() {
     let flags = Flags {
         listen: Some("127.0.0.1:9000".into()),
         shards: Some("2".into()),
+        busy_poll: Some("50us".into()),
         log_format: Some("text".into()),
         ..Flags::default()
     };
@@ -200,6 +201,7 @@ fn flags_stand_over_the_file_and_are_named_in_errors() {
     let config = read(Some(file), &flags, &machine()).unwrap();
     assert_eq!(config.listen.to_string(), "127.0.0.1:9000");
     assert_eq!(config.cores, [0, 1]);
+    assert_eq!(config.busy_poll, Duration::from_micros(50));
     assert_eq!(config.log.format, LogFormat::Text);
 
     let flags = Flags {

@@ -135,6 +135,11 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         Err(error) => return Ended::NotOpened(error),
     };
     let mut snapshots = Snapshots::new(&launch, opened.snapshots);
+    if !config.busy_poll.is_zero()
+        && let Err(error) = rt::busy_poll(config.busy_poll)
+    {
+        tracing::warn!(shard = launch.index, "{error}; the shard sleeps when it is idle");
+    }
     let services = {
         let mut services: Vec<&'static str> = OWN_SERVICES.to_vec();
         for method in prism_proto::catalogue::Method::all() {

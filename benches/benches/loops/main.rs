@@ -217,6 +217,7 @@ fn serve(arguments: &[String]) -> Result<()> {
 fn whole_load(prism: &Prism, core: usize, seconds: f64) -> kv::Load {
     kv::Load {
         endpoint: prism.endpoint,
+        tls: None,
         recipe: Recipe {
             namespace: "memory".into(),
             value_bytes: 128,

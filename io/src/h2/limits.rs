@@ -31,7 +31,7 @@ pub struct Limits {
     /// Most bytes of unfinished messages that are being gathered on a connection; a message beyond it fails with
     /// RESOURCE_EXHAUSTED. 16 MiB.
     pub gather_bytes_max: u32,
-    /// DATA stops being moved from the streams into the output at this many bytes. 256 KiB.
+    /// DATA stops being moved from the streams into the output at this many bytes. 512 KiB.
     pub output_bytes_high: u32,
     /// Most bytes of control frames and headers that wait for a peer that does not read; beyond it the connection ends. 1 MiB.
     pub output_bytes_max: u32,
@@ -104,7 +104,7 @@ impl Default for Limits {
             frame_bytes_max: 16 << 10,
             header_table_bytes: 4 << 10,
             gather_bytes_max: 16 << 20,
-            output_bytes_high: 256 << 10,
+            output_bytes_high: 512 << 10,
             output_bytes_max: 1 << 20,
             stream_queue_bytes: 64 << 10,
             queue_bytes_max: 64 << 20,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::guard::Traffic;
+use super::listen::Open;
 use super::protocol::Protocol;
 use super::registry::{Entry, Passed};
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
@@ -355,8 +356,14 @@ impl Connection {
         }
     }
 
-    /// Serves a socket until both of its directions have ended.
-    pub(super) async fn serve<S: Service>(self: Rc<Self>, socket: Stream, service: Rc<S>) {
+    /// Serves a socket until both of its directions have ended; `_open` is given back then. It is the whole of the connection's task:
+    /// another future around it would hold it twice.
+    pub(super) async fn serve<S: Service>(
+        self: Rc<Self>,
+        socket: Stream,
+        service: Rc<S>,
+        _open: Open,
+    ) {
         let (read, write) = socket.split();
         let mut reading = pin!(self.read_all(read, &*service));
         let mut writing = pin!(self.write_all(write, &*service));

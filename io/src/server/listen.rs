@@ -17,7 +17,10 @@ const SWEEP: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// One of the connections that are open, and of its peer's, until its task has ended.
-struct Open(Rc<Cell<usize>>, #[expect(dead_code, reason = "held until it is dropped")] Place);
+pub(super) struct Open(
+    Rc<Cell<usize>>,
+    #[expect(dead_code, reason = "held until it is dropped")] Place,
+);
 
 impl Open {
     fn new(count: &Rc<Cell<usize>>, place: Place) -> Self {
@@ -211,11 +214,7 @@ fn serve<S: Service>(
         // The drain began amid the handshake.
         connection.drain();
     }
-    let serving = connection.serve(stream, service.clone());
-    rt::spawn(async move {
-        serving.await;
-        drop(open);
-    });
+    rt::spawn(connection.serve(stream, service.clone(), open));
 }
 
 #[cfg(test)]

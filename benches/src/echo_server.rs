@@ -10,7 +10,7 @@ use monoio::buf::IoBuf;
 use prism_io::grpc::{Code, Limits, Message, RequestHead, Status};
 use prism_io::h2::StreamId;
 use prism_io::rt::Signal;
-use prism_io::server::{self, Connection, Connections, Options, Service, StreamCall};
+use prism_io::server::{self, Connection, Connections, Options, Service, StreamCall, Tls};
 use prism_io::{net, rt};
 use prost::Message as _;
 
@@ -117,9 +117,14 @@ async fn write_log(waiting: Rc<Waiting>, log: Log) -> Result<()> {
 
 /// Serves the connections of `socket` from the calling thread until the process ends.
 pub fn serve(socket: TcpListener, log: Option<Log>) -> Result<()> {
+    serve_with(socket, log, None)
+}
+
+/// The same, over TLS where that is given.
+pub fn serve_with(socket: TcpListener, log: Option<Log>, tls: Option<Tls>) -> Result<()> {
     rt::run(async move {
         let options = Options::new(Limits::default(), route, CONNECTIONS_MAX);
-        let connections = Rc::new(Connections::default());
+        let connections = Rc::new(tls.map_or_else(Connections::default, Connections::with_tls));
         rt::spawn(connections.clone().watch());
         let waiting = log.map(|log| {
             let waiting = Rc::new(Waiting::default());

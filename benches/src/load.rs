@@ -20,6 +20,7 @@ use prism_io::grpc::{ClientConnection, ClientEvent, Code, Limits, Message};
 use prism_io::h2::Output;
 use prism_io::net::{ReadHalf, Stream, WriteHalf};
 use prism_io::rt::{self, Signal};
+use prism_io::tls::Connector;
 use prism_loadtest::process::cpu_ns;
 use prism_loadtest::report::{Latency, histogram};
 use prost::Message as _;
@@ -57,6 +58,8 @@ pub const STREAMED_BYTES: u32 = 128;
 pub struct Load {
     /// The server.
     pub address: SocketAddr,
+    /// Speak TLS.
+    pub tls: Option<&'static Connector>,
     /// The server's process id.
     pub server: u32,
     /// Where the load runs.
@@ -149,7 +152,11 @@ async fn measure(load: Load) -> Result<Figures> {
     let shared = Rc::new(Shared { tally, settled: Signal::default(), load, message, value });
     let mut sockets = Vec::new();
     for _ in 0..load.connections {
-        sockets.push(Stream::connect(load.address).await?);
+        let socket = Stream::connect(load.address).await?;
+        sockets.push(match load.tls {
+            None => socket,
+            Some(connector) => socket.secure_to(connector).await.map_err(Error::other)?,
+        });
     }
     for socket in sockets {
         rt::spawn(serve(shared.clone(), socket));
@@ -209,8 +216,12 @@ async fn serve(shared: Rc<Shared>, socket: Stream) {
         connection_window_bytes: 64 << 20,
         ..Limits::default()
     };
+    let mut client = ClientConnection::new(&limits, &authority, monotonic_ns());
+    if socket.is_secured() {
+        client.over_tls();
+    }
     let connection = Connection {
-        client: RefCell::new(ClientConnection::new(&limits, &authority, monotonic_ns())),
+        client: RefCell::new(client),
         started: RefCell::default(),
         ended: Cell::new(false),
         shared: shared.clone(),

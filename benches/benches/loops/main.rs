@@ -152,6 +152,7 @@ fn main() -> Result<()> {
                     Some((_, _, server, address)) => {
                         let figures = load::run(Load {
                             address: *address,
+                            tls: None,
                             server: server.id(),
                             core: load_core,
                             kind: Kind::Echo { value_bytes: 128 },

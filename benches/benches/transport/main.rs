@@ -180,6 +180,7 @@ fn compare(plan: &Plan) -> Result<(Vec<Comparison>, f64, usize)> {
             let round = |(server, address): &(Server, SocketAddr)| {
                 load::run(Load {
                     address: *address,
+                    tls: None,
                     server: server.id(),
                     core: plan.load_core,
                     kind,

@@ -1,7 +1,8 @@
 //! The peer that every figure stands beside: Get and Set over tonic on one current-thread tokio runtime, answered without
 //! doing anything, and the echo of the transport's benchmark.
 //!
-//! `tonic-echo <core> [address]` prints the address that it listens on and serves until it is killed. It speaks the same messages as
+//! `tonic-echo <core> [address [certificate key]]` prints the address that it listens on and serves until it is killed, over TLS
+//! where it is given the two PEM files of an identity. It speaks the same messages as
 //! `prism serve`, so that the same load generator drives both. It stores nothing and writes nothing.
 
 use std::io::Write;
@@ -12,6 +13,7 @@ use prism_proto::prism::keyvalue::v1::{GetRequest, GetResponse, SetRequest, SetR
 use prism_proto::prism::r#type::v1::Entry;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
+use tonic::transport::{Identity, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 /// What tonic's generator makes of the service; its style is not ours.
@@ -79,6 +81,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let core = arguments.next().ok_or("usage: tonic-echo <core> [address]")?.parse()?;
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:0".into());
+    let tls = match (arguments.next(), arguments.next()) {
+        (Some(certificate), Some(key)) => {
+            let identity = Identity::from_pem(std::fs::read(certificate)?, std::fs::read(key)?);
+            Some(ServerTlsConfig::new().identity(identity))
+        }
+        _ => None,
+    };
     prism_io::rt::pin(core)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -88,7 +97,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let incoming =
             tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         let echo = || Echo { value: bytes::Bytes::from(vec![b'v'; VALUE_BYTES]) };
-        tonic::transport::Server::builder()
+        let mut server = tonic::transport::Server::builder();
+        if let Some(tls) = tls {
+            server = server.tls_config(tls)?;
+        }
+        server
             .add_service(KeyValueServiceServer::new(echo()))
             .add_service(EchoServer::new(echo()))
             .serve_with_incoming(incoming)

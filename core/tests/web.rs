@@ -357,7 +357,7 @@ fn nothing_that_is_sent_makes_the_port_hang() {
         (b"GET nothing\r\n\r\n", "HTTP/1.1 400 Bad Request"),
         (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", "HTTP/1.1 400"),
         (b"POST /x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 99999999\r\n\r\n", "HTTP/1.1 404"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "\0\0"), // TLS: GOAWAY
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "\x15\x03"), // TLS: its alert
         (b"\0\x01\x02\x03", "\0\0"),
         (b"get / http/1.1\r\n\r\n", "\0\0"),
     ] {

@@ -139,7 +139,8 @@ fn log(criterion: &mut Criterion) {
         record_bytes_max: 1 << 20,
         ..LogConfig::default()
     };
-    let recovered = recover(&mut disk, &config, &mut |_| {}).expect("an empty disk");
+    let recovered =
+        recover(&mut disk, &config, &mut |_: &prism_wal::Record<'_>| {}).expect("an empty disk");
     let mut log = start(&mut disk, recovered, config, [1; 16], 0).expect("a disk that works");
     let lane = Lane { namespace: 1, partition: 0 };
     let head = RecordHead { lane, method: Method::KEYVALUE_SET.id(), ..RecordHead::default() };

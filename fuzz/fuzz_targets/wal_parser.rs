@@ -34,7 +34,8 @@ fn config() -> LogConfig {
 fn written(config: &LogConfig) -> Simulation {
     let mut disk = Simulation::new(0);
     for epoch in 1..3u8 {
-        let recovered = recover(&mut disk, config, &mut |_| {}).expect("a sound log");
+        let recovered =
+            recover(&mut disk, config, &mut |_: &prism_wal::Record<'_>| {}).expect("a sound log");
         let mut log = start(&mut disk, recovered, config.clone(), [epoch; 16], 0).expect("room");
         for call in 0..4u8 {
             let lane = Lane { namespace: u32::from(call % 2), partition: 0 };
@@ -104,7 +105,7 @@ fuzz_target!(|input: &[u8]| {
             }
         }
     }
-    let found = recover(&mut disk, &config, &mut |_| {});
+    let found = recover(&mut disk, &config, &mut |_: &prism_wal::Record<'_>| {});
     let _ = inspect(&mut disk, &config, &mut |item| drop(item.to_string()));
     let repaired = repair(&mut disk, &config, [9; 16], 0);
     // With forged checksums a log may contradict itself; then it is enough that nothing panics.
@@ -116,9 +117,10 @@ fuzz_target!(|input: &[u8]| {
                 found.is_ok(),
                 "a repair does what recovery refused"
             );
-            recover(&mut disk, &config, &mut |_| {}).expect("a repaired log is accepted");
+            recover(&mut disk, &config, &mut |_: &prism_wal::Record<'_>| {})
+                .expect("a repaired log is accepted");
         }
-        Ok(_) => drop(recover(&mut disk, &config, &mut |_| {})),
+        Ok(_) => drop(recover(&mut disk, &config, &mut |_: &prism_wal::Record<'_>| {})),
         Err(_) => assert!(found.is_err(), "what is accepted needs no repair"),
     }
 });

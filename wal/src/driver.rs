@@ -23,7 +23,7 @@ use crate::config::{ConfigError, LogConfig, WRITES_IN_FLIGHT_MAX};
 use crate::error::RecoverError;
 use crate::format::{Nonce, segment_number};
 use crate::log::{AppendError, Appended, FileId, Log, Operation, State, Status};
-use crate::record::{Record, RecordHead, RecordKind};
+use crate::record::{RecordHead, RecordKind, Sink};
 use crate::recovery::{Recovered, RecoveryReport, recover};
 
 /// Why a log could not be opened.
@@ -155,7 +155,7 @@ impl Writer {
         path: &Path,
         options: DirectoryOptions,
         config: LogConfig,
-        replay: &mut dyn FnMut(&Record<'_>),
+        replay: &mut dyn Sink,
     ) -> Result<(Rc<Writer>, RecoveryReport), OpenError> {
         config.validate().map_err(OpenError::Config)?;
         let mut directory = Directory::open(path, options).map_err(OpenError::Directory)?;

@@ -162,7 +162,7 @@ fn inspect_segment(
 /// Does what a start would do, without changing anything: every batch is read and every decision of the recovery table
 /// is made.
 pub fn verify(storage: &mut dyn Storage, config: &LogConfig) -> Result<Recovered, RecoverError> {
-    recover(storage, config, &mut |_| {})
+    recover(storage, config, &mut |_: &Record<'_>| {})
 }
 
 /// Whether the name is that of a file of a log.
@@ -188,7 +188,7 @@ mod tests {
             lanes_max: 8,
             ..LogConfig::default()
         };
-        let recovered = recover(&mut disk, &config, &mut |_| {}).unwrap();
+        let recovered = recover(&mut disk, &config, &mut |_: &Record<'_>| {}).unwrap();
         let mut log =
             crate::driver::start(&mut disk, recovered, config.clone(), [7; 16], 1_000).unwrap();
         let head = RecordHead { idempotency_key: b"order-1", method: 3, ..RecordHead::default() };

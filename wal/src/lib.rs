@@ -30,6 +30,6 @@ pub use epoch::EpochEnd;
 pub use error::{Damage, LsnRange, RecoverError};
 pub use lanes::Lanes;
 pub use log::{AppendError, Appended, Counters, FileId, Log, Operation, State, Status};
-pub use record::{IDEMPOTENCY_KEY_BYTES_MAX, Lane, Record, RecordHead, RecordKind};
+pub use record::{IDEMPOTENCY_KEY_BYTES_MAX, Lane, Record, RecordHead, RecordKind, Sink};
 pub use recovery::{Cut, Recovered, RecoveryReport, recover};
 pub use segment::UsedSegment;

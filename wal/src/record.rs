@@ -98,6 +98,21 @@ pub struct Record<'a> {
     pub body: &'a [u8],
 }
 
+/// Takes the records of a log that is being recovered. Every closure that takes a record is one.
+pub trait Sink {
+    /// These come next, if they are accepted: a chance to fetch what they will touch. Promises nothing else.
+    fn upcoming(&mut self, _records: &[Record<'_>]) {}
+
+    /// The next record.
+    fn record(&mut self, record: &Record<'_>);
+}
+
+impl<F: FnMut(&Record<'_>)> Sink for F {
+    fn record(&mut self, record: &Record<'_>) {
+        self(record);
+    }
+}
+
 /// Bytes of a record with this key and body in a batch, the gap to the next one included.
 pub(crate) fn record_bytes(key: usize, body: usize) -> usize {
     (RECORD_HEADER_BYTES + key + body).next_multiple_of(RECORD_ALIGN)

@@ -24,7 +24,7 @@ use crate::epoch::EpochEnd;
 use crate::error::{Damage, LsnRange, RecoverError};
 use crate::format::{CHECKPOINT_NAME, Nonce, segment_name};
 use crate::lanes::Lanes;
-use crate::record::Record;
+use crate::record::{Record, Sink};
 use crate::replay::{Piece, Replay, Stop, read_open_record};
 use crate::scan::{SegmentReader, headers_behind};
 use crate::segment::UsedSegment;
@@ -120,7 +120,7 @@ pub(crate) struct Losses {
 pub fn recover(
     storage: &mut dyn Storage,
     config: &LogConfig,
-    sink: &mut dyn FnMut(&Record<'_>),
+    sink: &mut dyn Sink,
 ) -> Result<Recovered, RecoverError> {
     Recovery::new(storage, config)?.run(sink, None)
 }
@@ -131,7 +131,8 @@ pub(crate) fn salvage(
     config: &LogConfig,
 ) -> Result<(Recovered, Losses), RecoverError> {
     let mut losses = Losses::default();
-    let recovered = Recovery::new(storage, config)?.run(&mut |_| {}, Some(&mut losses))?;
+    let recovered =
+        Recovery::new(storage, config)?.run(&mut |_: &Record<'_>| {}, Some(&mut losses))?;
     Ok((recovered, losses))
 }
 
@@ -182,7 +183,7 @@ impl<'a> Recovery<'a> {
 
     fn run(
         mut self,
-        sink: &mut dyn FnMut(&Record<'_>),
+        sink: &mut dyn Sink,
         mut losses: Option<&mut Losses>,
     ) -> Result<Recovered, RecoverError> {
         let epoch = self.choose_epoch()?;
@@ -275,7 +276,7 @@ impl<'a> Recovery<'a> {
         &mut self,
         plan: &Plan,
         replay: &mut Replay<'_>,
-        sink: &mut dyn FnMut(&Record<'_>),
+        sink: &mut dyn Sink,
     ) -> Result<Stop, RecoverError> {
         let mut stop = Stop::default();
         for (index, piece) in plan.pieces.iter().enumerate() {

@@ -8,11 +8,14 @@ use crate::epoch::{EpochEnd, OpenRecord};
 use crate::error::RecoverError;
 use crate::format::{BatchHeader, HeaderFault, NO_FILE, get_u64};
 use crate::lanes::Lanes;
-use crate::record::{Record, RecordKind};
+use crate::record::{Record, RecordKind, Sink};
 use crate::recovery::RecoveryReport;
 use crate::scan::{BatchFault, Expected, Records, SegmentReader, read_batch};
 use crate::segment::UsedSegment;
 use crate::survey::SegmentFile;
+
+/// Records that a [`Sink`] is told of before it gets the first of them.
+const GROUP_RECORDS: usize = 16;
 
 /// A segment to be read.
 #[derive(Clone, Debug)]
@@ -100,7 +103,7 @@ impl<'a> Replay<'a> {
         storage: &mut dyn Storage,
         index: usize,
         piece: &Piece,
-        sink: &mut dyn FnMut(&Record<'_>),
+        sink: &mut dyn Sink,
     ) -> Result<Stop, RecoverError> {
         let fault = |error| RecoverError::Read { file: piece.file.name.clone(), error };
         let mut reader = SegmentReader::open(storage, &piece.file.name).map_err(fault)?;
@@ -171,10 +174,22 @@ impl<'a> Replay<'a> {
         piece: &Piece,
         header: &BatchHeader,
         body: &[u8],
-        sink: &mut dyn FnMut(&Record<'_>),
+        sink: &mut dyn Sink,
     ) -> Result<(), TakeError> {
-        for record in Records::new(header, body) {
-            self.take_record(piece, &record.ok_or(TakeError::Malformed)?, sink)?;
+        let mut records = Records::new(header, body);
+        let mut group: Vec<Record<'_>> = Vec::with_capacity(GROUP_RECORDS);
+        loop {
+            group.clear();
+            for record in records.by_ref().take(GROUP_RECORDS) {
+                group.push(record.ok_or(TakeError::Malformed)?);
+            }
+            if group.is_empty() {
+                break;
+            }
+            sink.upcoming(&group);
+            for record in &group {
+                self.take_record(piece, record, sink)?;
+            }
         }
         self.trim_upto = self.trim_upto.max(header.trim_upto);
         self.next_file = (header.next_file != NO_FILE).then_some(header.next_file);
@@ -202,7 +217,7 @@ impl<'a> Replay<'a> {
         &mut self,
         piece: &Piece,
         record: &Record<'_>,
-        sink: &mut dyn FnMut(&Record<'_>),
+        sink: &mut dyn Sink,
     ) -> Result<(), TakeError> {
         let lsn = record.lsn;
         match record.kind {
@@ -254,7 +269,7 @@ impl<'a> Replay<'a> {
         self.log_time_us = record.log_time_us;
         self.last_kind = record.kind;
         if !record.kind.is_own() && lsn > self.trim_known {
-            sink(record);
+            sink.record(record);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use prism_wal::{LogConfig, Operation, recover};
 fn appending_writing_and_reading_back_allocate_nothing() {
     let mut disk = Simulation::new(0);
     let config = LogConfig { segment_bytes: 8 << 20, seal_after_us: u64::MAX >> 1, ..small() };
-    let recovered = recover(&mut disk, &config, &mut |_| {}).unwrap();
+    let recovered = recover(&mut disk, &config, &mut |_: &prism_wal::Record<'_>| {}).unwrap();
     let mut log = start(&mut disk, recovered, config, [1; 16], 0).unwrap();
     let mut round = |calls: usize| {
         let mut bytes = 0;

@@ -36,11 +36,15 @@ type Seen = Vec<(u64, Vec<u8>)>;
 
 fn open(path: &std::path::Path) -> (Rc<Writer>, Seen, bool) {
     let mut seen = Vec::new();
-    let (writer, report) =
-        Writer::open(path, DirectoryOptions::default(), config(), &mut |record| {
+    let (writer, report) = Writer::open(
+        path,
+        DirectoryOptions::default(),
+        config(),
+        &mut |record: &prism_wal::Record<'_>| {
             seen.push((record.lsn, record.body.to_vec()));
-        })
-        .unwrap();
+        },
+    )
+    .unwrap();
     (writer, seen, report.clean)
 }
 
@@ -119,7 +123,12 @@ fn a_log_without_a_close_comes_back_too_and_segments_are_used_again() {
         assert!(status.counters.recycled > 10, "{status:?}");
         assert!(status.segments_used + status.segments_spare <= 8);
         // The writer task still holds it; another process would be refused as well.
-        let second = Writer::open(&path, DirectoryOptions::default(), config(), &mut |_| {});
+        let second = Writer::open(
+            &path,
+            DirectoryOptions::default(),
+            config(),
+            &mut |_: &prism_wal::Record<'_>| {},
+        );
         let Err(OpenError::Directory(error)) = second else { panic!("the directory is locked") };
         assert!(
             error.to_string().contains(&format!("in use by process {}", std::process::id())),
@@ -142,14 +151,19 @@ fn a_log_without_a_close_comes_back_too_and_segments_are_used_again() {
 fn a_file_system_without_direct_writes_is_refused_where_they_are_required() {
     let Ok(directory) = tempfile::tempdir_in("/dev/shm") else { return };
     let options = DirectoryOptions { direct: Direct::Required, sync: None };
-    match Writer::open(directory.path(), options, config(), &mut |_| {}) {
+    match Writer::open(directory.path(), options, config(), &mut |_: &prism_wal::Record<'_>| {}) {
         Err(OpenError::Directory(error)) => {
             assert!(error.to_string().contains("O_DIRECT"), "{error}")
         }
         Ok((writer, _)) => assert!(writer.directory().is_direct()),
         Err(error) => panic!("{error}"),
     }
-    let (writer, _) =
-        Writer::open(directory.path(), DirectoryOptions::default(), config(), &mut |_| {}).unwrap();
+    let (writer, _) = Writer::open(
+        directory.path(),
+        DirectoryOptions::default(),
+        config(),
+        &mut |_: &prism_wal::Record<'_>| {},
+    )
+    .unwrap();
     assert!(writer.directory().probe().latency_us() < 1_000_000);
 }

@@ -94,7 +94,7 @@ fn a_start_on_a_full_disk_says_so() {
     let config = small();
     let mut disk = Simulation::new(1_000_000);
     disk.set_space(Some(1000));
-    let recovered = recover(&mut disk, &config, &mut |_| {}).unwrap();
+    let recovered = recover(&mut disk, &config, &mut |_: &prism_wal::Record<'_>| {}).unwrap();
     let error = start(&mut disk, recovered, config, [1; 16], 0).unwrap_err();
     assert!(error.to_string().contains("the disk is full"), "{error}");
     assert!(is_out_of_space(&std::io::ErrorKind::StorageFull.into()));

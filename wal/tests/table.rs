@@ -36,7 +36,8 @@ fn written(config: &LogConfig, calls: usize) -> (Simulation, Promises) {
 
 fn refusal(disk: &Simulation, config: &LogConfig) -> RecoverError {
     let operations = disk.operations();
-    let error = recover(&mut disk.clone(), config, &mut |_| {}).expect_err("refused");
+    let error = recover(&mut disk.clone(), config, &mut |_: &prism_wal::Record<'_>| {})
+        .expect_err("refused");
     assert_eq!(disk.operations(), operations, "a refusal touches nothing");
     error
 }
@@ -363,7 +364,8 @@ fn a_repair_of_a_missing_beginning_keeps_what_is_there() {
     let report = repair(&mut disk, &config, [70; 16], 0).unwrap();
     assert_eq!((report.lost[0].first, report.kept_upto), (1, promises.durable_upto));
     let mut lsns = Vec::new();
-    recover(&mut disk, &config, &mut |record| lsns.push(record.lsn)).unwrap();
+    recover(&mut disk, &config, &mut |record: &prism_wal::Record<'_>| lsns.push(record.lsn))
+        .unwrap();
     assert_eq!(lsns.last(), Some(&promises.durable_upto));
     assert_eq!(lsns.first(), promises.appended.keys().find(|lsn| **lsn > report.lost[0].last));
 }
@@ -376,7 +378,8 @@ fn a_repair_of_a_log_of_which_nothing_is_left_is_accepted_and_so_is_its_trimming
     let report = repair(&mut disk, &config, [80; 16], 0).unwrap();
     assert_eq!((report.kept_upto, report.lost.len()), (0, 1));
     assert!(report.next_lsn > promises.durable_upto);
-    recover(&mut disk, &config, &mut |_| panic!("nothing is left")).unwrap();
+    recover(&mut disk, &config, &mut |_: &prism_wal::Record<'_>| panic!("nothing is left"))
+        .unwrap();
 }
 
 #[test]

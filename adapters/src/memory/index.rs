@@ -52,6 +52,14 @@ impl Index {
             .map(|item| item.position)
     }
 
+    /// The position of the first item with that half of the hash, whatever its entry: nearly always the right one.
+    #[inline]
+    pub(crate) fn guess(&self, hash: u64) -> Option<u32> {
+        let short = hash as u32;
+        let found = self.tables[self.table(hash)].find(spread(short), |item| item.hash == short);
+        found.map(|item| item.position)
+    }
+
     /// Adds a position that is not there; `hash_of` tells the hashes of those that are.
     pub(crate) fn insert(&mut self, hash: u64, position: u32, hash_of: impl Fn(u32) -> u64) {
         if self.tables.len() == 1 && self.tables[0].len() >= SPLIT_ENTRIES {

@@ -4,9 +4,11 @@
 //! records, and one pass over a durable batch carries all of it out. Promises: each record is applied once, in the order of
 //! records, also when its caller has given up; no caller is answered twice.
 
-use prism_adapters::memory::Ticket;
+use prism_adapters::memory::{Memstore, Ticket};
 use prism_adapters::{Error, Reply};
-use prism_wal::Record;
+use prism_proto::catalogue::Method;
+use prism_proto::wire;
+use prism_wal::{Record, RecordKind};
 
 use super::{Answer, Call, Facts, Stage, apply, at_once, expired, finish_at};
 use crate::config::Durability;
@@ -54,6 +56,29 @@ impl Logged {
             finish_at(shard, &self.call, Some(self.rest.namespace), outcome, now_ns);
         }
     }
+}
+
+/// Records whose entries are fetched ahead at once.
+pub(crate) const FETCH_RECORDS: usize = 16;
+
+/// Brings the entries that these records will touch into the processor's caches, as far as they are of the first one's lane:
+/// one after the other each would wait for memory by itself.
+pub(crate) fn fetch<'a>(store: &Memstore, mut records: impl Iterator<Item = Record<'a>>) {
+    let Some(first) = records.next() else { return };
+    let lane = first.head.lane;
+    let (mut keys, mut count) = ([&[][..]; FETCH_RECORDS], 0);
+    for record in std::iter::once(first).chain(records).take(FETCH_RECORDS) {
+        let key_field = Method::by_id(record.head.method).and_then(Method::key_field);
+        let of_lane = record.kind == RecordKind::Data && record.head.lane == lane;
+        if of_lane
+            && key_field.is_some()
+            && let Ok(route) = wire::route(record.body, key_field)
+        {
+            keys[count] = route.key;
+            count += 1;
+        }
+    }
+    store.fetch(lane.namespace, lane.partition, &keys[..count]);
 }
 
 /// Applies a durable record and answers its caller.

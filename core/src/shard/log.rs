@@ -17,7 +17,8 @@ use prism_wal::{AppendError, Appended, DurableBatch, RecordHead, RecordKind};
 use slab::Slab;
 
 use super::{Deadlines, RETRY_DELAY, Shard};
-use crate::request::{Call, Logged, logged};
+use crate::request::logged::{self, FETCH_RECORDS};
+use crate::request::{Call, Logged};
 
 /// After how long a write that found the log full may be tried again.
 const FULL_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -178,7 +179,11 @@ impl Log {
     /// batch comes here once, in order.
     pub(crate) fn settle(&self, shard: &Shard, batch: &DurableBatch, calls: &dyn StartCall<Call>) {
         let now_ns = clock::monotonic_ns();
-        for record in batch.records() {
+        for (index, record) in batch.records().enumerate() {
+            if index % FETCH_RECORDS == 0 {
+                let group = index..batch.len().min(index + FETCH_RECORDS);
+                logged::fetch(&shard.store, group.map(|index| batch.record(index)));
+            }
             self.applied_us.set(record.log_time_us);
             if record.kind == RecordKind::Data {
                 let next = self.waiting.borrow_mut().pop_front();

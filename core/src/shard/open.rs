@@ -1,6 +1,5 @@
 //! Opening a shard's data: the newest good snapshot, then every record of the log after it.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -9,14 +8,14 @@ use prism_adapters::memory::{Memstore, MemstoreLimits};
 use prism_adapters::{Error, Reply};
 use prism_io::disk::{self, DirectoryOptions, SyncMethod};
 use prism_wal::driver::{Writer, holds_log};
-use prism_wal::{IDEMPOTENCY_KEY_BYTES_MAX, LogConfig, Record, RecordKind, RecoveryReport};
+use prism_wal::{IDEMPOTENCY_KEY_BYTES_MAX, LogConfig, Record, RecordKind, RecoveryReport, Sink};
 
 use super::Log;
 use super::log::Held;
 use super::run::Launch;
 use super::snapshots::{self, Found, SnapshotsError};
 use crate::config::{self, Config};
-use crate::request::{self, SEMANTICS, Target};
+use crate::request::{self, SEMANTICS, Target, logged};
 
 /// The folder of a shard's log.
 pub(crate) const LOG_FOLDER: &str = "wal";
@@ -79,24 +78,13 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
     let store = Rc::new(store);
     let target =
         Target { store: &store, namespaces: &launch.namespaces, hash_key: launch.hash_key };
-    let mut reply = Reply::default();
-    let mut held = Held::default();
-    let failed: RefCell<Option<OpenError>> = RefCell::new(None);
-    let mut time_us = found.time_us;
-    let mut replay = |record: &Record<'_>| {
-        if record.kind != RecordKind::Data || failed.borrow().is_some() {
-            return;
-        }
-        time_us = time_us.max(record.log_time_us);
-        if record.lsn > found.older_lsn {
-            held.insert(record.head.lane.namespace, record.lsn);
-        }
-        if record.lsn > found.lsn {
-            reply.clear();
-            if let Err(error) = request::replay(&target, record, &mut reply) {
-                *failed.borrow_mut() = Some(OpenError::Replay { lsn: record.lsn, error });
-            }
-        }
+    let mut replay = Replay {
+        target,
+        found: &found,
+        reply: Reply::default(),
+        held: Held::default(),
+        failed: None,
+        time_us: found.time_us,
     };
     let (writer, report) = Writer::open(
         &path,
@@ -105,7 +93,8 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         &mut replay,
     )
     .map_err(OpenError::Log)?;
-    if let Some(error) = failed.into_inner() {
+    let Replay { held, failed, time_us, .. } = replay;
+    if let Some(error) = failed {
         return Err(error);
     }
     if report.first_lsn > found.lsn + 1 {
@@ -127,6 +116,38 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         sync: probe.method.name(),
         sync_us: probe.latency_us(),
     })
+}
+
+/// Takes the records of the log into the store.
+struct Replay<'a> {
+    target: Target<'a>,
+    found: &'a Found,
+    reply: Reply,
+    held: Held,
+    failed: Option<OpenError>,
+    time_us: u64,
+}
+
+impl Sink for Replay<'_> {
+    fn upcoming(&mut self, records: &[Record<'_>]) {
+        logged::fetch(self.target.store, records.iter().copied());
+    }
+
+    fn record(&mut self, record: &Record<'_>) {
+        if record.kind != RecordKind::Data || self.failed.is_some() {
+            return;
+        }
+        self.time_us = self.time_us.max(record.log_time_us);
+        if record.lsn > self.found.older_lsn {
+            self.held.insert(record.head.lane.namespace, record.lsn);
+        }
+        if record.lsn > self.found.lsn {
+            self.reply.clear();
+            if let Err(error) = request::replay(&self.target, record, &mut self.reply) {
+                self.failed = Some(OpenError::Replay { lsn: record.lsn, error });
+            }
+        }
+    }
 }
 
 /// How the data directory is to be opened.

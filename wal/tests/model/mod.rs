@@ -52,17 +52,18 @@ impl Promises {
         config: &LogConfig,
     ) -> Result<Recovered, RecoverError> {
         let mut found = BTreeMap::new();
-        let recovered = recover(&mut disk.clone(), config, &mut |record| {
-            if record.kind != RecordKind::Data {
-                return;
-            }
-            let (lane, body) = (record.head.lane, record.body.to_vec());
-            let kept =
-                Kept { lane, lane_seq: record.lane_seq, log_time_us: record.log_time_us, body };
-            assert!(found.insert(record.lsn, kept).is_none(), "LSN {} came twice", record.lsn);
-        })?;
-        let again =
-            recover(&mut disk.clone(), config, &mut |_| {}).expect("reading twice gives the same");
+        let recovered =
+            recover(&mut disk.clone(), config, &mut |record: &prism_wal::Record<'_>| {
+                if record.kind != RecordKind::Data {
+                    return;
+                }
+                let (lane, body) = (record.head.lane, record.body.to_vec());
+                let kept =
+                    Kept { lane, lane_seq: record.lane_seq, log_time_us: record.log_time_us, body };
+                assert!(found.insert(record.lsn, kept).is_none(), "LSN {} came twice", record.lsn);
+            })?;
+        let again = recover(&mut disk.clone(), config, &mut |_: &prism_wal::Record<'_>| {})
+            .expect("reading twice gives the same");
         assert_eq!(format!("{recovered:?}"), format!("{again:?}"), "reading twice gives the same");
         self.check(&found, &recovered);
         // From here on the decision stands: what was not found is void, what was found is relied on.

@@ -183,11 +183,7 @@ fn a_certificate_is_replaced_under_load_and_nobody_notices() {
         write(&folder.join("server.pem"), "nonsense");
         harness::signal(id, "HUP");
     });
-    let end = Instant::now() + PATIENCE;
-    while !served.server.errors().contains("the certificate was not replaced") {
-        assert!(Instant::now() < end, "{}", served.server.errors());
-        std::thread::yield_now();
-    }
+    served.server.wait_says("the certificate was not replaced");
     served.server.assert_well();
     served.server.stop();
 }

@@ -2,7 +2,7 @@
 //!
 //! Every server has a data directory of its own on a real disk and free ports, is waited for by what it says, and is
 //! killed by its id when its handle is dropped. A handle that is dropped in peace shows that the server did not panic.
-//! Nothing here sleeps: every wait is for an event, with a deadline.
+//! Every wait is for an event, with a deadline.
 
 // Each test binary uses a part of this.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -325,6 +325,15 @@ impl Server {
     /// What it said on stderr so far.
     pub fn errors(&self) -> String {
         self.running.errors()
+    }
+
+    /// Waits until it has said this on stderr, which is read beside the test.
+    pub fn wait_says(&self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.errors().contains(text) {
+            assert!(Instant::now() < end, "it never said {text:?}: {}", self.errors());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Most resident memory that it had so far, in KiB.

@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod error;
 pub mod glob;
 pub mod interfaces;
+pub mod lane;
 pub mod limits;
 pub mod memory;
 pub mod redis;

@@ -1,0 +1,77 @@
+//! What a backend outside the process does for a lane: logged records in their order, each with one effect.
+//!
+//! A *cell* is a lane's watermark, kept in the backend and moved together with the data: up to which record the lane's records
+//! are there. A record that arrives a second time is recognised by it. Whoever drives a lane first asks for the cell
+//! ([`LaneBackend::resume`]), then sends what comes after it, a batch at a time ([`LaneBackend::apply`]); after any failure it
+//! asks again. So it never matters whether a batch whose answer was lost has arrived.
+
+use prism_proto::catalogue::Method;
+
+use crate::backend::Backend;
+use crate::call::{Context, Reply};
+use crate::error::Error;
+
+/// Whose log a lane's records come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneOwner {
+    /// Identity of the log: two data directories never write one lane.
+    pub directory_id: [u8; 16],
+    /// Number of the process's start on it: what an earlier process has left under way comes from a smaller one.
+    pub epoch: u32,
+}
+
+/// A lane's watermark in its backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// Who moved it last.
+    pub owner: LaneOwner,
+    /// The records up to this number of the lane are in the backend; 0: none.
+    pub lane_seq: u64,
+}
+
+/// A record of a lane.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneRecord<'a> {
+    /// Its number in the lane, contiguous from 1.
+    pub lane_seq: u64,
+    /// Its namespace and partition, its log time as the time, its LSN as the revision.
+    pub context: Context<'a>,
+    /// A write.
+    pub method: Method,
+    /// The request, which was checked before it got a record.
+    pub request: &'a [u8],
+}
+
+/// What became of a record that was applied: the reply to its caller, or why the backend refuses it for its own sake. The cell
+/// has passed it in either case.
+pub type Outcome = Result<Reply, Error>;
+
+/// A backend outside the process that takes logged writes.
+#[allow(async_fn_in_trait)] // Futures stay on their shard: they need no `Send`.
+pub trait LaneBackend: Backend {
+    /// The lane's cell, `None` where the lane has none yet. When it answers, nothing that was sent for this lane before can
+    /// arrive any more.
+    ///
+    /// # Errors
+    /// The backend is away or refuses to work; worth trying again.
+    async fn resume(&self, context: &Context<'_>, owner: &LaneOwner)
+    -> Result<Option<Cell>, Error>;
+
+    /// Puts the cell somewhere without applying anything: at the beginning of a lane, or past records that are skipped.
+    ///
+    /// # Errors
+    /// As for [`LaneBackend::resume`].
+    async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error>;
+
+    /// Applies records that follow on the cell, in their order, and moves the cell to the last of them: all at once or not at
+    /// all. `outcomes` was empty and gets one entry per record.
+    ///
+    /// # Errors
+    /// Nothing is known about any of the records: ask for the cell again.
+    async fn apply(
+        &self,
+        owner: &LaneOwner,
+        records: &[LaneRecord<'_>],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), Error>;
+}

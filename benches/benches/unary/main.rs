@@ -10,6 +10,7 @@
 mod aims;
 mod around;
 mod calls;
+mod recovery;
 
 use std::io::{Error, Result};
 use std::path::PathBuf;

@@ -42,6 +42,8 @@ pub(crate) struct Namespace {
     pub(crate) bytes_in_flight_max: u64,
     /// Most bytes that the store may hold for it.
     pub(crate) memory_bytes_max: u64,
+    /// Most logged writes that may wait for a backend outside.
+    pub(crate) backlog_records_max: u64,
     /// How long an idempotency key is remembered, in µs of log time.
     pub(crate) idempotency_window_us: u64,
     /// What adapters hold its requests to.
@@ -63,7 +65,8 @@ impl Namespaces {
             .iter()
             .enumerate()
             .map(|(index, namespace)| {
-                let (id, home) = registry.place(&namespace.name, shards);
+                let backend = &config.backends[namespace.backend].name;
+                let (id, home) = registry.place(&namespace.name, backend, shards);
                 let message_bytes_max = namespace.max_message_size as usize;
                 Namespace {
                     id,
@@ -81,6 +84,7 @@ impl Namespaces {
                     message_bytes_max,
                     bytes_in_flight_max: namespace.in_flight_bytes_max,
                     memory_bytes_max: namespace.memory_bytes_max,
+                    backlog_records_max: namespace.backlog_records_max,
                     idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
                     limits: prism_adapters::Limits { max_message_size: message_bytes_max },
                 }

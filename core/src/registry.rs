@@ -40,6 +40,9 @@ struct Placed {
     id: u32,
     name: String,
     home: usize,
+    /// The backend that holds its data; absent in files of versions that knew only the embedded one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backend: Option<String>,
 }
 
 impl Registry {
@@ -85,21 +88,34 @@ impl Registry {
         disk::replace_whole(directory, FILE, &text)
     }
 
+    /// The backend that holds a namespace's data, where one is known to.
+    pub(crate) fn backend_of(&self, name: &str) -> Option<&str> {
+        self.namespaces.iter().find(|placed| placed.name == name)?.backend.as_deref()
+    }
+
+    /// The ids of the namespaces whose data lies elsewhere than in the backend `embedded`.
+    pub(crate) fn outside(&self, embedded: &str) -> Vec<u32> {
+        let outside = |placed: &&Placed| placed.backend.as_deref().is_some_and(|of| of != embedded);
+        self.namespaces.iter().filter(outside).map(|placed| placed.id).collect()
+    }
+
     /// The key under which request bodies are hashed.
     pub(crate) fn hash_key(&self) -> (u64, u64) {
         let number = u128::from_str_radix(&self.data_directory, 16).unwrap_or_default();
         ((number >> 64) as u64, number as u64)
     }
 
-    /// The id and home of a namespace; a new one gets the next id and a home among `shards`.
-    pub(crate) fn place(&mut self, name: &str, shards: usize) -> (u32, usize) {
-        if let Some(placed) = self.namespaces.iter().find(|placed| placed.name == name) {
+    /// The id and home of a namespace on a backend; a new one gets the next id and a home among `shards`.
+    pub(crate) fn place(&mut self, name: &str, backend: &str, shards: usize) -> (u32, usize) {
+        if let Some(placed) = self.namespaces.iter_mut().find(|placed| placed.name == name) {
+            placed.backend = Some(backend.to_owned());
             return (placed.id, placed.home);
         }
         // Id 0 is for records of the log itself.
         let id = self.namespaces.iter().map(|placed| placed.id).max().unwrap_or(0) + 1;
         let home = rendezvous(name, shards);
-        self.namespaces.push(Placed { id, name: name.to_owned(), home });
+        let backend = Some(backend.to_owned());
+        self.namespaces.push(Placed { id, name: name.to_owned(), home, backend });
         (id, home)
     }
 }

@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 use crate::admin::{Admin, AdminState, Readiness};
 use crate::certificates::Certificates;
 use crate::cli::{Exit, Serving, first_screen};
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::metrics::{Labels, Metrics};
 use crate::namespaces::Namespaces;
 use crate::registry::Registry;
@@ -71,6 +71,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         .map_err(|error| (Exit::Config, error))?;
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
     let (mut registry, namespaces, shards) = place(&config)?;
+    let outside: Arc<[u32]> = registry.outside(&Backend::embedded().name).into();
     let config = Arc::new(config);
     let listeners = net::bind_shared(config.listen, shards)
         .map_err(|error| cannot_listen("--listen", config.listen, &error))?;
@@ -101,6 +102,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
             start: registry.starts,
             known: index < registry.logs,
             hash_key: registry.hash_key(),
+            outside: outside.clone(),
             listener,
             acceptor: certificates.as_ref().map(|certificates| certificates.acceptor().clone()),
             port,
@@ -284,8 +286,13 @@ impl Control {
         self.readiness.stopped(shard);
         match ended {
             Ended::Clean => {}
-            Ended::Undrained { calls } => {
-                tracing::warn!(shard, calls, "calls did not end in time; what is logged is safe");
+            Ended::Undrained { calls, records } => {
+                tracing::warn!(
+                    shard,
+                    calls,
+                    records,
+                    "calls did not end in time, or writes wait for their backend; what is logged is safe"
+                );
                 self.fail(Exit::Undrained);
             }
             Ended::LogFailed(error) => {
@@ -353,6 +360,21 @@ fn place(config: &Config) -> Result<(Registry, Arc<Namespaces>, usize), Failure>
             "the data directory holds {} logs: each keeps its shard, and shards share cores",
             registry.shards
         );
+    }
+    for namespace in &config.namespaces {
+        let backend = &config.backends[namespace.backend].name;
+        if let Some(before) =
+            registry.backend_of(&namespace.name).filter(|before| before != backend)
+        {
+            return Err((
+                Exit::Config,
+                format!(
+                    "namespace `{}` lies on backend `{before}` and would move to `{backend}`, but its data does not move with it: \
+                     write `backend: {before}`, or take another name for a namespace that begins empty",
+                    namespace.name
+                ),
+            ));
+        }
     }
     let namespaces = Namespaces::new(config, &mut registry, shards);
     registry.shards = shards;

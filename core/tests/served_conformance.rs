@@ -134,22 +134,16 @@ fn a_namespace_on_redis_conforms_and_its_data_is_plain_there() {
     let config = format!(
         "backends:\n  - {{name: cache, type: redis, address: \"{}\"}}\nnamespaces:\n  \
          - {{name: on-redis, client_api: keyvalue, backend: cache, durability: memory}}\n  \
+         - {{name: strong, client_api: keyvalue, backend: cache, durability: strong}}\n  \
          - {{name: embedded, client_api: keyvalue}}\n",
         redis.address
     );
     let server = serve(directory.path()).shards(2).config(&config).start();
-    conforms(&server, vec!["on-redis"], Versions::Digest);
+    conforms(&server, vec!["on-redis", "strong"], Versions::Digest);
     let listen = server.listen;
     run(async move {
         let caller = Caller::to(listen, "on-redis").await;
         caller.set("greeting", b"hello").await;
-        let asked: [(&str, &[u8]); 1] = [("prism-durability", b"wal")];
-        let request = caller.set_request("greeting", b"refused");
-        let refused = caller.try_set(&asked, &request).await.expect_err("Redis has no log yet");
-        assert_eq!(refused.reason, "DURABILITY_NOT_OFFERED");
-        let keyed: [(&str, &[u8]); 1] = [("prism-idempotency-key", b"1")];
-        let refused = caller.try_set(&keyed, &request).await.expect_err("nor keys");
-        assert_eq!(refused.reason, "DURABILITY_NOT_OFFERED");
     });
     assert_eq!(servers::redis_cli(redis.address, 0, &["GET", "on-redis:greeting"]), "hello");
     server.stop();

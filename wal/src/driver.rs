@@ -23,8 +23,9 @@ use crate::config::{ConfigError, LogConfig, WRITES_IN_FLIGHT_MAX};
 use crate::error::RecoverError;
 use crate::format::{Nonce, segment_number};
 use crate::log::{AppendError, Appended, FileId, Log, Operation, State, Status};
-use crate::record::{RecordHead, RecordKind, Sink};
+use crate::record::{Lane, RecordHead, RecordKind, Sink};
 use crate::recovery::{Recovered, RecoveryReport, recover};
+use crate::segment::UsedSegment;
 
 /// Why a log could not be opened.
 #[derive(Debug)]
@@ -203,6 +204,21 @@ impl Writer {
         self.log.borrow_mut().trim(wall_us(), upto, data)?;
         self.work.set();
         Ok(())
+    }
+
+    /// Identity of the log.
+    pub fn directory_id(&self) -> [u8; 16] {
+        self.log.borrow().directory_id()
+    }
+
+    /// The last number of a lane, 0 before its first record.
+    pub fn last_of_lane(&self, lane: Lane) -> u64 {
+        self.log.borrow().lanes().last(lane)
+    }
+
+    /// The segments that hold records now, for [`read_again`](crate::read_again).
+    pub fn used_segments(&self) -> Vec<UsedSegment> {
+        self.log.borrow().used_segments().to_vec()
     }
 
     /// Figures for metrics and people.

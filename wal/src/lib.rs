@@ -5,6 +5,7 @@
 //! [`format`]. The crate promises what `design/wal.md` lists as invariants 1, 2, 3, 5, 6, 11 and 12, and never knows what
 //! a backend is.
 
+mod again;
 mod batch;
 mod checkpoint;
 mod config;
@@ -23,6 +24,7 @@ mod scan;
 mod segment;
 mod survey;
 
+pub use again::read_again;
 pub use batch::DurableBatch;
 pub use checkpoint::Checkpoint;
 pub use config::{ConfigError, LogConfig, WRITES_IN_FLIGHT_MAX};

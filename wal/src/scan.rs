@@ -21,12 +21,12 @@ pub(crate) struct SegmentReader {
 
 impl SegmentReader {
     pub(crate) fn open(storage: &mut dyn Storage, name: &str) -> io::Result<SegmentReader> {
-        Ok(SegmentReader {
-            stream: storage.stream(name, 0)?,
-            window: Vec::new(),
-            start: 0,
-            ended: false,
-        })
+        Ok(SegmentReader::of(storage.stream(name, 0)?))
+    }
+
+    /// Over a file that is streamed from its beginning.
+    pub(crate) fn of(stream: Box<dyn ChunkStream>) -> SegmentReader {
+        SegmentReader { stream, window: Vec::new(), start: 0, ended: false }
     }
 
     /// The bytes at `offset`, fewer than `length` only at the end of the file. Offsets never go back.

@@ -114,6 +114,11 @@ pub(crate) fn put_set(reply: &mut Reply, version: &[u8]) {
     wire::put_bytes(&mut reply.head, field::BATCH_SET_VERSION, version);
 }
 
+/// Adds a result of BatchSet or BatchDelete that says no more than that it is done.
+pub(crate) fn put_done(reply: &mut Reply) {
+    wire::put_length(&mut reply.head, field::BATCH_RESULTS, 0);
+}
+
 /// Adds a result of BatchDelete.
 pub(crate) fn put_deleted(reply: &mut Reply, existed: bool) {
     wire::put_length(&mut reply.head, field::BATCH_RESULTS, 2);

@@ -117,8 +117,11 @@ macro_rules! interface {
 
 pub mod keyvalue;
 mod keyvalue_checks;
+mod keyvalue_logged;
 pub(crate) mod keyvalue_replies;
 pub(crate) mod keyvalue_selection;
+
+pub use keyvalue_logged::{read_from_log, reply_from_log};
 
 pub use keyvalue::{
     keyvalue_basic, keyvalue_batch, keyvalue_cas, keyvalue_scan, keyvalue_transactional,

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -55,9 +56,29 @@ pub struct ConnectionFacts {
     pub is_connected: bool,
 }
 
+/// Commands of several calls that go out as parts of one.
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) buffer: Vec<u8>,
+    pub(super) commands: usize,
+    pub(super) members: Vec<Rc<GroupMember>>,
+}
+
+/// One call of a group.
+pub(super) struct GroupMember {
+    /// Replies that it gets.
+    pub(super) replies: usize,
+    /// Those replies, once they have come.
+    pub(super) answer: Cell<Option<Bytes>>,
+}
+
 /// See the module.
 pub(super) struct Link {
     config: RedisConfig,
+    /// Set while calls are gathered.
+    group: RefCell<Option<Group>>,
+    /// Number of the connection that stands; 0: none does.
+    serial: Cell<u64>,
     pipeline: RefCell<Pipeline>,
     breaker: RefCell<Breaker>,
     /// Why calls are refused while the circuit is not closed.
@@ -118,6 +139,8 @@ impl Link {
             stopped: Cell::new(false),
             session: RefCell::new(None),
             facts: Cell::default(),
+            group: RefCell::new(None),
+            serial: Cell::new(0),
             config,
         });
         rt::spawn(link.clone().run());
@@ -132,6 +155,9 @@ impl Link {
         replies: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Bytes, Error> {
+        if self.is_grouping() {
+            return Ok(self.join(replies, write).await);
+        }
         if self.breaker.borrow().circuit() != Circuit::Closed || self.stopped.get() {
             return Err(self.refusal(context));
         }
@@ -147,6 +173,44 @@ impl Link {
         let answered = poll_fn(|task| self.pipeline.borrow_mut().poll(ticket, task.waker())).await;
         guard.ticket = None;
         answered.map_err(|outage| outage.error(context, self.retry_delay()))
+    }
+
+    /// Gathers the commands of the calls that `begin` polls, instead of sending them.
+    pub(super) fn group<T>(&self, begin: impl FnOnce() -> T) -> (T, Group) {
+        self.group.replace(Some(Group::default()));
+        let begun = begin();
+        (begun, self.group.take().unwrap_or_default())
+    }
+
+    /// Whether calls are being gathered: then each gets one answer, and cannot ask again.
+    #[inline]
+    pub(super) fn is_grouping(&self) -> bool {
+        self.group.borrow().is_some()
+    }
+
+    /// A call of a group.
+    async fn join(&self, replies: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+        let member = Rc::new(GroupMember { replies, answer: Cell::new(None) });
+        if let Some(group) = &mut *self.group.borrow_mut() {
+            write(&mut group.buffer);
+            group.commands += replies;
+            group.members.push(member.clone());
+        }
+        // Nobody is woken: whoever has gathered the calls polls them when their answers are there.
+        poll_fn(|_| member.answer.take().map_or(Poll::Pending, Poll::Ready)).await
+    }
+
+    /// Number of the connection that stands, never used again; 0: none does.
+    pub(super) fn session(&self) -> u64 {
+        match self.session.borrow().is_some() {
+            true => self.serial.get(),
+            false => 0,
+        }
+    }
+
+    /// What CLIENT LIST calls the connection.
+    pub(super) fn client_name(&self) -> &str {
+        &self.config.client_name
     }
 
     /// What it has done so far.
@@ -166,8 +230,9 @@ impl Link {
         self.work.set();
     }
 
+    /// Why calls are refused.
     #[cold]
-    fn refusal(&self, context: &Context<'_>) -> Error {
+    pub(super) fn refusal(&self, context: &Context<'_>) -> Error {
         self.count(|facts| facts.refused += 1);
         self.outage.borrow().error(context, self.retry_delay())
     }
@@ -239,6 +304,7 @@ impl Link {
         if self.stopped.get() {
             return (Outage::closed(), now_ns);
         }
+        self.serial.set(self.serial.get() + 1);
         self.session.replace(Some(session.clone()));
         rt::spawn(self.clone().write_all(session.clone(), write));
         rt::spawn(Self::watch(Rc::downgrade(self), session.clone()));

@@ -123,6 +123,18 @@ pub(super) fn unexpected(context: &Context<'_>) -> Error {
     failure(context, Kind::Unknown, "BACKEND_ANSWER_UNKNOWN", message)
 }
 
+/// The lane's watermark is not what Prism writes.
+#[cold]
+pub(super) fn cell_unreadable(context: &Context<'_>) -> Error {
+    let name = context.namespace_name;
+    let message = format!(
+        "the key _prism:cell:{name}:{} does not hold what Prism writes there: somebody has changed it; restore it, or delete it \
+         and have the lane begin again (on_data_loss: resend)",
+        context.partition
+    );
+    failure(context, Kind::FailedPrecondition, "LANE_CELL_UNREADABLE", &message)
+}
+
 /// What is stored is longer than an answer of this namespace may be.
 #[cold]
 pub(super) fn too_large(context: &Context<'_>) -> Error {

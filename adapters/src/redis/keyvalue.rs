@@ -250,6 +250,10 @@ impl Redis {
                 write(out);
             }
         };
+        if self.link.is_grouping() {
+            // Within a transaction there is no second attempt.
+            return self.link.call(context, 1, call(b"EVAL", script.source().as_bytes())).await;
+        }
         let answer = self.link.call(context, 1, call(b"EVALSHA", script.digest())).await?;
         if !answer.starts_with(b"-NOSCRIPT") {
             return Ok(answer);

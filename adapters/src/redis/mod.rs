@@ -12,6 +12,7 @@
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `scripts`: what runs within Redis
 //! - `keyvalue`, `scan`: the interfaces
+//! - `lane`: logged writes, a batch as one transaction
 //!
 //! It serves a Redis by itself, not yet a cluster, and does not yet speak TLS.
 
@@ -20,10 +21,13 @@ mod config;
 mod connection;
 mod errors;
 mod keyvalue;
+mod lane;
 mod pipeline;
 mod scan;
 mod scripts;
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use prism_proto::catalogue::Method;
@@ -37,6 +41,8 @@ use crate::error::Error;
 /// A shard's Redis, see the module. The connection ends with it.
 pub struct Redis {
     link: Rc<Link>,
+    /// By namespace and partition: the connection on which the lane's cell was read.
+    lanes: RefCell<HashMap<(u32, u16), u64>>,
 }
 
 crate::backend! {
@@ -52,7 +58,7 @@ crate::backend! {
 impl Redis {
     /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: RedisConfig) -> Self {
-        Redis { link: Link::start(config) }
+        Redis { link: Link::start(config), lanes: RefCell::default() }
     }
 
     /// What the connection has done so far.

@@ -4,6 +4,7 @@
 //! from this file, and never shown.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use prism_adapters::Backend as _;
 use prism_adapters::memory::Memstore;
@@ -11,8 +12,13 @@ use prism_adapters::redis::{Login, Redis, RedisConfig};
 use prism_proto::catalogue::Interfaces;
 
 use super::error::{Origin, Problem};
+use super::read::span;
 use super::tree::{Report, Section};
 use super::{Durability, namespace_name_valid};
+
+/// Redis with `appendfsync everysec` loses a second, or two while its disk is busy.
+const LOSS_WINDOW: Duration = Duration::from_secs(3);
+const LOSS_WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
 /// Most backends that one file may hold.
 pub const BACKENDS_MAX: usize = 64;
@@ -24,6 +30,19 @@ pub struct Backend {
     pub name: String,
     /// What it is, and how to reach it.
     pub kind: BackendKind,
+    /// What it has confirmed so long ago it does not lose any more: only then the log lets go of it.
+    pub loss_window: Duration,
+    /// Whether its lanes go on when it has lost more than that.
+    pub on_data_loss: OnDataLoss,
+}
+
+/// What becomes of a lane whose backend has lost what it had confirmed longer ago than its loss window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDataLoss {
+    /// It stops and says so.
+    Stop,
+    /// It gives up what is lost and goes on.
+    Continue,
 }
 
 /// What a backend is.
@@ -38,7 +57,12 @@ pub enum BackendKind {
 impl Backend {
     /// The embedded store, which is always there and the first of the list.
     pub fn embedded() -> Self {
-        Self { name: Memstore::NAME.to_owned(), kind: BackendKind::Memory }
+        Self {
+            name: Memstore::NAME.to_owned(),
+            kind: BackendKind::Memory,
+            loss_window: Duration::ZERO,
+            on_data_loss: OnDataLoss::Stop,
+        }
     }
 
     /// As it is written under `type`.
@@ -60,9 +84,7 @@ impl Backend {
     /// The strongest level that its namespaces can have.
     pub fn durability_max(&self) -> Durability {
         match self.kind {
-            BackendKind::Memory => Durability::Strong,
-            // The log does not follow outside backends yet: what is in it is redone against the embedded store alone.
-            BackendKind::Redis(_) => Durability::Memory,
+            BackendKind::Memory | BackendKind::Redis(_) => Durability::Strong,
         }
     }
 }
@@ -91,6 +113,9 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
                 );
             }
         }
+        let window =
+            section.value("loss_window", LOSS_WINDOW, span(Duration::ZERO, LOSS_WINDOW_MAX));
+        let on_data_loss = section.value("on_data_loss", OnDataLoss::Stop, on_data_loss);
         let redis = read_redis(section, report);
         let (Some(name), Some(_), Some(redis)) = (name, kind, redis) else { continue };
         if backends.iter().any(|other| other.name == name.value) {
@@ -98,7 +123,12 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
             let remedy = "give each backend its own name; `memstore` is the embedded store";
             report.error(name.origin, Problem::new(message, remedy));
         }
-        backends.push(Backend { name: name.value, kind: BackendKind::Redis(redis) });
+        backends.push(Backend {
+            name: name.value,
+            kind: BackendKind::Redis(redis),
+            loss_window: window.value,
+            on_data_loss: on_data_loss.value,
+        });
     }
     backends
 }
@@ -145,6 +175,14 @@ fn type_name(text: &str) -> Result<(), Problem> {
             format!("`{text}` is not served yet"),
             format!("served now: {}", Redis::NAME),
         )),
+    }
+}
+
+fn on_data_loss(text: &str) -> Result<OnDataLoss, Problem> {
+    match text {
+        "stop" => Ok(OnDataLoss::Stop),
+        "continue" => Ok(OnDataLoss::Continue),
+        _ => Err(Problem::new(format!("`{text}` is not known here"), "write `stop` or `continue`")),
     }
 }
 

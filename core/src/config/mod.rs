@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use backends::{BACKENDS_MAX, Backend, BackendKind};
+pub use backends::{BACKENDS_MAX, Backend, BackendKind, OnDataLoss};
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
 pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
@@ -114,6 +114,8 @@ pub struct Namespace {
     pub in_flight_bytes_max: u64,
     /// Most bytes that the embedded store may hold for it; at most [`Memory::bytes_max`].
     pub memory_bytes_max: u64,
+    /// Most logged writes that may wait for a backend outside the process.
+    pub backlog_records_max: u64,
     /// How long an idempotency key and its outcome are remembered.
     pub idempotency_window: Duration,
 }

@@ -136,6 +136,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 max_message_size: limits.message_bytes_max,
                 in_flight_bytes_max: limits.namespace_bytes_in_flight_max,
                 memory_bytes_max: memory.bytes_max,
+                backlog_records_max: BACKLOG_RECORDS,
                 idempotency_window: IDEMPOTENCY_WINDOW,
             })
             .collect(),
@@ -447,6 +448,8 @@ fn read_log(section: Option<Section<'_>>, flags: &Flags, report: &Report) -> Log
 }
 
 const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(86_400);
+/// Logged writes that may wait for an outside backend, unless the namespace says otherwise.
+const BACKLOG_RECORDS: u64 = 1_000_000;
 
 fn read_namespaces(
     origin: Origin,
@@ -506,6 +509,8 @@ fn read_namespaces(
             size(message.value, 64 * GIB),
         );
         let memory = section.value("memory_bytes_max", memory.bytes_max, size(0, memory.bytes_max));
+        let backlog =
+            section.value("backlog_records_max", BACKLOG_RECORDS, count(1, 1_000_000_000_000));
         let window = section.value(
             "idempotency_window",
             IDEMPOTENCY_WINDOW,
@@ -527,6 +532,7 @@ fn read_namespaces(
             max_message_size: message.value,
             in_flight_bytes_max: in_flight.value,
             memory_bytes_max: memory.value,
+            backlog_records_max: backlog.value,
             idempotency_window: window.value,
         });
     }

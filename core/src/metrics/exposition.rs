@@ -50,6 +50,7 @@ impl Metrics {
         if let Some(first) = self.shards.first() {
             self.render_calls(&mut out, first);
             self.render_errors(&mut out, first);
+            self.render_lanes(&mut out, first);
             self.render_shards(&mut out);
         }
         out
@@ -99,6 +100,32 @@ impl Metrics {
                 if let Some(seconds) = totals.quantile_seconds(share) {
                     line(out, name, &format!("{labels},percentile=\"{percentile}\""), seconds);
                 }
+            }
+        }
+    }
+
+    fn render_lanes(&self, out: &mut String, shape: &ShardNumbers) {
+        let mut rows = Vec::new();
+        for (namespace, name) in shape.labels.namespaces.iter().enumerate() {
+            for lane in self.shards.iter().filter_map(|shard| shard.lanes[namespace].get()) {
+                let mut described = Vec::new();
+                lane.describe(&mut described);
+                rows.push((format!("namespace=\"{}\"", escape(name)), described));
+            }
+        }
+        let Some((_, first)) = rows.first() else { return };
+        for index in 0..first.len() {
+            for (number, (labels, described)) in rows.iter().enumerate() {
+                let (name, help, reading) = &described[index];
+                let (kind, value) = match reading {
+                    Reading::Counter(value) => ("counter", *value),
+                    Reading::Gauge(value) => ("gauge", *value),
+                    Reading::Histogram(_) => continue,
+                };
+                if number == 0 {
+                    family(out, name, kind, help);
+                }
+                line(out, name, labels, value);
             }
         }
     }

@@ -129,6 +129,23 @@ families! {
         /// Clients that began TLS on a port without it.
         unexpected: Counter = "prism_tls_unexpected_total",
     }
+    /// The lane of one namespace to a backend outside.
+    LaneMetrics {
+        /// Logged writes that the backend has not confirmed.
+        pending: Gauge = "prism_lane_pending_records",
+        /// Microseconds since the oldest of them was logged, as far as memory holds it.
+        age_us: Gauge = "prism_lane_pending_age_microseconds",
+        /// 1 while the backend takes nothing and the lane waits.
+        stalled: Gauge = "prism_lane_stalled",
+        /// Batches that the backend has confirmed.
+        batches: Counter = "prism_lane_batches_total",
+        /// Records in those batches.
+        records: Counter = "prism_lane_records_total",
+        /// Times that the lane asked for its backend's watermark: at start and after every failure.
+        resumes: Counter = "prism_lane_resumes_total",
+        /// Records that the backend refused for their own sake after their callers were told that they are done.
+        refused: Counter = "prism_lane_dead_letters_total",
+    }
     /// The embedded store of one shard.
     StoreMetrics {
         /// Bytes held by the embedded store, keys and overhead included.

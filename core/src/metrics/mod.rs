@@ -16,7 +16,9 @@ use std::sync::{Arc, OnceLock};
 
 pub use cell::{Counter, Gauge, Histogram, Totals};
 pub use exposition::{CONTENT_TYPE, ProcessNumbers};
-pub use families::{ConnectionMetrics, MeshMetrics, StoreMetrics, TlsMetrics, WalMetrics};
+pub use families::{
+    ConnectionMetrics, LaneMetrics, MeshMetrics, StoreMetrics, TlsMetrics, WalMetrics,
+};
 
 use prism_io::h2::{REFUSALS, Refusal};
 use prism_io::server::Registry;
@@ -153,6 +155,8 @@ pub struct ShardNumbers {
     pub tls: TlsMetrics,
     /// Handshakes that failed, by [`prism_io::tls::Failure::KINDS`].
     pub tls_failed: [Counter; prism_io::tls::Failure::KINDS.len()],
+    /// By namespace: its lane to a backend outside, if it has one here.
+    lanes: Box<[OnceLock<Box<LaneMetrics>>]>,
     /// The embedded store.
     pub store: StoreMetrics,
     /// The mesh.
@@ -175,6 +179,7 @@ impl ShardNumbers {
         Self {
             calls: (0..cells).map(|_| OnceLock::new()).collect(),
             backend_errors: (0..namespaces).map(|_| OnceLock::new()).collect(),
+            lanes: labels.namespaces.iter().map(|_| OnceLock::new()).collect(),
             refused: labels.reasons.iter().map(|_| Counter::default()).collect(),
             labels,
             transport_refused: std::array::from_fn(|_| Counter::default()),
@@ -216,6 +221,11 @@ impl ShardNumbers {
         if let Some(counter) = counters.get(backend * CODES + code_index(code)) {
             counter.increment();
         }
+    }
+
+    /// The lane of a namespace, made when it is first asked for.
+    pub fn lane(&self, namespace: usize) -> &LaneMetrics {
+        self.lanes[namespace].get_or_init(Box::default)
     }
 
     /// Counts a call that Prism refused, by the reason's position in [`Labels::reasons`].

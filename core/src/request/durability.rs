@@ -2,10 +2,11 @@
 
 use std::io::Write;
 
-use prism_adapters::{Error, Kind};
+use prism_adapters::{Error, Kind, Reply, interfaces};
 use prism_io::grpc::{Message, Metadata};
 use prism_io::h2::StreamId;
 use prism_io::server::Connection;
+use prism_proto::catalogue::Method;
 
 use super::{Answer, Facts};
 use crate::config::Durability;
@@ -74,10 +75,20 @@ pub(super) fn level(namespace: &Namespace, metadata: &Metadata) -> Result<Durabi
     Ok(namespace.durability.max(asked))
 }
 
-/// The refusal of an idempotency key where there is no log to remember it.
+/// Whether the outcome of a write can be remembered under an idempotency key. Of a write to an outside backend the log must
+/// be able to give the answer: what the backend says is not kept over a restart.
+pub(super) fn offers_key(namespace: &Namespace, method: Method, message: &[u8]) -> bool {
+    namespace.durability_max >= Durability::Wal
+        && (namespace.backend == 0
+            || interfaces::reply_from_log(method, message, &mut Reply::default()))
+}
+
+/// The refusal of an idempotency key where its outcome could not be remembered.
 #[cold]
 pub(super) fn key_not_offered(namespace: &Namespace) -> Error {
-    let what = "idempotency keys need the log, which is not offered".to_owned();
+    let what =
+        "an idempotency key for this call, whose outcome only the backend knows, is not offered"
+            .to_owned();
     not_offered(namespace, what, "leave prism-idempotency-key out")
 }
 

@@ -10,7 +10,7 @@ use prism_proto::catalogue::Method;
 use prism_proto::wire;
 use prism_wal::{Record, RecordKind};
 
-use super::{Answer, Call, Facts, Stage, apply, at_once, expired, finish_at};
+use super::{Answer, Call, Facts, Stage, apply, at_once, expired, finish_at, settle};
 use crate::config::Durability;
 use crate::shard::Shard;
 
@@ -49,6 +49,25 @@ impl Logged {
     pub(crate) fn fail(mut self, shard: &Shard, error: Error, now_ns: u64) {
         self.answer(shard, Err(error), now_ns);
         shard.give_back(self.rest.namespace, &self.call, self.rest.held_bytes);
+    }
+
+    /// Ends a call whose record an outside backend has, or whose answer the log gives: settles its idempotency key, answers its
+    /// caller and gives back what it held.
+    pub(crate) fn end(
+        mut self,
+        shard: &Shard,
+        outcome: Result<Reply, Error>,
+        log_time_us: u64,
+        now_ns: u64,
+    ) {
+        let Rest { lsn, namespace, level, ticket, held_bytes, .. } = self.rest;
+        if let Some(ticket) = ticket {
+            settle(&shard.target(), ticket, (lsn, level as u8), outcome.as_ref(), log_time_us);
+        }
+        let facts = Facts { level: Some(level), lsn: Some(shard.token(lsn)), replayed: false };
+        let outcome = outcome.map(|reply| Answer { reply, code: 0, facts });
+        self.answer(shard, outcome, now_ns);
+        shard.give_back(namespace, &self.call, held_bytes);
     }
 
     fn answer(&mut self, shard: &Shard, outcome: Result<Answer, Error>, now_ns: u64) {

@@ -211,6 +211,12 @@ async fn read(
         limits: &namespace.limits,
     };
     let mut reply = shard.replies.take();
+    if let Some(lane) = shard.lanes.of(namespace.index) {
+        interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
+        if lane.before_read(namespace, call.method, &message, context.now_us, &mut reply).await? {
+            return Ok(Answer { reply, ..Answer::default() });
+        }
+    }
     shard
         .backend(namespace)
         .unary_checked(&context, call.method, &message, namespace.offers, &mut reply)
@@ -229,13 +235,15 @@ async fn write(
 ) -> Result<Step, Error> {
     let level = durability::level(namespace, &call.metadata)?;
     let key = retry::key(&call.metadata)?;
-    if !key.is_empty() && namespace.durability_max < Durability::Wal {
+    let lane = shard.lanes.of(namespace.index);
+    if !key.is_empty() && !durability::offers_key(namespace, call.method, &message) {
         return Err(durability::key_not_offered(namespace));
     }
     if key.is_empty() {
         shard.admit(namespace, call.method, &message)?;
     }
-    if level == Durability::Memory && key.is_empty() && !shard.log.holds(namespace.id) {
+    let holds = lane.map_or_else(|| shard.log.holds(namespace.id), |lane| lane.holds());
+    if level == Durability::Memory && key.is_empty() && !holds {
         if namespace.backend != 0 {
             // An outside backend may have it when the caller's time is up.
             progress.stage.set(Stage::Elsewhere);
@@ -245,11 +253,18 @@ async fn write(
     // What gets a record must be fit to be carried out.
     interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
     let level = level.max(Durability::Wal);
+    if let Some(lane) = lane {
+        lane.admit(namespace, level, call.method, &message)?;
+    }
     let admission = retry::admit(shard, call, namespace, key, &message, progress).await?;
     let ticket = match admission {
         Admission::Unkeyed => None,
         Admission::First(ticket) => Some(ticket),
         Admission::Again(outcome) => {
+            if let Some(lane) = lane.filter(|_| outcome.level >= Durability::Strong as u8) {
+                // Its record may have been on its way when the process ended.
+                lane.caught_up(namespace).await?;
+            }
             return Ok(Step::Answered(retry::first_outcome(shard, outcome)));
         }
     };
@@ -342,14 +357,26 @@ async fn apply(
     };
     let outcome = target.store.unary(&context, method, record.body, reply).await;
     if let Some(ticket) = ticket {
-        let (code, message) = match &outcome {
-            Ok(()) => (0, reply.to_bytes()),
-            Err(error) => (error.kind().grpc_code(), status::details(error)),
-        };
-        let first = FirstOutcome { lsn: record.lsn, code, level: record.head.flags, message };
-        target.store.outcomes_mut().settle(ticket, first, record.log_time_us);
+        let outcome = outcome.as_ref().map(|()| &*reply);
+        settle(target, ticket, (record.lsn, record.head.flags), outcome, record.log_time_us);
     }
     outcome
+}
+
+/// Remembers the outcome of a keyed call, which was logged as the record `lsn` at a level.
+fn settle(
+    target: &Target<'_>,
+    ticket: Ticket,
+    (lsn, level): (u64, u8),
+    outcome: Result<&Reply, &Error>,
+    log_time_us: u64,
+) {
+    let (code, message) = match outcome {
+        Ok(reply) => (0, reply.to_bytes()),
+        Err(error) => (error.kind().grpc_code(), status::details(error)),
+    };
+    let first = FirstOutcome { lsn, code, level, message };
+    target.store.outcomes_mut().settle(ticket, first, log_time_us);
 }
 
 /// Counts the call and sends its answer to wherever it came from.
@@ -437,6 +464,18 @@ pub(crate) fn replay(
     let limits = served.map_or(&defaults, |namespace| &namespace.limits);
     // What was refused the first time is refused again, and for the same reason.
     let _ = at_once(apply(target, record, name, limits, ticket, reply));
+    Ok(())
+}
+
+/// Remembers the outcome of a keyed record whose effect is an outside backend's, at start: such a call gets a record only if
+/// the log can give its answer.
+pub(crate) fn remember(target: &Target<'_>, record: &Record<'_>) -> Result<(), Error> {
+    let Some(ticket) = retry::ticket_of_record(target, record)? else { return Ok(()) };
+    let mut reply = Reply::default();
+    let known = Method::by_id(record.head.method)
+        .is_some_and(|method| interfaces::reply_from_log(method, record.body, &mut reply));
+    let outcome = if known { Ok(&reply) } else { Err(&method_unknown()) };
+    settle(target, ticket, (record.lsn, record.head.flags), outcome, record.log_time_us);
     Ok(())
 }
 

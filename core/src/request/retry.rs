@@ -77,6 +77,9 @@ pub(super) async fn admit(
         // The first call is in the log already, so the log's last record is one to wait for: when it is applied, so is that.
         progress.stage.set(Stage::Elsewhere);
         shard.log.applied(shard.log.last_lsn()).await?;
+        if let Some(lane) = shard.lanes.of(namespace.index) {
+            lane.caught_up(namespace).await?;
+        }
         progress.stage.set(Stage::Nothing);
     }
     Err(Error::new(

@@ -127,6 +127,9 @@ async fn serve(
         revision: Default::default(),
         limits: &namespace.limits,
     };
+    if let Some(lane) = shard.lanes.of(namespace.index) {
+        lane.caught_up(namespace).await?;
+    }
     shard.backend(namespace).stream(&context, call.method, &call.message, sink).await
 }
 

@@ -6,8 +6,9 @@
 
 use std::rc::Rc;
 
+use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::memory::Memstore;
-use prism_adapters::redis::Redis;
+use prism_adapters::redis::{Redis, RedisConfig};
 use prism_adapters::{Backend as _, Context, Error, PageSink, Reply};
 use prism_proto::catalogue::{Interfaces, Method};
 
@@ -28,12 +29,15 @@ impl Attached {
     pub(super) fn all(
         backends: &[Backend],
         store: &Rc<Memstore>,
+        client_name: &str,
         used: impl Fn(usize) -> bool,
     ) -> Box<[Attached]> {
         let attach = |(index, backend): (usize, &Backend)| match &backend.kind {
             BackendKind::Memory => Attached::Memory(store.clone()),
             BackendKind::Redis(config) if used(index) => {
-                Attached::Redis(Redis::start(config.clone()))
+                // Lanes tell what a connection before this one has left behind by the name.
+                let client_name = client_name.to_owned();
+                Attached::Redis(Redis::start(RedisConfig { client_name, ..config.clone() }))
             }
             BackendKind::Redis(_) => Attached::Unused,
         };
@@ -57,6 +61,39 @@ impl Attached {
                 redis.unary_checked(context, method, request, offered, reply).await
             }
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
+        }
+    }
+
+    /// As [`LaneBackend::resume`].
+    pub(crate) async fn resume(
+        &self,
+        context: &Context<'_>,
+        owner: &LaneOwner,
+    ) -> Result<Option<Cell>, Error> {
+        match self {
+            Attached::Redis(redis) => redis.resume(context, owner).await,
+            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
+        }
+    }
+
+    /// As [`LaneBackend::set_cell`].
+    pub(crate) async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error> {
+        match self {
+            Attached::Redis(redis) => redis.set_cell(context, cell).await,
+            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
+        }
+    }
+
+    /// As [`LaneBackend::apply`].
+    pub(crate) async fn apply(
+        &self,
+        owner: &LaneOwner,
+        records: &[LaneRecord<'_>],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Redis(redis) => redis.apply(owner, records, outcomes).await,
+            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
 

@@ -57,6 +57,7 @@ impl Deadlines {
             if now_ns >= self.earliest_ns.get() {
                 self.earliest_ns.set(u64::MAX);
                 shard.log.expire(shard, now_ns);
+                shard.lanes.expire(shard, now_ns);
                 calls.wake_all();
                 calls.poll_woken();
             }

@@ -189,7 +189,10 @@ impl Log {
                 let next = self.waiting.borrow_mut().pop_front();
                 let call = next.expect("every record of a call has its call waiting");
                 assert!(call.rest.lsn == record.lsn, "records are applied in their order");
-                logged::carry_out(shard, call, &record, now_ns);
+                match shard.lanes.of(call.rest.namespace) {
+                    None => logged::carry_out(shard, call, &record, now_ns),
+                    Some(lane) => lane.take(shard, call, (batch, index), &record, now_ns),
+                }
             }
         }
         self.applied.set(batch.last_lsn());
@@ -203,6 +206,9 @@ impl Log {
         let now_ns = clock::monotonic_ns();
         for call in self.waiting.take() {
             call.fail(shard, failed(), now_ns);
+        }
+        for lane in shard.lanes.iter() {
+            lane.fail(shard, failed, now_ns);
         }
         self.wake_readers();
         calls.poll_woken();

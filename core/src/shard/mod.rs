@@ -4,7 +4,9 @@
 //! their only writer) and its end of the mesh.
 
 mod backends;
+mod dead_letters;
 mod deadlines;
+pub(crate) mod lanes;
 mod log;
 mod open;
 mod run;
@@ -21,7 +23,9 @@ use prism_io::calls::StartCall;
 use prism_proto::catalogue::Method;
 
 use backends::Attached;
+pub(crate) use dead_letters::DeadLetters;
 pub(crate) use deadlines::Deadlines;
+use lanes::Lanes;
 pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
 pub(crate) use run::{Ended, Launch, Report, run};
@@ -48,6 +52,8 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
     "SHARD_BUSY",
     "WAL_FULL",
     "WAL_FAILED",
+    "BACKLOG_FULL",
+    "LANE_BEHIND",
     "MEMORY_FULL",
     "MESSAGE_TOO_LARGE",
     "IDEMPOTENCY_TABLE_FULL",
@@ -65,6 +71,8 @@ pub(crate) struct Shard {
     /// By place in the configuration; the first is `store`.
     backends: Box<[Attached]>,
     pub(crate) log: Log,
+    pub(crate) lanes: Lanes,
+    pub(crate) dead_letters: DeadLetters,
     pub(crate) deadlines: Deadlines,
     pub(crate) replies: Replies,
     pub(crate) refusals: Refusals,

@@ -11,6 +11,7 @@ use prism_wal::driver::{Writer, holds_log};
 use prism_wal::{IDEMPOTENCY_KEY_BYTES_MAX, LogConfig, Record, RecordKind, RecoveryReport, Sink};
 
 use super::Log;
+use super::lanes::FoundLanes;
 use super::log::Held;
 use super::run::Launch;
 use super::snapshots::{self, Found, SnapshotsError};
@@ -56,6 +57,7 @@ impl fmt::Display for OpenError {
 pub(super) struct Opened {
     pub(super) store: Rc<Memstore>,
     pub(super) log: Log,
+    pub(super) lanes: FoundLanes,
     pub(super) snapshots: Found,
     pub(super) report: RecoveryReport,
     pub(super) direct: bool,
@@ -83,6 +85,8 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         found: &found,
         reply: Reply::default(),
         held: Held::default(),
+        outside: &launch.outside,
+        lanes: FoundLanes::default(),
         failed: None,
         time_us: found.time_us,
     };
@@ -93,7 +97,7 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         &mut replay,
     )
     .map_err(OpenError::Log)?;
-    let Replay { held, failed, time_us, .. } = replay;
+    let Replay { held, lanes, failed, time_us, .. } = replay;
     if let Some(error) = failed {
         return Err(error);
     }
@@ -110,6 +114,7 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
     Ok(Opened {
         store,
         log: Log::new(writer, last, time_us, held, found.older_lsn),
+        lanes,
         snapshots: found,
         report,
         direct,
@@ -124,6 +129,9 @@ struct Replay<'a> {
     found: &'a Found,
     reply: Reply,
     held: Held,
+    /// Ids of the namespaces whose data lies in a backend outside.
+    outside: &'a [u32],
+    lanes: FoundLanes,
     failed: Option<OpenError>,
     time_us: u64,
 }
@@ -138,6 +146,16 @@ impl Sink for Replay<'_> {
             return;
         }
         self.time_us = self.time_us.max(record.log_time_us);
+        if self.outside.contains(&record.head.lane.namespace) {
+            match self.target.namespaces.by_id(record.head.lane.namespace) {
+                Some(_) => self.lanes.note(record),
+                None => self.lanes.note_orphan(record),
+            }
+            if let Err(error) = request::remember(&self.target, record) {
+                self.failed = Some(OpenError::Replay { lsn: record.lsn, error });
+            }
+            return;
+        }
         if record.lsn > self.found.older_lsn {
             self.held.insert(record.head.lane.namespace, record.lsn);
         }

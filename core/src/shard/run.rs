@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prism_adapters::lane::LaneOwner;
 use prism_io::calls::{CallPool, StartCall, pump};
 use prism_io::mesh::Port;
 use prism_io::rt::{Flag, Signal};
@@ -15,10 +16,11 @@ use prism_io::{clock, net, rt};
 use prism_wal::RecoveryReport;
 
 use super::backends::Attached;
+use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
-use super::{Deadlines, OpenError, Refusals, Replies, Shard, open};
-use crate::config::Config;
+use super::{DeadLetters, Deadlines, OpenError, Refusals, Replies, Shard, open};
+use crate::config::{Config, Durability, OnDataLoss};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces, model};
 use crate::remote::{self, Message, Peers};
@@ -54,6 +56,8 @@ pub(crate) struct Launch {
     /// The shard has served before, so its log must be there.
     pub(crate) known: bool,
     pub(crate) hash_key: (u64, u64),
+    /// Ids of the namespaces whose data lies in a backend outside, also of those that are not configured any more.
+    pub(crate) outside: Arc<[u32]>,
     pub(crate) listener: std::net::TcpListener,
     /// How TLS is accepted on it; `None`: in clear.
     pub(crate) acceptor: Option<prism_io::tls::Acceptor>,
@@ -89,7 +93,11 @@ pub(crate) enum Ended {
     /// With everything answered and the log closed.
     Clean,
     /// With calls that did not end in time.
-    Undrained { calls: usize },
+    Undrained {
+        calls: usize,
+        /// Logged writes that outside backends have not confirmed.
+        records: u64,
+    },
     /// Its data could not be opened.
     NotOpened(OpenError),
     /// A write of its log failed.
@@ -187,7 +195,32 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         let of_shard = |namespace: &&Namespace| namespace.home == index;
         namespaces.iter().filter(of_shard).any(|namespace| namespace.backend == backend)
     };
-    let backends = Attached::all(&config.backends, &opened.store, is_used);
+    let directory_id = opened.log.writer().directory_id();
+    let owner = LaneOwner { directory_id, epoch: launch.start };
+    let client_name = format!("prism-{:032x}", u128::from_be_bytes(directory_id));
+    let backends = Attached::all(&config.backends, &opened.store, &client_name, is_used);
+    for orphan in opened.lanes.orphans() {
+        tracing::warn!(
+            shard = index,
+            namespace = orphan,
+            "the log holds writes of a namespace that is not configured any more and that lay on a backend outside: they stay \
+             there, and the log grows, until it is configured again and has drained"
+        );
+    }
+    let lanes = {
+        let of_shard = |namespace: &Namespace| {
+            let backend = &config.backends[namespace.backend];
+            let leads_outside = namespace.home == index
+                && namespace.backend != 0
+                && namespace.durability_max >= Durability::Wal;
+            leads_outside.then_some(Loss {
+                window: backend.loss_window,
+                goes_on: backend.on_data_loss == OnDataLoss::Continue,
+            })
+        };
+        let last_of_lane = |lane| opened.log.writer().last_of_lane(lane);
+        Lanes::new(namespaces.iter(), of_shard, owner, &opened.lanes, last_of_lane)
+    };
     let shard = Rc::new(Shard {
         index,
         in_flight: namespaces.iter().map(|_| Cell::new(0)).collect(),
@@ -195,6 +228,8 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         backends,
         store: opened.store,
         log: opened.log,
+        lanes,
+        dead_letters: DeadLetters::new(&launch.directory),
         deadlines: Deadlines::default(),
         replies: Replies::default(),
         refusals: Refusals,
@@ -228,6 +263,9 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     let failure = Rc::new(LogFailure::default());
 
     rt::spawn(write_log(shard.clone(), calls.clone(), failure.clone()));
+    for lane in shard.lanes.iter() {
+        rt::spawn(lanes::drive(shard.clone(), lane.clone()));
+    }
     rt::spawn(keep_house(shard.clone(), connections.clone()));
     let snapshotting = shard.clone();
     rt::spawn(async move { snapshots.run(&snapshotting).await });
@@ -252,7 +290,11 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
             return match drained {
                 Some(()) => Ended::Clean,
                 None => Ended::Undrained {
-                    calls: calls.in_flight() + shard.log.waiting() + shard.streams.get(),
+                    calls: calls.in_flight()
+                        + shard.log.waiting()
+                        + shard.lanes.waiting()
+                        + shard.streams.get(),
+                    records: shard.lanes.pending(),
                 },
             };
         }
@@ -344,7 +386,8 @@ async fn drain(
 ) {
     loop {
         let idle = calls.in_flight() + shard.log.waiting() + shard.streams.get() == 0
-            && shard.peers.waiting() == 0;
+            && shard.peers.waiting() == 0
+            && shard.lanes.pending() == 0;
         if idle && connections.is_drained() || failure.get().is_some() {
             return;
         }
@@ -367,6 +410,9 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         }
         shard.peers.flush();
         let numbers = &shard.metrics;
+        for lane in shard.lanes.iter() {
+            lane.show(numbers, clock::wall_us());
+        }
         numbers.connections.open.set(connections.open() as u64);
         numbers.connections.bytes_in_flight.set(shard.bytes_in_flight());
         numbers.connections.streams.set(connections.open_streams() as u64);

@@ -183,7 +183,8 @@ impl Snapshots {
         if needed_from > 0 {
             shard.log.note_snapshotted(needed_from);
             // A log that is full or closing keeps its records: that costs space, not safety.
-            if let Err(error) = shard.log.writer().trim(needed_from, &[]) {
+            let upto = needed_from.min(shard.lanes.trimmable_lsn());
+            if let Err(error) = shard.log.writer().trim(upto, &[]) {
                 tracing::warn!(shard = self.shard, ?error, "the log was not trimmed");
             }
         }

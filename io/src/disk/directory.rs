@@ -207,8 +207,28 @@ impl Directory {
         buffer.freeze()
     }
 
+    /// Where its files can be streamed from by another thread.
+    pub fn streams(&self) -> Streams {
+        Streams { path: self.path.clone(), direct: self.direct }
+    }
+
     fn open_with(&self, path: &Path, access: Access) -> io::Result<fs::File> {
         open_with(path, access, self.direct)
+    }
+}
+
+/// The files of a [`Directory`] for a thread that only reads.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    path: PathBuf,
+    direct: bool,
+}
+
+impl Streams {
+    /// A whole file from its beginning on, read ahead of the reader.
+    pub fn open(&self, name: &str) -> io::Result<Box<dyn ChunkStream>> {
+        let file = open_with(&self.path.join(name), Access::Read, self.direct)?;
+        Ok(Box::new(ReadAhead::start(file, 0)?))
     }
 }
 

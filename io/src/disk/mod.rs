@@ -17,8 +17,8 @@ mod whole;
 pub use buffer::{
     AlignedBuffer, AlignedMemory, BufferPool, PAGE_BYTES, SharedBuffer, page_ceiling,
 };
-pub use directory::{Direct, Directory, DirectoryError, DirectoryOptions};
+pub use directory::{Direct, Directory, DirectoryError, DirectoryOptions, Streams};
 pub use file::File;
 pub use probe::{SyncMethod, SyncProbe};
 pub use storage::{ChunkStream, FileEntry, SECTOR_BYTES, Storage, is_out_of_space};
-pub use whole::{read_whole, replace_whole};
+pub use whole::{append_durable, read_whole, replace_whole};

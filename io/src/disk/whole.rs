@@ -32,6 +32,23 @@ pub fn replace_whole(directory: &Path, name: &str, contents: &[u8]) -> io::Resul
     File::open(directory)?.sync_all()
 }
 
+/// Appends to a file, which is made where it is missing, and its folder with it. When this returns, everything is on stable
+/// storage. Blocking.
+pub fn append_durable(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join(name);
+    let is_new = !path.exists();
+    let mut file = fs::OpenOptions::new().append(true).create(true).open(&path)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    if is_new {
+        for directory in [folder, folder.parent().unwrap_or(folder)] {
+            fs::File::open(directory)?.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

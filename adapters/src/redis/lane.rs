@@ -1,0 +1,276 @@
+//! A lane's records on Redis: a batch is one MULTI … EXEC that also moves the lane's cell.
+//!
+//! The cell is the key `_prism:cell:<namespace>:<partition>` (no namespace begins with `_`), whose value says data directory, start
+//! and number. Redis carries out the whole transaction or nothing of it, and a record's failure within it (a key of another
+//! type) is that record's own. Redis cannot compare the cell before it moves it without a script per record; instead, before a
+//! lane goes on, every connection that an earlier one of this shard has left behind is closed, so that nothing of it can
+//! arrive late. That takes one writer per lane: the log's directory is locked, and another data directory is noticed when a
+//! lane begins.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context as Task, Poll, Waker};
+
+use bytes::Bytes;
+
+use super::Redis;
+use super::codec::{self, Framer, ProtocolError, Replies, Value};
+use super::connection::Group;
+use super::errors;
+use super::keyvalue::Answer;
+use crate::backend::Backend as _;
+use crate::call::{Context, Reply};
+use crate::error::Error;
+use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
+
+/// Adds the name of a lane's cell.
+fn put_cell_key(out: &mut Vec<u8>, context: &Context<'_>) {
+    let partition = format!(":{}", context.partition);
+    let name = context.namespace_name.as_bytes();
+    codec::put_pieces(out, [b"_prism:cell:", name, partition.as_bytes()]);
+}
+
+/// Adds the command that moves a cell.
+fn put_cell(out: &mut Vec<u8>, context: &Context<'_>, cell: &Cell) {
+    let id = u128::from_be_bytes(cell.owner.directory_id);
+    let value = format!("{id:032x} {} {}", cell.owner.epoch, cell.lane_seq);
+    codec::put_command(out, 3);
+    codec::put(out, b"SET");
+    put_cell_key(out, context);
+    codec::put(out, value.as_bytes());
+}
+
+fn parse_cell(value: &[u8]) -> Option<Cell> {
+    let mut words = std::str::from_utf8(value).ok()?.split(' ');
+    let directory_id = u128::from_str_radix(words.next()?, 16).ok()?.to_be_bytes();
+    let epoch = words.next()?.parse().ok()?;
+    let lane_seq = words.next()?.parse().ok()?;
+    let cell = Cell { owner: LaneOwner { directory_id, epoch }, lane_seq };
+    words.next().is_none().then_some(cell)
+}
+
+impl LaneBackend for Redis {
+    async fn resume(
+        &self,
+        context: &Context<'_>,
+        _owner: &LaneOwner,
+    ) -> Result<Option<Cell>, Error> {
+        let session = self.link.session();
+        self.close_left_behind(context).await?;
+        let get = |out: &mut Vec<u8>| {
+            codec::put_command(out, 2);
+            codec::put(out, b"GET");
+            put_cell_key(out, context);
+        };
+        let read = self.link.call(context, 1, get).await?;
+        let Some(value) = Answer::new(context, &read).blob()? else {
+            self.resumed(context, session);
+            return Ok(None);
+        };
+        let cell = parse_cell(value).ok_or_else(|| errors::cell_unreadable(context))?;
+        self.resumed(context, session);
+        Ok(Some(cell))
+    }
+
+    async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error> {
+        let read = self.link.call(context, 1, |out| put_cell(out, context, cell)).await?;
+        Answer::new(context, &read).next().map(drop)
+    }
+
+    async fn apply(
+        &self,
+        owner: &LaneOwner,
+        records: &[LaneRecord<'_>],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), Error> {
+        let Some(last) = records.last() else { return Ok(()) };
+        let context = &last.context;
+        if self.link.session() == 0 || !self.is_resumed(context) {
+            return Err(self.link.refusal(context));
+        }
+        let (mut calls, group) = self
+            .link
+            .group(|| records.iter().map(|record| Call::begin(self, record)).collect::<Vec<_>>());
+        let cell = Cell { owner: *owner, lane_seq: last.lane_seq };
+        let commands = group.commands;
+        let write = |out: &mut Vec<u8>| {
+            codec::put_command(out, 1);
+            codec::put(out, b"MULTI");
+            out.extend_from_slice(&group.buffer);
+            put_cell(out, context, &cell);
+            codec::put_command(out, 1);
+            codec::put(out, b"EXEC");
+        };
+        // MULTI, each command and the cell are answered when they are queued, then all of them by EXEC.
+        let read = self.link.call(context, commands + 3, write).await?;
+        distribute(context, &group, &read)?;
+        for call in &mut calls {
+            outcomes.push(call.end().ok_or_else(|| errors::unexpected(context))?);
+        }
+        Ok(())
+    }
+}
+
+impl Redis {
+    fn resumed(&self, context: &Context<'_>, session: u64) {
+        self.lanes.borrow_mut().insert((context.namespace, context.partition), session);
+    }
+
+    /// Whether the lane's cell was read on the connection that stands.
+    fn is_resumed(&self, context: &Context<'_>) -> bool {
+        let lane = (context.namespace, context.partition);
+        self.lanes.borrow().get(&lane) == Some(&self.link.session())
+    }
+
+    /// Closes the connections of this shard's name but this one: what they still hold must not arrive behind what is sent now.
+    async fn close_left_behind(&self, context: &Context<'_>) -> Result<(), Error> {
+        let list = |out: &mut Vec<u8>| {
+            for parts in [&[&b"CLIENT"[..], b"ID"][..], &[b"CLIENT", b"LIST", b"TYPE", b"NORMAL"]] {
+                codec::put_command(out, parts.len());
+                parts.iter().for_each(|part| codec::put(out, part));
+            }
+        };
+        let read = self.link.call(context, 2, list).await?;
+        let mut answer = Answer::new(context, &read);
+        let own = answer.integer()?;
+        let list = match answer.next()? {
+            Value::Blob(list) => list,
+            _ => return Err(errors::unexpected(context)),
+        };
+        let old = left_behind(list, self.link.client_name(), own);
+        if old.is_empty() {
+            return Ok(());
+        }
+        let kill = |out: &mut Vec<u8>| {
+            for id in &old {
+                codec::put_command(out, 4);
+                [&b"CLIENT"[..], b"KILL", b"ID"].iter().for_each(|part| codec::put(out, part));
+                codec::put_number(out, *id);
+            }
+        };
+        let read = self.link.call(context, old.len(), kill).await?;
+        let mut answer = Answer::new(context, &read);
+        for _ in &old {
+            // How many were closed; none if it has gone by itself.
+            answer.integer()?;
+        }
+        Ok(())
+    }
+}
+
+/// The connections of this name in what CLIENT LIST says, without `own`.
+fn left_behind(list: &[u8], name: &str, own: i64) -> Vec<u64> {
+    let list = String::from_utf8_lossy(list);
+    let mut found = Vec::new();
+    for line in list.lines() {
+        let value = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key));
+        if value("name=") == Some(name)
+            && let Some(id) = value("id=").and_then(|id| id.parse::<u64>().ok())
+            && i64::try_from(id) != Ok(own)
+        {
+            found.push(id);
+        }
+    }
+    found
+}
+
+/// Gives every call of a group its replies, from the answers to the whole transaction.
+fn distribute(context: &Context<'_>, group: &Group, read: &Bytes) -> Result<(), Error> {
+    let nonsense = |_: ProtocolError| errors::unexpected(context);
+    let (mut framer, mut at) = (Framer::default(), 0);
+    let mut next = |at: &mut usize| -> Result<Bytes, Error> {
+        loop {
+            let frame = framer.find(&read[*at..]).map_err(nonsense)?;
+            let frame = frame.ok_or_else(|| errors::unexpected(context))?;
+            let bytes = read.slice(*at..*at + frame.length);
+            *at += frame.length;
+            if !frame.is_push {
+                return Ok(bytes);
+            }
+        }
+    };
+    let mut refused = None;
+    for _ in 0..group.commands + 2 {
+        let answer = next(&mut at)?;
+        if let Value::Error(text) = Replies::new(&answer).next().map_err(nonsense)? {
+            refused.get_or_insert_with(|| errors::of_reply(context, text));
+        }
+    }
+    let executed = next(&mut at)?;
+    // A command that was not even queued says why nothing was carried out.
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    match Replies::new(&executed).next().map_err(nonsense)? {
+        Value::Array(count) if count == group.commands as u64 + 1 => {}
+        Value::Error(text) => return Err(errors::of_reply(context, text)),
+        _ => return Err(errors::unexpected(context)),
+    }
+    let header = executed.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let (mut framer, mut at) = (Framer::default(), header);
+    for member in &group.members {
+        let start = at;
+        for _ in 0..member.replies {
+            let frame = framer.find(&executed[at..]).map_err(nonsense)?;
+            at += frame.ok_or_else(|| errors::unexpected(context))?.length;
+        }
+        member.answer.set(Some(executed.slice(start..at)));
+    }
+    Ok(())
+}
+
+/// A record's call within a transaction.
+struct Call<'a> {
+    future: Pin<Box<dyn Future<Output = Outcome> + 'a>>,
+    outcome: Option<Outcome>,
+}
+
+impl<'a> Call<'a> {
+    /// Writes its commands.
+    fn begin(redis: &'a Redis, record: &'a LaneRecord<'a>) -> Self {
+        let future = Box::pin(async move {
+            let mut reply = Reply::default();
+            redis.unary(&record.context, record.method, record.request, &mut reply).await?;
+            Ok(reply)
+        });
+        let mut call = Call { future, outcome: None };
+        call.outcome = call.poll();
+        call
+    }
+
+    /// What became of it, now that its replies are there.
+    fn end(&mut self) -> Option<Outcome> {
+        self.outcome.take().or_else(|| self.poll())
+    }
+
+    fn poll(&mut self) -> Option<Outcome> {
+        match self.future.as_mut().poll(&mut Task::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_reads_back_and_nothing_else_is_one() {
+        let owner = LaneOwner { directory_id: [0xab; 16], epoch: 7 };
+        let cell = Cell { owner, lane_seq: u64::MAX };
+        let text = format!("{} 7 {}", "ab".repeat(16), u64::MAX);
+        assert_eq!(parse_cell(text.as_bytes()), Some(cell));
+        for bad in ["", "ab", "ab 7", "ab 7 x", "ab 7 1 2", "xy 7 1", "\u{fffd}"] {
+            assert_eq!(parse_cell(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_connections_of_the_same_name_are_left_behind() {
+        let list = b"id=3 addr=127.0.0.1:1 name=prism-a-0 db=0\nid=4 addr=127.0.0.1:2 name=prism-a-0 db=0\n\
+                     id=5 addr=127.0.0.1:3 name=prism-a-01 db=0\nid=6 name= db=0\n";
+        assert_eq!(left_behind(list, "prism-a-0", 4), [3]);
+        assert_eq!(left_behind(b"", "prism-a-0", 4), Vec::<u64>::new());
+    }
+}

@@ -1,0 +1,285 @@
+//! Logged writes on their way to a real Redis: in order and with one effect each, whatever dies on the way.
+
+mod harness;
+#[path = "../../adapters/tests/servers/mod.rs"]
+mod servers;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use harness::{Caller, PATIENCE, Server, Setup, directory, run, serve};
+use prism_io::grpc::Code;
+use prism_io::rt;
+use servers::{OwnRedis, Proxy, redis_cli};
+
+const STRONG: [(&str, &[u8]); 1] = [("prism-durability", b"strong")];
+
+/// A server with the namespaces `orders` (level `wal`) and `memory` on a Redis, and `embedded` beside them.
+fn setup(path: &Path, redis: std::net::SocketAddr, options: &str) -> Setup {
+    serve(path).config(&format!(
+        "backends:\n  - {{name: cache, type: redis, address: \"{redis}\"{options}}}\nnamespaces:\n  \
+         - {{name: orders, client_api: keyvalue, backend: cache, durability: wal}}\n  \
+         - {{name: memory, client_api: keyvalue, backend: cache, durability: memory}}\n  \
+         - {{name: embedded, client_api: keyvalue}}\n"
+    ))
+}
+
+/// Waits until Redis has everything that was acknowledged: a write that Redis itself has to answer stands behind it all.
+fn drained(server: &Server) {
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        let until = Instant::now() + PATIENCE;
+        while let Err(refusal) = caller.try_set(&STRONG, &caller.set_request("last", b"")).await {
+            assert!(Instant::now() < until, "{refusal:?}");
+            rt::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    server.wait_for_metric("prism_lane_pending_records", |pending| pending == 0.0);
+}
+
+fn key(number: usize) -> String {
+    format!("key-{}", number % 50)
+}
+
+#[test]
+fn acknowledged_writes_outlive_the_outage_of_redis_and_the_death_of_the_server() {
+    let mut redis = OwnRedis::start(&[]);
+    let directory = directory();
+    let setup = setup(directory.path(), redis.address, "");
+    let server = setup.start();
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        caller.set("early", b"bird").await;
+        assert_eq!(caller.get("early").await.as_deref(), Some(&b"bird"[..]));
+        let strong = caller.try_set(&STRONG, &caller.set_request("strong", b"s")).await;
+        let (answer, trailers) = strong.expect("Redis is there");
+        assert!(answer.applied && answer.version.is_some(), "the backend has answered");
+        assert_eq!(harness::calls::trailer(&trailers, "prism-durability"), Some("strong"));
+    });
+    redis.kill();
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        for number in 0..2000usize {
+            caller.set(&key(number), number.to_string().as_bytes()).await;
+        }
+        caller.delete("key-7").await;
+        // Reads see them before Redis does.
+        assert_eq!(caller.get("key-49").await.as_deref(), Some(&b"1999"[..]));
+        assert_eq!(caller.get("key-7").await, None);
+        // What needs Redis is refused before there is a record, as soon as it is known to be away.
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let asked = caller.try_set(&STRONG, &caller.set_request("key-1", b"no")).await;
+            let refused = asked.expect_err("there is no Redis");
+            assert!(Instant::now() < until, "{refused:?}");
+            if refused.reason == "LANE_BEHIND" {
+                assert_eq!(refused.code, Code::Unavailable, "{refused:?}");
+                assert!(refused.message.contains("orders"), "{refused:?}");
+                break;
+            }
+        }
+        let swap = caller.swap_request("key-1", Some(b"1951"), b"no");
+        assert_eq!(caller.try_swap(&[], &swap).await.expect_err("no Redis").reason, "LANE_BEHIND");
+        let of_key = Caller::to(listen, "embedded").await;
+        of_key.set("k", b"v").await;
+    });
+    assert!(server.metric("prism_lane_stalled") >= 1.0);
+    server.kill();
+
+    // The log holds them over a start without Redis, too.
+    let server = setup.start();
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        caller.set("key-3", b"after the start").await;
+    });
+    redis.restart();
+    drained(&server);
+    let get = |key: &str| redis.cli(&["GET", &format!("orders:{key}")]);
+    for number in (1950..2000usize).filter(|number| ![7, 3].contains(&(number % 50))) {
+        assert_eq!(get(&key(number)), number.to_string());
+    }
+    assert_eq!(get("key-3"), "after the start");
+    assert_eq!(redis.cli(&["EXISTS", "orders:key-7"]), "0");
+    // One early and one strong, 2,000, a delete, and one after the start. A strong write that was begun when Redis had just
+    // gone may have a record, too.
+    let cell = redis.cli(&["GET", "_prism:cell:orders:0"]);
+    let last: u64 = cell.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((2004..2100).contains(&last), "{cell}");
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        assert_eq!(caller.get("key-49").await.as_deref(), Some(&b"1999"[..]));
+    });
+    server.stop();
+}
+
+#[test]
+fn what_memory_does_not_hold_is_read_again_from_the_log() {
+    let mut redis = OwnRedis::start(&[]);
+    let directory = directory();
+    let setup = setup(directory.path(), redis.address, "");
+    let server = setup.start();
+    let listen = server.listen;
+    redis.kill();
+    // Twice as much as a lane keeps in memory.
+    const VALUES: usize = 320;
+    let value = |number: usize| vec![b'a' + (number % 26) as u8; 50_000 + number];
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        for number in 0..VALUES {
+            caller.set_when_there_is_room(&format!("large-{number}"), &value(number)).await;
+        }
+    });
+    redis.restart();
+    drained(&server);
+    let length = |number: usize| redis.cli(&["STRLEN", &format!("orders:large-{number}")]);
+    for number in 0..VALUES {
+        assert_eq!(length(number), (50_000 + number).to_string());
+    }
+    assert_eq!(redis.cli(&["GET", "_prism:cell:orders:0"]).rsplit(' ').next(), Some("321"));
+    server.stop();
+}
+
+#[test]
+fn each_swap_takes_effect_once_while_the_connection_is_cut_again_and_again() {
+    let redis = OwnRedis::start(&[]);
+    let proxy = Proxy::to(redis.address);
+    let directory = directory();
+    let server = setup(directory.path(), proxy.address, "").start();
+    let listen = server.listen;
+    let swapped = run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        let begun = caller.try_set(&STRONG, &caller.set_request("counter", b"0")).await;
+        begun.expect("Redis is there");
+        let (mut count, mut lost, mut cut_at) = (0u64, 0, 0);
+        let until = Instant::now() + PATIENCE;
+        while count < 400 {
+            assert!(Instant::now() < until, "only {count}");
+            if count % 70 == 69 && cut_at != count {
+                proxy.cut();
+                cut_at = count;
+            }
+            let (from, to) = (count.to_string(), (count + 1).to_string());
+            let swap = caller.swap_request("counter", Some(from.as_bytes()), to.as_bytes());
+            match caller.try_swap(&[], &swap).await {
+                Ok((answer, _)) => {
+                    // If an earlier attempt had taken effect, this one must find its value.
+                    let current = answer.current.map(|entry| entry.value);
+                    assert!(answer.swapped || current.as_deref() == Some(to.as_bytes()), "{count}");
+                    count += 1;
+                }
+                Err(refusal) => {
+                    let passing = ["LANE_BEHIND", "ANSWER_LOST", "BACKEND_UNREACHABLE"];
+                    assert!(passing.contains(&&*refusal.reason), "{refusal:?}");
+                    lost += 1;
+                    rt::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }
+        println!("{lost} answers were lost or refused");
+        count
+    });
+    drained(&server);
+    assert_eq!(redis.cli(&["GET", "orders:counter"]), swapped.to_string());
+    assert!(server.metric("prism_lane_resumes_total") >= 5.0, "the lane went back and forth");
+    server.stop();
+}
+
+#[test]
+fn what_redis_has_lost_is_sent_again_while_the_log_holds_it() {
+    let mut redis = OwnRedis::start(&["--appendonly", "no"]);
+    let directory = directory();
+    let server = setup(directory.path(), redis.address, "").start();
+    let listen = server.listen;
+    let set = move |key: &'static str| {
+        run(async move { Caller::to(listen, "orders").await.set(key, b"value").await });
+    };
+    set("one");
+    set("two");
+    drained(&server);
+    // Without a file it comes back empty.
+    redis.kill();
+    redis.restart();
+    set("three");
+    drained(&server);
+    for key in ["one", "two", "three"] {
+        assert_eq!(redis.cli(&["GET", &format!("orders:{key}")]), "value", "{key}");
+    }
+    server.wait_says("its backend went back");
+    server.stop();
+}
+
+#[test]
+fn a_lane_of_another_data_directory_is_left_alone() {
+    let redis = OwnRedis::start(&[]);
+    let (one, other) = (directory(), directory());
+    let first = setup(one.path(), redis.address, "").start();
+    let second = setup(other.path(), redis.address, "").start();
+    let (listen_first, listen_second) = (first.listen, second.listen);
+    run(async move {
+        Caller::to(listen_first, "orders").await.set("key", b"of the first").await;
+    });
+    drained(&first);
+    run(async move {
+        let caller = Caller::to(listen_second, "orders").await;
+        let until = Instant::now() + PATIENCE;
+        let refusal = loop {
+            match caller.try_set(&[], &caller.set_request("key", b"of the second")).await {
+                Ok(_) => assert!(Instant::now() < until, "it is not noticed"),
+                Err(refusal) => break refusal,
+            }
+        };
+        assert_eq!(refusal.reason, "LANE_BEHIND", "{refusal:?}");
+        assert!(refusal.message.contains("another data directory"), "{refusal:?}");
+    });
+    assert_eq!(redis.cli(&["GET", "orders:key"]), "of the first");
+    second.terminate();
+    let (code, errors) = second.wait_end();
+    assert_eq!(code, 75, "what cannot drain is said: {errors}");
+    first.stop();
+}
+
+#[test]
+fn a_namespace_does_not_move_to_another_backend_by_itself() {
+    let redis = OwnRedis::start(&[]);
+    let directory = directory();
+    setup(directory.path(), redis.address, "").start().stop();
+    let (code, errors) = serve(directory.path()).namespaces(&[("orders", "wal")]).refused();
+    assert_eq!(code, 78, "{errors}");
+    assert!(errors.contains("orders") && errors.contains("backend: cache"), "{errors}");
+}
+
+#[test]
+fn keyed_retries_get_the_first_answer_where_the_log_can_give_it() {
+    let redis = OwnRedis::start(&[]);
+    let directory = directory();
+    let setup = setup(directory.path(), redis.address, "");
+    let server = setup.start();
+    let listen = server.listen;
+    let keyed = move |value: &'static [u8]| {
+        run(async move {
+            let caller = Caller::to(listen, "orders").await;
+            let fields: [(&str, &[u8]); 1] = [("prism-idempotency-key", b"once")];
+            let answer = caller.try_set(&fields, &caller.set_request("key", value)).await;
+            answer
+                .map(|(_, trailers)| harness::calls::trailer(&trailers, "prism-replayed").is_some())
+        })
+    };
+    assert!(!keyed(b"first").expect("stored"));
+    run(async move { Caller::to(listen, "orders").await.set("key", b"second").await });
+    assert!(keyed(b"first").expect("the first answer"));
+    assert_eq!(keyed(b"other").expect_err("another body"), "IDEMPOTENCY_KEY_REUSED");
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        assert_eq!(caller.get("key").await.as_deref(), Some(&b"second"[..]));
+        let fields: [(&str, &[u8]); 1] = [("prism-idempotency-key", b"swap")];
+        let swap = caller.swap_request("key", Some(b"second"), b"third");
+        let refused = caller.try_swap(&fields, &swap).await.expect_err("only Redis knows");
+        assert_eq!(refused.reason, "DURABILITY_NOT_OFFERED");
+    });
+    drained(&server);
+    assert_eq!(redis_cli(redis.address, 0, &["GET", "orders:key"]), "second");
+    server.stop();
+}

@@ -263,8 +263,8 @@ fn keyed_retries_get_the_first_answer_where_the_log_can_give_it() {
             let caller = Caller::to(listen, "orders").await;
             let fields: [(&str, &[u8]); 1] = [("prism-idempotency-key", b"once")];
             let answer = caller.try_set(&fields, &caller.set_request("key", value)).await;
-            answer
-                .map(|(_, trailers)| harness::calls::trailer(&trailers, "prism-replayed").is_some())
+            let (_, trailers) = answer.map_err(|refusal| refusal.reason)?;
+            Ok::<_, String>(harness::calls::trailer(&trailers, "prism-replayed").is_some())
         })
     };
     assert!(!keyed(b"first").expect("stored"));

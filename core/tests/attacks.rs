@@ -2,13 +2,18 @@
 
 mod harness;
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use harness::certificates::issue;
 use harness::frames::{End, Raw, framed, head};
-use harness::{Caller, Neighbour, Server, directory, run, serve};
+use harness::{Caller, Neighbour, PATIENCE, Server, directory, run, serve};
 use prism_io::h2::ErrorCode;
 use prism_io::h2::frame::{PREFACE, flag, kind, put_reset, setting};
+use prism_io::tls::{Connector, Roots, Sealed};
 use prism_proto::prism::keyvalue::v1::{GetRequest, ScanRequest, SetRequest};
 use prost::Message;
 
@@ -34,12 +39,12 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Runs `attack` beside a neighbour, and sees that the server is as before.
 fn beside_a_neighbour(attack: impl FnMut(&Server)) {
-    Attack { memory_kib_max: ATTACK_KIB_MAX, config: "", kinds: &[] }.run(attack);
+    Attack::default().run(attack);
 }
 
 /// The same, and the metric names these kinds of refusal.
 fn refused_as(kinds: &[&str], attack: impl FnMut(&Server)) {
-    Attack { memory_kib_max: ATTACK_KIB_MAX, config: "", kinds }.run(attack);
+    Attack { kinds, ..Attack::default() }.run(attack);
 }
 
 struct Attack<'a> {
@@ -48,6 +53,14 @@ struct Attack<'a> {
     config: &'a str,
     /// What of it the metric has to name.
     kinds: &'a [&'a str],
+    /// Where the server's certificate is, if it speaks TLS: `server.pem` and `server.key`.
+    certificate: Option<&'a Path>,
+}
+
+impl Default for Attack<'_> {
+    fn default() -> Self {
+        Self { memory_kib_max: ATTACK_KIB_MAX, config: "", kinds: &[], certificate: None }
+    }
 }
 
 impl Attack<'_> {
@@ -55,8 +68,14 @@ impl Attack<'_> {
     fn run(&self, mut attack: impl FnMut(&Server)) {
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = directory();
-        let server = serve(directory.path()).config(&format!("{CONFIG}{}", self.config)).start();
-        let neighbour = Neighbour::of(&server);
+        let mut setup = serve(directory.path()).config(&format!("{CONFIG}{}", self.config));
+        if let Some(folder) = self.certificate {
+            for (flag, name) in [("--tls-cert", "server.pem"), ("--tls-key", "server.key")] {
+                setup = setup.flag(flag, &folder.join(name).display().to_string());
+            }
+        }
+        let server = setup.start();
+        let neighbour = Neighbour::trusting(&server, self.certificate.map(connector));
         let first = neighbour.rounds();
         neighbour.wait_rounds(TIMED);
         let before = neighbour.p99_from(first);
@@ -81,8 +100,13 @@ impl Attack<'_> {
     }
 }
 
+/// Trusts the certificate of this folder.
+fn connector(folder: &Path) -> Connector {
+    Connector::new(&Roots::File(folder.join("server.pem")), "localhost").unwrap()
+}
+
 fn bounded(memory_kib_max: u64, attack: impl FnMut(&Server)) {
-    Attack { memory_kib_max, config: "", kinds: &[] }.run(attack);
+    Attack { memory_kib_max, ..Attack::default() }.run(attack);
 }
 
 fn get(key: &str) -> Vec<u8> {
@@ -507,56 +531,58 @@ fn slow_loris() {
         "slow_writer",
         "idle_time",
     ];
-    Attack { memory_kib_max: ATTACK_KIB_MAX, config, kinds: &kinds }.run(|server| {
-        const EACH: usize = 20;
-        let many = |open: &dyn Fn() -> Raw| (0..EACH).map(|_| open()).collect::<Vec<_>>();
-        let block = head(SET, &[]);
-        let silent = many(&|| Raw::bare(server));
-        let preface = many(&|| {
-            let mut raw = Raw::bare(server);
-            raw.send(&PREFACE[..3]);
-            raw
-        });
-        let unacknowledged = many(&|| {
-            let mut raw = Raw::bare(server);
-            raw.send(&[&PREFACE[..], &[0, 0, 0, kind::SETTINGS, 0, 0, 0, 0, 0]].concat());
-            raw
-        });
-        let frame = many(&|| {
-            let mut raw = Raw::open(server);
-            raw.send(&[0, 0, 200, kind::HEADERS, 5, 0, 0, 0, 1, 0x82]);
-            raw
-        });
-        let continued = many(&|| {
-            let mut raw = Raw::open(server);
-            raw.frame(kind::HEADERS, 0, 1, &block[..10]);
-            raw.frame(kind::CONTINUATION, 0, 1, &block[10..12]);
-            raw
-        });
-        let idle = many(&|| Raw::open(server));
-        let mut message = many(&|| {
-            let mut raw = Raw::open(server);
-            raw.head(1, SET, &[], 0);
-            raw.frame(kind::DATA, 0, 1, &framed(&[0; 2000])[..100]);
-            raw
-        });
-        for raw in &mut message {
-            assert_eq!(raw.end_of(1), End::Reset(ErrorCode::ENHANCE_YOUR_CALM));
-        }
-        for (ends, code) in [
-            (silent, None),
-            (preface, None),
-            (unacknowledged, Some(ErrorCode::SETTINGS_TIMEOUT)),
-            (frame, Some(ErrorCode::ENHANCE_YOUR_CALM)),
-            (continued, Some(ErrorCode::ENHANCE_YOUR_CALM)),
-            (idle, Some(ErrorCode::NO_ERROR)),
-            (message, Some(ErrorCode::NO_ERROR)),
-        ] {
-            for mut raw in ends {
-                assert_eq!(raw.end(), code.map_or(End::Closed, End::Goaway));
+    Attack { memory_kib_max: ATTACK_KIB_MAX, config, kinds: &kinds, ..Attack::default() }.run(
+        |server| {
+            const EACH: usize = 20;
+            let many = |open: &dyn Fn() -> Raw| (0..EACH).map(|_| open()).collect::<Vec<_>>();
+            let block = head(SET, &[]);
+            let silent = many(&|| Raw::bare(server));
+            let preface = many(&|| {
+                let mut raw = Raw::bare(server);
+                raw.send(&PREFACE[..3]);
+                raw
+            });
+            let unacknowledged = many(&|| {
+                let mut raw = Raw::bare(server);
+                raw.send(&[&PREFACE[..], &[0, 0, 0, kind::SETTINGS, 0, 0, 0, 0, 0]].concat());
+                raw
+            });
+            let frame = many(&|| {
+                let mut raw = Raw::open(server);
+                raw.send(&[0, 0, 200, kind::HEADERS, 5, 0, 0, 0, 1, 0x82]);
+                raw
+            });
+            let continued = many(&|| {
+                let mut raw = Raw::open(server);
+                raw.frame(kind::HEADERS, 0, 1, &block[..10]);
+                raw.frame(kind::CONTINUATION, 0, 1, &block[10..12]);
+                raw
+            });
+            let idle = many(&|| Raw::open(server));
+            let mut message = many(&|| {
+                let mut raw = Raw::open(server);
+                raw.head(1, SET, &[], 0);
+                raw.frame(kind::DATA, 0, 1, &framed(&[0; 2000])[..100]);
+                raw
+            });
+            for raw in &mut message {
+                assert_eq!(raw.end_of(1), End::Reset(ErrorCode::ENHANCE_YOUR_CALM));
             }
-        }
-    });
+            for (ends, code) in [
+                (silent, None),
+                (preface, None),
+                (unacknowledged, Some(ErrorCode::SETTINGS_TIMEOUT)),
+                (frame, Some(ErrorCode::ENHANCE_YOUR_CALM)),
+                (continued, Some(ErrorCode::ENHANCE_YOUR_CALM)),
+                (idle, Some(ErrorCode::NO_ERROR)),
+                (message, Some(ErrorCode::NO_ERROR)),
+            ] {
+                for mut raw in ends {
+                    assert_eq!(raw.end(), code.map_or(End::Closed, End::Goaway));
+                }
+            }
+        },
+    );
 }
 
 /// Answers that wait for windows that never open: they are given up after a while, and the bytes are there for others.
@@ -564,28 +590,31 @@ fn slow_loris() {
 fn zero_window() {
     let config = "transport: {slow_reader_min: 64KiB / 1s}\n";
     let kinds = ["slow_reader"];
-    Attack { memory_kib_max: 3 * ATTACK_KIB_MAX, config, kinds: &kinds }.run(|server| {
-        let listen = server.listen;
-        run(async move {
-            let caller = Caller::to(listen, "keyvalue").await;
-            caller.set("large", &vec![7; 1 << 20]).await;
-        });
-        let mut readers: Vec<Raw> =
-            (0..4).map(|_| Raw::open_with(server, &[(setting::INITIAL_WINDOW_SIZE, 0)])).collect();
-        for reader in &mut readers {
-            (0..8).for_each(|call| reader.call(call * 2 + 1, GET, &[], &get("large")));
-        }
-        for reader in &mut readers {
-            for call in 0..8 {
-                let end = reader.end_of(call * 2 + 1);
-                assert_eq!(end, End::Reset(ErrorCode::ENHANCE_YOUR_CALM), "call {call}");
+    Attack { memory_kib_max: 3 * ATTACK_KIB_MAX, config, kinds: &kinds, ..Attack::default() }.run(
+        |server| {
+            let listen = server.listen;
+            run(async move {
+                let caller = Caller::to(listen, "keyvalue").await;
+                caller.set("large", &vec![7; 1 << 20]).await;
+            });
+            let mut readers: Vec<Raw> = (0..4)
+                .map(|_| Raw::open_with(server, &[(setting::INITIAL_WINDOW_SIZE, 0)]))
+                .collect();
+            for reader in &mut readers {
+                (0..8).for_each(|call| reader.call(call * 2 + 1, GET, &[], &get("large")));
             }
-            // A call that takes its answer is served on the same connection.
-            reader.frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]);
-            reader.call(101, GET, &[], &get("nothing"));
-            assert_eq!(reader.end_of(101), End::Status("0".into()));
-        }
-    });
+            for reader in &mut readers {
+                for call in 0..8 {
+                    let end = reader.end_of(call * 2 + 1);
+                    assert_eq!(end, End::Reset(ErrorCode::ENHANCE_YOUR_CALM), "call {call}");
+                }
+                // A call that takes its answer is served on the same connection.
+                reader.frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]);
+                reader.call(101, GET, &[], &get("nothing"));
+                assert_eq!(reader.end_of(101), End::Status("0".into()));
+            }
+        },
+    );
 }
 
 /// When all connections together hold too much, the one that holds most is ended.
@@ -593,22 +622,24 @@ fn zero_window() {
 fn full_shard_buffers_end_the_largest_holder() {
     let config = "transport: {shard_buffer_bytes_max: 8MiB}\n";
     let kinds = ["shard_buffers"];
-    Attack { memory_kib_max: 2 * ATTACK_KIB_MAX, config, kinds: &kinds }.run(|server| {
-        let listen = server.listen;
-        run(async move {
-            let caller = Caller::to(listen, "keyvalue").await;
-            caller.set("large", &vec![7; 1 << 20]).await;
-        });
-        let zero = [(setting::INITIAL_WINDOW_SIZE, 0)];
-        let mut modest = Raw::open_with(server, &zero);
-        modest.call(1, GET, &[], &get("large"));
-        let mut greedy = Raw::open_with(server, &zero);
-        (0..10).for_each(|call| greedy.call(call * 2 + 1, GET, &[], &get("large")));
-        assert_eq!(greedy.end(), End::Goaway(ErrorCode::ENHANCE_YOUR_CALM));
-        modest.frame(kind::SETTINGS, 0, 0, &[0, 4, 0x7f, 0, 0, 0]);
-        modest.frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0x7f, 0, 0]);
-        assert_eq!(modest.end_of(1), End::Status("0".into()));
-    });
+    Attack { memory_kib_max: 2 * ATTACK_KIB_MAX, config, kinds: &kinds, ..Attack::default() }.run(
+        |server| {
+            let listen = server.listen;
+            run(async move {
+                let caller = Caller::to(listen, "keyvalue").await;
+                caller.set("large", &vec![7; 1 << 20]).await;
+            });
+            let zero = [(setting::INITIAL_WINDOW_SIZE, 0)];
+            let mut modest = Raw::open_with(server, &zero);
+            modest.call(1, GET, &[], &get("large"));
+            let mut greedy = Raw::open_with(server, &zero);
+            (0..10).for_each(|call| greedy.call(call * 2 + 1, GET, &[], &get("large")));
+            assert_eq!(greedy.end(), End::Goaway(ErrorCode::ENHANCE_YOUR_CALM));
+            modest.frame(kind::SETTINGS, 0, 0, &[0, 4, 0x7f, 0, 0, 0]);
+            modest.frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0x7f, 0, 0]);
+            assert_eq!(modest.end_of(1), End::Status("0".into()));
+        },
+    );
 }
 
 /// A message that is whole in a request that is not counts until its end: many of them are refused.
@@ -719,4 +750,57 @@ fn two_thousand_idle_connections() {
         drop(idle);
         server.wait_for_metric("prism_connections", |open| open <= 1.0);
     });
+}
+
+/// Handshakes that stop at their first bytes, that go as far as the server's signature and are dropped, that are carried
+/// through and dropped, and more at a time than may be.
+#[test]
+fn handshake_flood() {
+    const AT_A_TIME: usize = 32;
+    let folder = directory();
+    issue(folder.path(), "server", |_| ());
+    let config = format!("tls: {{handshakes_max: {AT_A_TIME}, handshake_timeout: 1s}}\n");
+    let kinds = ["handshakes", "handshake_time"];
+    let connector = connector(folder.path());
+    let mut hello = Sealed::default();
+    connector.session().unwrap().start(&mut hello).unwrap();
+    let certificate = Some(folder.path());
+    Attack { config: &config, kinds: &kinds, certificate, ..Attack::default() }.run(|server| {
+        let connect = |bytes: &[u8]| {
+            let mut socket = TcpStream::connect(server.listen).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.write_all(bytes).unwrap();
+            socket
+        };
+        // The server's own flight is there: it has signed, for nothing.
+        for _ in 0..4 * AT_A_TIME {
+            let mut socket = connect(hello.as_slice());
+            assert_eq!(socket.read(&mut [0]).unwrap(), 1);
+        }
+        let (listen, connector) = (server.listen, connector.clone());
+        run(async move {
+            for _ in 0..AT_A_TIME {
+                drop(Caller::secured(listen, &connector, "keyvalue").await);
+            }
+        });
+        server.wait_for_metric("prism_tls_handshakes_in_flight", |count| count == 0.0);
+        // Those who begin and never go on take every place, and whoever comes on top is shown the door at once.
+        let mut silent: Vec<_> = (0..AT_A_TIME).map(|_| connect(&hello.as_slice()[..20])).collect();
+        server.wait_for_metric("prism_tls_handshakes_in_flight", |count| count == AT_A_TIME as f64);
+        for _ in 0..4 * AT_A_TIME {
+            assert!(is_closed(&mut connect(&[])));
+        }
+        // Until their time is up.
+        assert!(silent.iter_mut().all(is_closed));
+        server.wait_for_metric("prism_tls_handshakes_in_flight", |count| count == 0.0);
+    });
+}
+
+/// Waits for the end of a connection that is not answered in the clear.
+fn is_closed(socket: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    match socket.read_to_end(&mut rest) {
+        Ok(_) => rest.first().is_none_or(|&first| first == 0x15),
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
 }

@@ -8,29 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use harness::certificates::{issue, replace};
 use harness::{Caller, PATIENCE, Server, TempDir, directory, prism, run, serve};
 use prism_io::client::Client;
 use prism_io::grpc::Limits;
 use prism_io::tls::{Connector, Failure, Roots};
-use rcgen::{CertificateParams, KeyPair};
-
-/// Writes a certificate that stands for itself, and its key: `<name>.pem` and `<name>.key`.
-fn issue(folder: &Path, name: &str, change: impl FnOnce(&mut CertificateParams)) {
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let mut params = CertificateParams::new(names).unwrap();
-    change(&mut params);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.self_signed(&key).unwrap();
-    write(&folder.join(format!("{name}.pem")), &certificate.pem());
-    write(&folder.join(format!("{name}.key")), &key.serialize_pem());
-}
-
-/// As tools replace a file: readers see the old one or the new one.
-fn write(path: &Path, text: &str) {
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, text).unwrap();
-    std::fs::rename(beside, path).unwrap();
-}
 
 fn text(path: &Path) -> String {
     path.display().to_string()
@@ -180,7 +162,7 @@ fn a_certificate_is_replaced_under_load_and_nobody_notices() {
             }
         }
         // A file that is no certificate changes nothing.
-        write(&folder.join("server.pem"), "nonsense");
+        replace(&folder.join("server.pem"), "nonsense");
         harness::signal(id, "HUP");
     });
     served.server.wait_says("the certificate was not replaced");
@@ -258,7 +240,7 @@ fn a_flood_of_handshakes_is_bounded_and_hinders_no_one() {
                 || ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
         );
     }
-    served.server.wait_for_metric("prism_tls_handshakes_refused_total", |count| count >= 50.0);
+    served.server.wait_refused("handshakes", 49.0);
     drop(silent);
     served.server.wait_for_metric("prism_tls_handshakes_in_flight", |count| count == 0.0);
     run(async move {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prism_io::client::Client;
 use prism_io::grpc::{Limits, Message, RequestHead, Route};
-use prism_io::h2::StreamId;
+use prism_io::h2::{Refusal, StreamId};
 use prism_io::server::{Connection, Connections, Options, Service, StreamCall, Tls, accept};
 use prism_io::tls::{Connector, Failure, Roots};
 use prism_io::{net, rt};
@@ -108,6 +108,12 @@ fn failed(connections: &Connections, kind: &str) -> u64 {
     connections.handshakes().failed(kind)
 }
 
+fn refused_as(connections: &Connections, wanted: Refusal) -> u64 {
+    let mut refused = 0;
+    connections.traffic().refused(|kind, count| refused += if kind == wanted { count } else { 0 });
+    refused
+}
+
 #[test]
 fn calls_go_through_whatever_their_size() {
     with_server(8, PATIENCE, |address, connections, files| async move {
@@ -184,10 +190,15 @@ fn handshakes_in_flight_are_bounded_and_end_in_time() {
         until("they are under way", || connections.handshakes().in_flight.get() == 4).await;
         let refused = answer(address, b"").await;
         assert!(refused.is_empty());
-        assert_eq!(connections.handshakes().refused.get(), 1);
+        assert_eq!(refused_as(&connections, Refusal::Handshakes), 1);
         // Whoever is in already feels nothing of it.
         echo(&client, b"still here").await;
         until("they were given up", || failed(&connections, "timeout") == 4).await;
+        assert_eq!(refused_as(&connections, Refusal::HandshakeTime), 4);
+        for socket in &mut silent {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            assert!(socket.read(&mut [0]).is_ok_and(|read| read == 0), "its socket is closed");
+        }
         until("their places are free", || connections.handshakes().in_flight.get() == 0).await;
         echo(&secured(address, &files).await, b"and others come in again").await;
     });

@@ -122,8 +122,6 @@ families! {
         full: Counter = "prism_tls_handshakes_full_total",
         /// Handshakes that took an earlier connection up again.
         resumed: Counter = "prism_tls_handshakes_resumed_total",
-        /// Connections closed before their handshake because too many were under way.
-        refused: Counter = "prism_tls_handshakes_refused_total",
         /// Connections whose peers hung up without closing TLS.
         truncated: Counter = "prism_tls_truncated_total",
         /// Clients that began TLS on a port without it.

@@ -461,7 +461,6 @@ fn count_tls(numbers: &ShardMetrics, connections: &Connections) {
     for (counter, now) in [
         (&tls.full, handshakes.full.get()),
         (&tls.resumed, handshakes.resumed.get()),
-        (&tls.refused, handshakes.refused.get()),
         (&tls.truncated, traffic.truncated.get()),
     ] {
         counter.add(now - counter.get());

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prism_io::client::{Client, Failure};
-use prism_io::grpc::{Code, Metadata};
+use prism_io::grpc::{Code, Limits, Metadata};
+use prism_io::tls::Connector;
 use prism_proto::catalogue::Method;
 use prism_proto::google::rpc::{BadRequest, ErrorInfo, RetryInfo, Status};
 use prism_proto::prism::keyvalue::v1 as kv;
@@ -80,6 +81,13 @@ impl Caller {
     pub async fn to(address: SocketAddr, namespace: &str) -> Self {
         let client = Client::connect(address).await.expect("the server listens");
         Self { client, namespace: namespace.to_owned() }
+    }
+
+    /// A new connection over TLS to a server that calls itself `localhost`.
+    pub async fn secured(address: SocketAddr, connector: &Connector, namespace: &str) -> Self {
+        let limits = Limits::default();
+        let client = Client::connect_secured(address, connector, "localhost", &limits).await;
+        Self { client: client.expect("the server is trusted"), namespace: namespace.to_owned() }
     }
 
     /// The same connection for another namespace.

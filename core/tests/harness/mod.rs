@@ -8,6 +8,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
 pub mod calls;
+pub mod certificates;
 pub mod frames;
 pub mod mounts;
 pub mod neighbour;

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use prism_io::tls::Connector;
+
 use super::{Caller, PATIENCE, Server};
 
 /// The longest that one of its calls may take while something else happens.
@@ -22,10 +24,16 @@ pub struct Neighbour {
 impl Neighbour {
     /// Moves in, and comes back after its first round.
     pub fn of(server: &Server) -> Self {
+        Self::trusting(server, None)
+    }
+
+    /// The same over TLS, where it is given whom to trust.
+    pub fn trusting(server: &Server, connector: Option<Connector>) -> Self {
         let leaving = Arc::new(AtomicBool::new(false));
         let rounds = Arc::new(Mutex::new(Vec::new()));
         let (address, left, counted) = (server.listen, leaving.clone(), rounds.clone());
-        let thread = std::thread::spawn(move || super::run(live(address, left, counted)));
+        let thread =
+            std::thread::spawn(move || super::run(live(address, connector, left, counted)));
         let neighbour = Self { leaving, rounds, thread: Some(thread) };
         neighbour.wait_rounds(1);
         neighbour
@@ -74,10 +82,18 @@ impl Drop for Neighbour {
     }
 }
 
-async fn live(address: SocketAddr, leaving: Arc<AtomicBool>, rounds: Arc<Mutex<Vec<Duration>>>) {
+async fn live(
+    address: SocketAddr,
+    connector: Option<Connector>,
+    leaving: Arc<AtomicBool>,
+    rounds: Arc<Mutex<Vec<Duration>>>,
+) {
     static NEIGHBOURS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let key = format!("neighbour-{}", NEIGHBOURS.fetch_add(1, Ordering::Relaxed));
-    let caller = Caller::to(address, "keyvalue").await;
+    let caller = match &connector {
+        None => Caller::to(address, "keyvalue").await,
+        Some(connector) => Caller::secured(address, connector, "keyvalue").await,
+    };
     let mut round = 0;
     while !leaving.load(Ordering::Relaxed) {
         let value = round.to_string();

@@ -84,6 +84,10 @@ refusals! {
     Connections = "connections",
     /// More connections of one peer than `connections_per_peer_max`: closed at once.
     ConnectionsPerPeer = "connections_per_peer",
+    /// More TLS handshakes at a time than `handshakes_max`: closed at once.
+    Handshakes = "handshakes",
+    /// A TLS handshake that took longer than `handshake_timeout`: closed.
+    HandshakeTime = "handshake_time",
     /// A browser that calls for a page whose origin is not among `web.allowed_origins`: 403.
     Origin = "origin",
     /// A head that no intermediary could agree on (RFC 9113, section 8.1.1): PROTOCOL_ERROR on its stream; 400 in HTTP/1.1.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Service;
 use super::listen::{Begun, Connections};
+use crate::h2::Refusal;
 use crate::tls::{Acceptor, Failure};
 use crate::{net, rt};
 
@@ -30,8 +31,6 @@ pub struct Handshakes {
     pub full: Cell<u64>,
     /// Done, by taking an earlier connection up again.
     pub resumed: Cell<u64>,
-    /// Not begun, because as many were in flight as may be.
-    pub refused: Cell<u64>,
     failed: [Cell<u64>; Failure::KINDS.len()],
 }
 
@@ -53,7 +52,7 @@ impl InFlight {
     fn begin(connections: &Rc<Connections>, handshakes_max: usize) -> Option<Self> {
         let handshakes = connections.handshakes();
         if handshakes.in_flight.get() >= handshakes_max {
-            count(&handshakes.refused);
+            connections.traffic().refuse(Refusal::Handshakes, 1);
             return None;
         }
         handshakes.in_flight.set(handshakes.in_flight.get() + 1);
@@ -78,10 +77,16 @@ pub(super) fn begin<S: Service>(
 ) {
     let Some(in_flight) = InFlight::begin(connections, tls.handshakes_max) else { return };
     let (acceptor, timeout, connections) = (tls.acceptor.clone(), tls.timeout, connections.clone());
+    // A read that is given up stays with the kernel, and the socket with it, until the peer sends something or it is closed.
+    let Ok(closer) = stream.closer() else { return };
     rt::spawn(async move {
         let result = rt::timeout(timeout, stream.accept(&acceptor)).await;
         drop(in_flight);
         let handshakes = connections.handshakes();
+        if result.is_none() {
+            closer.close();
+            connections.traffic().refuse(Refusal::HandshakeTime, 1);
+        }
         match result.unwrap_or(Err(Failure::TimedOut)) {
             Ok(stream) => {
                 count(if stream.is_resumed() { &handshakes.resumed } else { &handshakes.full });

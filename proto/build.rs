@@ -14,7 +14,8 @@ use std::{env, fs};
 use prost_reflect::DescriptorPool;
 
 /// Packages whose messages get views.
-const VIEWED: &[&str] = &["prism.keyvalue.v1"];
+const VIEWED: &[&str] =
+    &["prism.keyvalue.v1", "prism.pubsub.v1", "prism.queue.v1", "prism.stream.v1"];
 
 fn main() {
     if let Err(error) = build() {

@@ -38,6 +38,10 @@ pub trait Backend: Admission {
         reply: &mut Reply,
     ) -> Result<(), Error>;
 
+    /// Waits until a call that may wait ([`QueueBasic::receive`](crate::interfaces::queue::QueueBasic::receive)) may find
+    /// something; at once where it may now, or where the method never waits. May be early.
+    async fn ready(&self, context: &Context<'_>, method: Method, request: &[u8]);
+
     /// Answers a server-streaming call with one message after the other.
     async fn stream<S: PageSink>(
         &self,
@@ -183,6 +187,20 @@ macro_rules! backend {
                         unary(self, context, method, request, true, reply).await
                     })+
                     _ => Err($crate::backend::not_offered($name, method)),
+                }
+            }
+
+            async fn ready(
+                &self,
+                context: &$crate::Context<'_>,
+                method: $crate::catalogue::Method,
+                request: &[u8],
+            ) {
+                match method.interface() {
+                    $(Some($crate::interfaces::$interface::INTERFACE) => {
+                        $crate::interfaces::$interface::ready(self, context, method, request).await
+                    })+
+                    _ => {}
                 }
             }
 

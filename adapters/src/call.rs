@@ -3,12 +3,16 @@
 use std::future::Future;
 
 use bytes::Bytes;
+use prism_proto::catalogue::Method;
 
 use crate::error::Error;
 use crate::limits::Limits;
 
 /// Payloads from this size on leave by reference ([`Reply::tail`]) instead of being copied.
 pub const BY_REFERENCE_BYTES_MIN: usize = 4096;
+
+/// The end of a wait that has none, µs since the epoch.
+pub const NO_END: u64 = u64::MAX;
 
 /// A reply's buffer is kept for the next call unless a large reply has made it larger than this.
 const HEAD_KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -139,6 +143,27 @@ pub trait PageSink {
 
     /// The time by which the next message is written, µs since the epoch: a stream may last.
     fn now_us(&self) -> u64;
+
+    /// Waits for `event` (such as a [`Listener`](crate::Listener)) until it is `until_us`, µs since the epoch, whichever comes
+    /// first; [`NO_END`] is never.
+    ///
+    /// An error means that nobody listens any more, or that the server is shutting down: the call ends with it.
+    fn wait(
+        &mut self,
+        event: impl Future<Output = ()>,
+        until_us: u64,
+    ) -> impl Future<Output = Result<(), Error>>;
+
+    /// Has a write of the stream's own carried out, in its lane's order and at the namespace's level, like one of a
+    /// caller: what a stream changes for good. Only where the backend's state is the log
+    /// ([`memory`](crate::memory)); other backends keep what a stream changes themselves.
+    ///
+    /// `method` has a `record` in its interface's declaration, which is what is carried out. Returns the reply.
+    fn write(
+        &mut self,
+        method: Method,
+        request: Vec<u8>,
+    ) -> impl Future<Output = Result<Bytes, Error>>;
 }
 
 #[cfg(test)]

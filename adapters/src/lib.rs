@@ -12,17 +12,21 @@ pub mod breaker;
 pub mod call;
 pub mod conformance;
 pub mod error;
+pub mod filter;
 pub mod glob;
 pub mod interfaces;
 pub mod lane;
 pub mod limits;
 pub mod memory;
+pub mod news;
 pub mod redis;
+pub mod topic;
 
 pub use backend::{Admission, Backend};
 pub use call::{Context, PageSink, Reply, Revision};
 pub use error::{Error, Kind};
 pub use limits::Limits;
+pub use news::{Listener, News};
 
 #[doc(hidden)]
 pub use prism_proto::catalogue;

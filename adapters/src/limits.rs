@@ -38,6 +38,48 @@ pub const COUNT_MAX_DEFAULT: u64 = 1_000_000;
 /// The longest time to live: a hundred years, in milliseconds.
 pub const TTL_MAX_MS: i64 = 100 * 365 * 86_400_000;
 
+/// Attributes of one message.
+pub const ATTRIBUTES_MAX: usize = 8;
+
+/// An attribute's value, in bytes.
+pub const ATTRIBUTE_BYTES_MAX: usize = 1024;
+
+/// A content type's length in bytes.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
+
+/// The highest priority of a message.
+pub const PRIORITY_MAX: u32 = 9;
+
+/// A receipt's length in bytes.
+pub const RECEIPT_BYTES_MAX: usize = 256;
+
+/// An offset's length in bytes.
+pub const OFFSET_BYTES_MAX: usize = 64;
+
+/// A cursor's length in bytes.
+pub const CURSOR_BYTES_MAX: usize = 4096;
+
+/// Partitions of one stream.
+pub const PARTITIONS_MAX: usize = 256;
+
+/// The longest lease and the longest wait: 12 hours, in milliseconds.
+pub const LEASE_MAX_MS: u64 = 12 * 3_600_000;
+
+/// The lease of a delivery when the caller leaves the choice: 30 seconds, in milliseconds.
+pub const LEASE_DEFAULT_MS: u64 = 30_000;
+
+/// The longest delay of a message: a year, in milliseconds.
+pub const DELAY_MAX_MS: u64 = 366 * 86_400_000;
+
+/// The longest retention: a hundred years, in milliseconds.
+pub const RETENTION_MAX_MS: u64 = TTL_MAX_MS as u64;
+
+/// Deliveries without acknowledgement of one stream, at most; more is taken as this.
+pub const IN_FLIGHT_MAX: u32 = 1000;
+
+/// Deliveries without acknowledgement when the caller leaves the choice.
+pub const IN_FLIGHT_DEFAULT: u32 = 100;
+
 /// The last second of a `google.protobuf.Timestamp`: the end of the year 9999.
 const TIMESTAMP_SECONDS_MAX: i64 = 253_402_300_799;
 
@@ -141,6 +183,18 @@ pub fn ttl_ms(field: &str, ttl: &Duration) -> Result<u64, Error> {
         return Ok(ms as u64);
     }
     Err(Error::field("TTL_INVALID", field, "must be 1 millisecond to 100 years"))
+}
+
+/// A batch has 1 to 1,000 items.
+pub fn check_batch_count(field: &str, count: usize) -> Result<(), Error> {
+    match count {
+        0 => Err(Error::field("BATCH_EMPTY", field, "must not be empty")),
+        1..=BATCH_ITEMS_MAX => Ok(()),
+        _ => {
+            let expected = format!("has {count} items, at most {BATCH_ITEMS_MAX} are allowed");
+            Err(Error::field("TOO_MANY_ITEMS", field, expected))
+        }
+    }
 }
 
 /// A point in time in milliseconds since the epoch, 0 for what lies before it.

@@ -17,7 +17,7 @@ use prism_proto::catalogue::Method;
 use slab::Slab;
 
 use crate::namespaces::Namespace;
-use crate::request::{Answer, Call, Origin};
+use crate::request::{Answer, Call, Origin, stream};
 use crate::shard::{RETRY_DELAY, Shard};
 
 /// Messages that the ring of an ordered pair of shards holds.
@@ -199,6 +199,19 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// Tells the home shard that nobody listens to a stream any more; one that has ended there passes over it.
+struct Leave<'a> {
+    peers: &'a Peers,
+    home: usize,
+    ticket: u64,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.peers.post(self.home, Message::Taken { stream: self.ticket, goes_on: false });
+    }
+}
+
 /// Has the home shard serve a unary call.
 pub(crate) async fn ask(
     shard: &Shard,
@@ -245,6 +258,7 @@ pub(crate) async fn ask_stream(
     let ticket = peers.send_ask(home, parts, true)?;
     shard.metrics.mesh.sent.increment();
     let _forget = Forget { peers, ticket };
+    let _leave = Leave { peers, home, ticket };
     loop {
         let next = std::future::poll_fn(|context| {
             let next = peers.with_asked(ticket, |asked| {
@@ -310,6 +324,24 @@ impl PageSink for RemoteSink<'_> {
 
     fn now_us(&self) -> u64 {
         prism_io::clock::wall_us()
+    }
+
+    async fn wait(&mut self, event: impl Future<Output = ()>, until_us: u64) -> Result<(), Error> {
+        let gone = std::future::poll_fn(|context| {
+            let mut streams = self.shard.peers.streams.borrow_mut();
+            match streams.get_mut(&(self.to, self.ticket)) {
+                Some(entry) if !entry.closed => {
+                    entry.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            }
+        });
+        stream::wait(self.shard, event, gone, until_us).await
+    }
+
+    async fn write(&mut self, method: Method, request: Vec<u8>) -> Result<Bytes, Error> {
+        stream::write(self.shard, method, request).await
     }
 }
 

@@ -359,6 +359,8 @@ impl<'d> Message<'d> {
     fn write_oneof(&self, out: &mut String, oneof: &OneofDescriptor) -> Written {
         let name = self.oneof_type(oneof);
         writeln!(out, "/// The choices of `{}`.", oneof.full_name())?;
+        // A box would be an allocation.
+        writeln!(out, "#[allow(clippy::large_enum_variant)]")?;
         writeln!(out, "#[derive(Clone, Copy, Debug, PartialEq)]")?;
         writeln!(out, "pub enum {name}{} {{", self.oneof_lifetime(oneof))?;
         for field in oneof.fields() {

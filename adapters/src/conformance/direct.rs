@@ -166,6 +166,14 @@ impl PageSink for Collect {
     fn now_us(&self) -> u64 {
         self.now_us
     }
+
+    async fn wait(&mut self, _: impl Future<Output = ()>, _: u64) -> Result<(), Error> {
+        Err(Error::new(Kind::Cancelled, "CANCELLED", "the caller waits for nothing"))
+    }
+
+    async fn write(&mut self, method: Method, _: Vec<u8>) -> Result<Bytes, Error> {
+        Err(crate::backend::wrong_shape(method))
+    }
 }
 
 /// Polls a future until it is ready; for futures that wait for nothing but their turn. What gives

@@ -14,11 +14,11 @@ use prism_proto::view::types::{Operation, OperationAction};
 use super::Check;
 use crate::error::Error;
 use crate::limits::{
-    BATCH_ITEMS_MAX, Limits, TRANSACT_CONDITIONS_MAX, TRANSACT_OPERATIONS_MAX, check_glob,
+    Limits, TRANSACT_CONDITIONS_MAX, TRANSACT_OPERATIONS_MAX, check_batch_count, check_glob,
     check_key, check_prefix, timestamp_ms, ttl_ms,
 };
 
-const REQUIRED: &str = "exactly one of its fields must be given";
+pub(super) const REQUIRED: &str = "exactly one of its fields must be given";
 
 impl Check for GetRequest<'_> {
     #[inline]
@@ -213,14 +213,11 @@ fn check_batch<'a>(
     count: usize,
     keys: impl Iterator<Item = (&'static str, &'a str)>,
 ) -> Result<(), Error> {
-    if count == 0 {
-        return Err(Error::field("BATCH_EMPTY", field, "must not be empty"));
-    }
-    check_count(field, count, BATCH_ITEMS_MAX)?;
+    check_batch_count(field, count)?;
     check_distinct(field, keys)
 }
 
-fn check_count(field: &str, count: usize, count_max: usize) -> Result<(), Error> {
+pub(super) fn check_count(field: &str, count: usize, count_max: usize) -> Result<(), Error> {
     if count <= count_max {
         return Ok(());
     }

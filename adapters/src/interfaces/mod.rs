@@ -17,6 +17,8 @@ macro_rules! interface {
         $interface:ident: $Interface:ident {
             $(unary $UNARY:ident => $unary:ident($Unary:ident) -> $UnaryReply:ident;)*
             $(stream $STREAM:ident => $stream:ident($Stream:ident) -> $StreamReply:ident;)*
+            $(record $RECORD:ident => $record:ident;)*
+            $(ready $READY:ident => $ready:ident($Ready:ident);)*
         }
     ) => {
         $(#[$attribute])*
@@ -39,6 +41,24 @@ macro_rules! interface {
                     request: $Stream<'_>,
                     sink: &mut S,
                 ) -> Result<(), Error>;
+            )*
+            $(
+                /// Carries out what a stream of this method had written ([`PageSink::write`]); only where the
+                /// backend's state is the log.
+                #[allow(unused_variables)]
+                async fn $record(
+                    &self,
+                    context: &Context<'_>,
+                    request: &[u8],
+                    reply: &mut Reply,
+                ) -> Result<(), Error> {
+                    Err(wrong_shape(Method::$RECORD))
+                }
+            )*
+            $(
+                /// Comes back when the call may find something, at once where it may now; may be early. The call
+                /// itself never waits: whoever calls waits here, within the caller's time and outside the lane.
+                async fn $ready(&self, context: &Context<'_>, request: $Ready<'_>);
             )*
         }
 
@@ -90,7 +110,26 @@ macro_rules! interface {
                         }
                         backend.$unary(context, request, reply).await
                     })*
+                    $(Method::$RECORD => backend.$record(context, request, reply).await,)*
                     _ => Err(wrong_shape(method)),
+                }
+            }
+
+            /// Waits until a call that may wait may find something; see [`crate::Backend::ready`].
+            #[allow(unused_variables)]
+            pub async fn ready<B: $Interface>(
+                backend: &B,
+                context: &Context<'_>,
+                method: Method,
+                request: &[u8],
+            ) {
+                match method {
+                    $(Method::$READY => {
+                        if let Ok(request) = $Ready::decode(request) {
+                            backend.$ready(context, request).await
+                        }
+                    })*
+                    _ => {}
                 }
             }
 
@@ -121,11 +160,27 @@ mod keyvalue_logged;
 pub(crate) mod keyvalue_replies;
 pub(crate) mod keyvalue_selection;
 
+pub mod message;
+mod message_checks;
+pub mod pubsub;
+mod pubsub_checks;
+pub mod queue;
+mod queue_checks;
+pub mod stream;
+mod stream_checks;
+
 pub use keyvalue_logged::{read_from_log, reply_from_log};
 
 pub use keyvalue::{
     keyvalue_basic, keyvalue_batch, keyvalue_cas, keyvalue_scan, keyvalue_transactional,
     keyvalue_ttl,
+};
+pub use pubsub::{
+    pubsub_basic, pubsub_filtering, pubsub_ordering, pubsub_persistent, pubsub_wildcards,
+};
+pub use queue::{queue_basic, queue_dead_letter, queue_delayed, queue_priority, queue_visibility};
+pub use stream::{
+    stream_basic, stream_consumer_groups, stream_partitioning, stream_replay, stream_retention,
 };
 
 /// Says of a request all that can be said without looking at what is stored.
@@ -143,17 +198,37 @@ pub fn validate(
     limits: &Limits,
 ) -> Result<(), Error> {
     check_offered(method, request, offered)?;
-    match method.interface() {
-        Some(keyvalue_basic::INTERFACE) => keyvalue_basic::validate(method, request, limits),
-        Some(keyvalue_scan::INTERFACE) => keyvalue_scan::validate(method, request, limits),
-        Some(keyvalue_ttl::INTERFACE) => keyvalue_ttl::validate(method, request, limits),
-        Some(keyvalue_transactional::INTERFACE) => {
-            keyvalue_transactional::validate(method, request, limits)
-        }
-        Some(keyvalue_batch::INTERFACE) => keyvalue_batch::validate(method, request, limits),
-        Some(keyvalue_cas::INTERFACE) => keyvalue_cas::validate(method, request, limits),
-        _ => Err(not_offered("", method)),
+    macro_rules! by_interface {
+        ($($interface:ident),* $(,)?) => {
+            match method.interface() {
+                $(Some($interface::INTERFACE) => $interface::validate(method, request, limits),)*
+                _ => Err(not_offered("", method)),
+            }
+        };
     }
+    by_interface!(
+        keyvalue_basic,
+        keyvalue_scan,
+        keyvalue_ttl,
+        keyvalue_transactional,
+        keyvalue_batch,
+        keyvalue_cas,
+        pubsub_basic,
+        pubsub_wildcards,
+        pubsub_persistent,
+        pubsub_filtering,
+        pubsub_ordering,
+        queue_basic,
+        queue_visibility,
+        queue_dead_letter,
+        queue_priority,
+        queue_delayed,
+        stream_basic,
+        stream_consumer_groups,
+        stream_replay,
+        stream_retention,
+        stream_partitioning,
+    )
 }
 
 /// Whether the method, and every field of the request that needs an interface of its own, is offered.
@@ -217,4 +292,13 @@ fn field_not_offered(method: Method, path: &[u32], interface: Interface) -> Erro
     );
     Error::new(Kind::Unimplemented, "INTERFACE_NOT_OFFERED", message)
         .with("interface", interface.name())
+}
+
+#[cfg(test)]
+fn assert_declared(interfaces: &[(Interface, &[Method])]) {
+    for (interface, declared) in interfaces {
+        let mut declared = declared.to_vec();
+        declared.sort_unstable();
+        assert_eq!(declared, interface.methods().collect::<Vec<_>>(), "{interface}");
+    }
 }

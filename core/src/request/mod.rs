@@ -8,10 +8,12 @@
 
 mod durability;
 pub(crate) mod logged;
+mod own;
 mod permit;
 mod retry;
 pub(crate) mod stream;
 mod trace;
+mod wait;
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -35,6 +37,7 @@ use crate::{remote, status};
 
 pub(crate) use durability::{LsnToken, level_from_number};
 pub(crate) use logged::Logged;
+pub(crate) use own::OwnAnswer;
 pub(crate) use permit::permit;
 use retry::Admission;
 pub(crate) use trace::LineBudget;
@@ -73,6 +76,8 @@ pub(crate) enum Origin {
     Caller { connection: Rc<Connection>, stream: StreamId },
     /// To the shard that accepted the call.
     Shard { shard: usize, ticket: u64 },
+    /// To a stream of this shard, which makes the call.
+    Own(Rc<OwnAnswer>),
 }
 
 impl Origin {
@@ -80,7 +85,7 @@ impl Origin {
     pub(crate) fn bytes_in_flight(&self) -> Option<&Cell<u64>> {
         match self {
             Origin::Caller { connection, .. } => Some(connection.bytes_in_flight()),
-            Origin::Shard { .. } => None,
+            Origin::Shard { .. } | Origin::Own(_) => None,
         }
     }
 }
@@ -190,8 +195,10 @@ async fn answer(
         return Err(expired(Stage::Nothing));
     }
     match call.method.access() {
-        Access::Read => read(shard, call, namespace, message).await.map(Step::Answered),
-        Access::Write => write(shard, call, namespace, message, held, progress).await,
+        Access::Read if !matches!(call.origin, Origin::Own(_)) => {
+            read(shard, call, namespace, message).await.map(Step::Answered)
+        }
+        _ => write(shard, call, namespace, message, held, progress).await,
     }
 }
 
@@ -243,6 +250,24 @@ async fn write(
         shard.admit(namespace, call.method, &message)?;
     }
     let holds = lane.map_or_else(|| shard.log.holds(namespace.id), |lane| lane.holds());
+    if let Some(until_ns) = wait::wait_until_ns(call, &message)
+        && (key.is_empty() || retry::is_new(shard, call, namespace, key, &message))
+    {
+        interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
+        let context = Context {
+            namespace: namespace.id,
+            namespace_name: &namespace.name,
+            partition: 0,
+            now_us: clock::wall_us(),
+            revision: Default::default(),
+            limits: &namespace.limits,
+        };
+        let waited = wait::ready(shard, &context, namespace, (call, &message), until_ns).await;
+        if waited == wait::Waited::InVain && key.is_empty() {
+            // An answer that takes nothing away needs no record.
+            return Ok(Step::Answered(Answer::default()));
+        }
+    }
     if level == Durability::Memory && key.is_empty() && !holds {
         if namespace.backend != 0 {
             // An outside backend may have it when the caller's time is up.
@@ -409,6 +434,7 @@ fn finish_at(
             }
         }
         Origin::Shard { shard: to, ticket } => remote::answer(shard, *to, *ticket, outcome),
+        Origin::Own(answer) => answer.settle(outcome),
     }
 }
 

@@ -89,6 +89,21 @@ pub(super) async fn admit(
     ))
 }
 
+/// Whether nothing is known of the key, so that its call is the first.
+pub(super) fn is_new(
+    shard: &Shard,
+    call: &Call,
+    namespace: &Namespace,
+    key: &[u8],
+    message: &[u8],
+) -> bool {
+    let scope =
+        OutcomeKey { namespace: namespace.id, partition: 0, caller: caller(&call.metadata), key };
+    let body_hash = body_hash(shard.target().hash_key, call.method.id(), message);
+    let now_us = shard.log.time_us(prism_io::clock::wall_us());
+    matches!(shard.store.outcomes_mut().lookup(scope, body_hash, now_us), Lookup::Unknown)
+}
+
 /// What a keyed call may do as things are; `None` while the first call of its key runs.
 fn look_up(
     shard: &Shard,

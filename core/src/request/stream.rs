@@ -3,20 +3,23 @@
 //! Each runs in a task of its own and holds one page. It is bounded in number, ends with its deadline or its caller, and
 //! gives the loop back between pages.
 
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use prism_adapters::call::NO_END;
 use prism_adapters::{Context, Error, Kind, PageSink, interfaces};
 use prism_io::grpc::Message;
 use prism_io::server::StreamCall;
 use prism_io::{clock, rt};
-use prism_proto::catalogue::Method;
+use prism_proto::catalogue::{Method, Model};
 
-use super::{Answer, Call, Origin, Stage, durability, expired, permit};
+use super::{Answer, Call, Origin, Stage, durability, expired, own, permit};
 use crate::namespaces::Namespace;
 use crate::remote::{self, AskParts, RemoteSink, caller_gone};
-use crate::shard::{RETRY_DELAY, Shard};
+use crate::shard::{RETRY_DELAY, Shard, Stopping};
 use crate::status;
 
 /// Streamed calls that one shard serves at once.
@@ -32,8 +35,8 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
     let shard = shard.clone();
     rt::spawn(async move {
         let seen = std::cell::Cell::new(None);
-        let mut sink = CallerSink { stream: &stream };
-        let served = within(&call, async {
+        let mut sink = CallerSink { shard: &shard, stream: &stream };
+        let served = within(&call, stream.closed(), async {
             let namespace = permit(&shard, call.method, &call.message, &seen)?;
             let _held = shard.hold(namespace, &call, call.message.len())?;
             if namespace.home == shard.index {
@@ -74,7 +77,7 @@ pub(crate) fn start_remote(shard: &Rc<Shard>, call: Call) {
     rt::spawn(async move {
         let seen = std::cell::Cell::new(None);
         let mut sink = RemoteSink::new(&shard, to, ticket);
-        let served = within(&call, async {
+        let served = within(&call, std::future::pending(), async {
             let namespace = permit(&shard, call.method, &call.message, &seen)?;
             let _held = shard.hold(namespace, &call, call.message.len())?;
             serve(&shard, namespace, &call, &mut sink).await
@@ -111,6 +114,11 @@ pub(crate) fn refuse_client_streaming(shard: &Rc<Shard>, stream: StreamCall, met
     });
 }
 
+/// As [`PageSink::write`] of a stream that another shard's caller reads.
+pub(crate) async fn write(shard: &Shard, method: Method, request: Vec<u8>) -> Result<Bytes, Error> {
+    own::write(shard, method, request).await
+}
+
 async fn serve(
     shard: &Shard,
     namespace: &Namespace,
@@ -133,16 +141,65 @@ async fn serve(
     shard.backend(namespace).stream(&context, call.method, &call.message, sink).await
 }
 
-/// Runs `work` until the call's deadline.
-async fn within(call: &Call, work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+/// Runs `work` until the call's deadline, or until its caller has `gone`.
+async fn within(
+    call: &Call,
+    gone: impl Future<Output = ()>,
+    work: impl Future<Output = Result<(), Error>>,
+) -> Result<(), Error> {
+    let (mut gone, mut work) = (pin!(gone), pin!(work));
+    let work = std::future::poll_fn(|context| {
+        if gone.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(caller_gone()));
+        }
+        work.as_mut().poll(context)
+    });
+    if call.deadline_ns == NO_DEADLINE_NS {
+        return work.await;
+    }
     let left_ns = call.deadline_ns.saturating_sub(clock::monotonic_ns());
     rt::timeout(Duration::from_nanos(left_ns), work)
         .await
         .unwrap_or_else(|| Err(expired(Stage::Nothing)))
 }
 
+/// The deadline of a stream that may last for ever.
+pub(crate) const NO_DEADLINE_NS: u64 = u64::MAX;
+
+/// Whether a call of this method that brings no deadline has none: what it reads has no end.
+pub(crate) fn is_endless(method: Method) -> bool {
+    let model = method.interface().map(|interface| interface.model());
+    method.server_streaming() && matches!(model, Some(Model::PubSub | Model::Stream))
+}
+
+/// Waits for `event` until it is `until_us`, µs since the epoch, or until `gone` or the shard's end.
+pub(crate) async fn wait(
+    shard: &Shard,
+    event: impl Future<Output = ()>,
+    gone: impl Future<Output = ()>,
+    until_us: u64,
+) -> Result<(), Error> {
+    let (mut event, mut gone) = (pin!(event), pin!(gone));
+    let mut stopped = pin!(shard.stopping.wait());
+    let first = std::future::poll_fn(|context| {
+        if stopped.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(Stopping::error()));
+        }
+        if gone.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(caller_gone()));
+        }
+        event.as_mut().poll(context).map(Ok)
+    });
+    if until_us == NO_END {
+        return first.await;
+    }
+    let left = Duration::from_micros(until_us.saturating_sub(clock::wall_us()));
+    rt::timeout(left, first).await.unwrap_or(Ok(()))
+}
+
 /// The sink of a stream that a caller of this shard reads.
 struct CallerSink<'a> {
+    shard: &'a Shard,
     stream: &'a StreamCall,
 }
 
@@ -154,6 +211,15 @@ impl PageSink for CallerSink<'_> {
 
     fn now_us(&self) -> u64 {
         clock::wall_us()
+    }
+
+    async fn wait(&mut self, event: impl Future<Output = ()>, until_us: u64) -> Result<(), Error> {
+        // That the caller has gone ends the whole call.
+        wait(self.shard, event, std::future::pending(), until_us).await
+    }
+
+    async fn write(&mut self, method: Method, request: Vec<u8>) -> Result<Bytes, Error> {
+        own::write(self.shard, method, request).await
     }
 }
 

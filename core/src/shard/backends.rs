@@ -97,6 +97,15 @@ impl Attached {
         }
     }
 
+    /// As [`prism_adapters::Backend::ready`].
+    pub(crate) async fn ready(&self, context: &Context<'_>, method: Method, request: &[u8]) {
+        match self {
+            Attached::Memory(store) => store.ready(context, method, request).await,
+            Attached::Redis(redis) => redis.ready(context, method, request).await,
+            Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
+        }
+    }
+
     /// As [`prism_adapters::Backend::stream`].
     pub(crate) async fn stream<S: PageSink>(
         &self,

@@ -12,6 +12,7 @@ mod open;
 mod run;
 mod service;
 mod snapshots;
+mod stopping;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -30,6 +31,7 @@ pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
 pub(crate) use run::{Ended, Launch, Report, run};
 pub(crate) use service::route;
+pub(crate) use stopping::Stopping;
 
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
@@ -86,6 +88,7 @@ pub(crate) struct Shard {
     default_deadline_ns: u64,
     calls: OnceCell<Rc<dyn StartCall<Call>>>,
     streams: Cell<usize>,
+    pub(crate) stopping: Stopping,
     /// Number of this start of the process on this data directory, from 1.
     start: u32,
     unlogged: Cell<u64>,

@@ -19,7 +19,7 @@ use super::backends::Attached;
 use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
-use super::{DeadLetters, Deadlines, OpenError, Refusals, Replies, Shard, open};
+use super::{DeadLetters, Deadlines, OpenError, Refusals, Replies, Shard, Stopping, open};
 use crate::config::{Config, Durability, OnDataLoss};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces, model};
@@ -240,6 +240,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         default_deadline_ns: config.limits.default_deadline.as_nanos() as u64,
         calls: OnceCell::new(),
         streams: Cell::new(0),
+        stopping: Stopping::default(),
         start: launch.start,
         unlogged: Cell::new(0),
         hash_key: launch.hash_key,
@@ -276,6 +277,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     if wait_for_end(&stop, &failure).await {
         tracing::info!(shard = index, "draining");
         shard.health.stop();
+        shard.stopping.begin();
         connections.drain();
         let drained =
             rt::timeout(drain_timeout, drain(&shard, &calls, &connections, &failure)).await;

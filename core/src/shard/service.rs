@@ -69,9 +69,11 @@ impl Service for Front {
             return self.own_request(connection, stream, route, &head, &message);
         };
         let received_ns = connection.received_ns();
-        let span_ns = head.timeout.map_or(self.0.default_deadline_ns, |timeout| {
-            u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX)
-        });
+        let span_ns = match head.timeout {
+            Some(timeout) => u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX),
+            None if stream::is_endless(method) => stream::NO_DEADLINE_NS,
+            None => self.0.default_deadline_ns,
+        };
         let call = Call {
             origin: Origin::Caller { connection: connection.clone(), stream },
             method,

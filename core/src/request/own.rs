@@ -1,0 +1,54 @@
+//! Writes that a stream makes of its own: they go the way of a caller's, and their answer comes back here.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
+use prism_adapters::{Error, Kind};
+use prism_io::clock;
+use prism_io::grpc::Metadata;
+use prism_proto::catalogue::Method;
+
+use super::{Answer, Call, Origin};
+use crate::shard::Shard;
+
+/// Where the answer of such a write arrives.
+#[derive(Default)]
+pub(crate) struct OwnAnswer {
+    outcome: Cell<Option<Result<Answer, Error>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl OwnAnswer {
+    pub(super) fn settle(&self, outcome: Result<Answer, Error>) {
+        self.outcome.set(Some(outcome));
+        self.waker.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Has a write of the shard's own carried out. One that is given up takes effect all the same once it is in the log.
+pub(super) async fn write(shard: &Shard, method: Method, request: Vec<u8>) -> Result<Bytes, Error> {
+    let answer = Rc::new(OwnAnswer::default());
+    let received_ns = clock::monotonic_ns();
+    shard.start(Call {
+        origin: Origin::Own(answer.clone()),
+        method,
+        metadata: Metadata::new(),
+        deadline_ns: received_ns.saturating_add(shard.default_deadline_ns()),
+        received_ns,
+        message: request.into(),
+    });
+    let answered = std::future::poll_fn(|context| match answer.outcome.take() {
+        Some(outcome) => Poll::Ready(outcome),
+        None => {
+            *answer.waker.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        }
+    })
+    .await?;
+    match answered.code {
+        0 => Ok(answered.reply.to_bytes()),
+        _ => Err(Error::new(Kind::Internal, "CALL_SHAPE", "a write without a key was a retry")),
+    }
+}

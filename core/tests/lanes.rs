@@ -283,3 +283,140 @@ fn keyed_retries_get_the_first_answer_where_the_log_can_give_it() {
     assert_eq!(redis_cli(redis.address, 0, &["GET", "orders:key"]), "second");
     server.stop();
 }
+
+/// What is known of one key outside of the server: the number acknowledged last, and the one sent last.
+type Journal = std::rc::Rc<std::cell::RefCell<[(u64, u64); 12]>>;
+
+/// The number that a value holds; 0 for none.
+fn number(value: Option<&[u8]>) -> u64 {
+    value.map_or(0, |value| std::str::from_utf8(value).unwrap().parse().unwrap())
+}
+
+/// Writes ever higher numbers under twelve keys until the server is gone: every third by compare-and-swap, which needs the
+/// answer of Redis.
+async fn load(listen: std::net::SocketAddr, journal: Journal) {
+    let caller = Caller::to(listen, "orders").await;
+    let writers = (0..12usize).map(|index| {
+        let (caller, journal) = (caller.clone(), journal.clone());
+        async move {
+            let key = format!("number-{index}");
+            loop {
+                let (acknowledged, sent) = journal.borrow()[index];
+                let next = sent + 1;
+                journal.borrow_mut()[index].1 = next;
+                let text = next.to_string();
+                let outcome = if index % 3 == 2 {
+                    let before = acknowledged.to_string();
+                    let expected = (acknowledged > 0).then_some(before.as_bytes());
+                    let swap = caller.swap_request(&key, expected, text.as_bytes());
+                    caller.try_swap(&[], &swap).await.map(|(answer, _)| {
+                        let found = number(answer.current.as_ref().map(|entry| &entry.value[..]));
+                        // One of the earlier attempts, whose outcome was not heard, may have taken effect.
+                        let may_be = (acknowledged..=sent).contains(&found);
+                        assert!(answer.swapped || may_be, "{key}: {found}, {acknowledged}");
+                        if answer.swapped { next } else { found }
+                    })
+                } else {
+                    let set = caller.set_request(&key, text.as_bytes());
+                    caller.try_set(&[], &set).await.map(|_| next)
+                };
+                match outcome {
+                    Ok(now) => journal.borrow_mut()[index].0 = now,
+                    Err(refusal) if refusal.reason.is_empty() => return,
+                    Err(_) => rt::sleep(Duration::from_millis(2)).await,
+                }
+            }
+        }
+    });
+    harness::together(writers).await;
+}
+
+/// Holds the journal against what is read through the server, and settles what was open.
+async fn compare(listen: std::net::SocketAddr, journal: Journal) {
+    let caller = Caller::to(listen, "orders").await;
+    for index in 0..12 {
+        let key = format!("number-{index}");
+        let until = Instant::now() + PATIENCE;
+        let found = loop {
+            match caller.try_get(&[], &key).await {
+                Ok((answer, _)) => {
+                    break number(answer.entry.as_ref().map(|entry| &entry.value[..]));
+                }
+                Err(refusal) => assert!(Instant::now() < until, "{refusal:?}"),
+            }
+            rt::sleep(Duration::from_millis(5)).await;
+        };
+        let (acknowledged, sent) = journal.borrow()[index];
+        assert!(
+            (acknowledged..=sent).contains(&found),
+            "{key} holds {found}, acknowledged {acknowledged}, sent {sent}"
+        );
+        journal.borrow_mut()[index] = (found, found);
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_either_side_is_killed_under_load() {
+    let rounds: u64 = match std::env::var("PRISM_KILL_ROUNDS") {
+        Ok(text) => text.parse().expect("a number"),
+        Err(_) => 12,
+    };
+    let mut redis = OwnRedis::start(&[]);
+    let directory = directory();
+    // Small segments and many snapshots, so that the log is trimmed behind what Redis has confirmed.
+    let options = "wal: {segment_bytes: 20MiB, bytes_max: 400MiB}\n\
+                   memory: {snapshot_bytes: 1MiB, snapshot_interval: 1s}\n";
+    let setup = serve(directory.path()).config(&format!(
+        "{options}backends:\n  - {{name: cache, type: redis, address: \"{}\"}}\nnamespaces:\n  \
+         - {{name: orders, client_api: keyvalue, backend: cache, durability: wal}}\n",
+        redis.address
+    ));
+    let mut known = [(0, 0); 12];
+    for round in 0..rounds {
+        let server = setup.start();
+        let (listen, id) = (server.listen, server.id());
+        // It lives for an eighth to half a second under load, the same in every run.
+        let life = Duration::from_millis(125 + round * 97 % 375);
+        let killer = std::thread::spawn({
+            let (redis_id, with_redis) = (redis.id(), round % 3 == 1);
+            move || {
+                std::thread::sleep(life / 2);
+                if with_redis {
+                    harness::signal(redis_id, "KILL");
+                }
+                std::thread::sleep(life / 2);
+                harness::signal(id, "KILL");
+            }
+        });
+        known = run(async move {
+            let journal = Journal::new(std::cell::RefCell::new(known));
+            load(listen, journal.clone()).await;
+            let known = *journal.borrow();
+            known
+        });
+        killer.join().unwrap();
+        server.kill();
+        if round % 3 == 1 {
+            redis.kill();
+            redis.restart();
+        }
+        let server = setup.start();
+        let listen = server.listen;
+        known = run(async move {
+            let journal = Journal::new(std::cell::RefCell::new(known));
+            compare(listen, journal.clone()).await;
+            let known = *journal.borrow();
+            known
+        });
+        server.kill();
+    }
+    let server = setup.start();
+    drained(&server);
+    for (index, (acknowledged, _)) in known.iter().enumerate() {
+        let stored = redis.cli(&["GET", &format!("orders:number-{index}")]);
+        assert_eq!(number(Some(stored.as_bytes())), *acknowledged);
+    }
+    let all: u64 = known.iter().map(|(acknowledged, _)| acknowledged).sum();
+    assert!(all > 50 * rounds, "there was load: {known:?}");
+    server.stop();
+}

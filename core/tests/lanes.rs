@@ -359,7 +359,7 @@ async fn compare(listen: std::net::SocketAddr, journal: Journal) {
 fn nothing_acknowledged_is_lost_when_either_side_is_killed_under_load() {
     let rounds: u64 = match std::env::var("PRISM_KILL_ROUNDS") {
         Ok(text) => text.parse().expect("a number"),
-        Err(_) => 12,
+        Err(_) => 9,
     };
     let mut redis = OwnRedis::start(&[]);
     let directory = directory();

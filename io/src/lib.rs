@@ -4,6 +4,7 @@
 //! timers, pinning, the mesh between shards, the pooled call slots, and HTTP/2 and gRPC as state machines without I/O.
 //! This crate never knows what a namespace is, and nobody outside it names the runtime.
 
+mod affinity;
 pub mod bell;
 pub mod calls;
 pub mod client;

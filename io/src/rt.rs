@@ -16,6 +16,8 @@ use atomic_waker::AtomicWaker;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
+use crate::affinity;
+
 /// Entries of the submission queue of one shard's ring.
 pub const RING_ENTRIES: u32 = 4096;
 
@@ -45,6 +47,7 @@ pub fn driver() -> Driver {
 
 /// Pins the calling thread to `core` (numbered as in `/proc/cpuinfo`).
 pub fn pin(core: usize) -> io::Result<()> {
+    affinity::remember();
     monoio::utils::bind_to_cpu_set([core]).map_err(|error| {
         io::Error::other(format!("could not pin the thread to core {core}: {error}"))
     })

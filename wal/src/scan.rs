@@ -10,12 +10,14 @@ use crate::format::{
 };
 use crate::record::Record;
 
-/// A window that moves forward over one file.
+/// A window that moves forward over one file. What lies within one chunk is looked at where it was read to.
 pub(crate) struct SegmentReader {
     stream: Box<dyn ChunkStream>,
-    window: Vec<u8>,
-    /// Offset of the window's first byte in the file.
-    start: u64,
+    /// Offset of the stream's chunk in the file.
+    chunk_start: u64,
+    /// Bytes from several chunks, put together, and their offset.
+    joined: Vec<u8>,
+    joined_start: u64,
     ended: bool,
 }
 
@@ -26,30 +28,71 @@ impl SegmentReader {
 
     /// Over a file that is streamed from its beginning.
     pub(crate) fn of(stream: Box<dyn ChunkStream>) -> SegmentReader {
-        SegmentReader { stream, window: Vec::new(), start: 0, ended: false }
+        let (chunk_start, joined, joined_start, ended) = (0, Vec::new(), 0, false);
+        SegmentReader { stream, chunk_start, joined, joined_start, ended }
     }
 
     /// The bytes at `offset`, fewer than `length` only at the end of the file. Offsets never go back.
     pub(crate) fn get(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
-        let skip = usize::try_from(offset - self.start).expect("the window is in memory");
-        let wanted = skip + length;
-        if wanted > self.window.len() && !self.ended {
-            // What was left behind goes before more comes in.
-            let passed = skip.min(self.window.len());
-            self.window.drain(..passed);
-            self.start += passed as u64;
-            let wanted = wanted - passed;
-            while self.window.len() < wanted && !self.ended {
-                let chunk = self.stream.next_chunk()?;
-                self.ended = chunk.is_empty();
-                self.window.extend_from_slice(chunk);
-            }
+        while offset >= self.chunk_end() && !self.ended {
+            self.step()?;
         }
-        let from =
-            usize::try_from(offset - self.start).expect("in the window").min(self.window.len());
-        let to = (from + length).min(self.window.len());
-        Ok(&self.window[from..to])
+        let end = offset + length as u64;
+        if offset >= self.chunk_start && (end <= self.chunk_end() || self.ended) {
+            return Ok(part(self.stream.chunk(), self.chunk_start, offset, length));
+        }
+        let joined_end = self.joined_start + self.joined.len() as u64;
+        if offset < self.joined_start || offset >= joined_end {
+            self.joined.clear();
+            self.joined_start = offset;
+            self.joined.extend_from_slice(part(
+                self.stream.chunk(),
+                self.chunk_start,
+                offset,
+                length,
+            ));
+        }
+        self.join(end)?;
+        Ok(part(&self.joined, self.joined_start, offset, length))
     }
+
+    fn chunk_end(&self) -> u64 {
+        self.chunk_start + self.stream.chunk().len() as u64
+    }
+
+    /// Goes on to the next chunk.
+    fn step(&mut self) -> io::Result<()> {
+        let start = self.chunk_end();
+        self.ended = self.stream.next_chunk()?.is_empty();
+        self.chunk_start = start;
+        Ok(())
+    }
+
+    /// Has the joined bytes reach to `end`, or to the end of the file.
+    fn join(&mut self, end: u64) -> io::Result<()> {
+        loop {
+            let joined_end = self.joined_start + self.joined.len() as u64;
+            if joined_end >= end {
+                return Ok(());
+            }
+            if joined_end == self.chunk_end() {
+                if self.ended {
+                    return Ok(());
+                }
+                self.step()?;
+            }
+            let wanted = usize::try_from(end - joined_end).expect("it is in memory");
+            let chunk = part(self.stream.chunk(), self.chunk_start, joined_end, wanted);
+            self.joined.extend_from_slice(chunk);
+        }
+    }
+}
+
+/// The bytes at `offset` of what begins at `start`, as far as they are there.
+fn part(bytes: &[u8], start: u64, offset: u64, length: usize) -> &[u8] {
+    let from = usize::try_from(offset.saturating_sub(start))
+        .map_or(bytes.len(), |from| from.min(bytes.len()));
+    &bytes[from..(from + length).min(bytes.len())]
 }
 
 /// What a batch must be to come next.

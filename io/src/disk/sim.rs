@@ -348,6 +348,10 @@ impl ChunkStream for Chunks {
         self.next = (self.taken + CHUNK_BYTES).min(self.bytes.len());
         Ok(&self.bytes[self.taken..self.next])
     }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes[self.taken..self.next]
+    }
 }
 
 #[cfg(test)]

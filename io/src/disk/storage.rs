@@ -18,6 +18,9 @@ pub struct FileEntry {
 pub trait ChunkStream {
     /// The next chunk, empty at the end of the file. Every chunk but the last is a whole number of pages.
     fn next_chunk(&mut self) -> io::Result<&[u8]>;
+
+    /// The chunk that came last, empty before the first.
+    fn chunk(&self) -> &[u8];
 }
 
 /// What a log needs of a data directory when it may block. Names are plain file names, or `folder/name` as the target of

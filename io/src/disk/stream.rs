@@ -20,7 +20,7 @@ type Chunk = (AlignedMemory, io::Result<usize>);
 pub(super) struct ReadAhead {
     full: Option<Receiver<Chunk>>,
     empty: Option<SyncSender<AlignedMemory>>,
-    current: Option<AlignedMemory>,
+    current: Option<(AlignedMemory, usize)>,
     reader: Option<JoinHandle<()>>,
     ended: bool,
 }
@@ -34,6 +34,8 @@ impl ReadAhead {
             empty.send(AlignedMemory::zeroed(CHUNK_BYTES)).expect("the receiver is in scope");
         }
         let reader = std::thread::Builder::new().name("log-read".into()).spawn(move || {
+            // The thread that waits for it is pinned; this one runs wherever there is room, and where it would be in the way least.
+            crate::affinity::unpin();
             let mut offset = offset;
             while let Ok(mut memory) = empty_receiver.recv() {
                 let result = read_full(&file, offset, &mut memory);
@@ -51,7 +53,7 @@ impl ReadAhead {
 
 impl ChunkStream for ReadAhead {
     fn next_chunk(&mut self) -> io::Result<&[u8]> {
-        if let (Some(memory), Some(empty)) = (self.current.take(), &self.empty) {
+        if let (Some((memory, _)), Some(empty)) = (self.current.take(), &self.empty) {
             // The thread may have come to the end already and be gone.
             let _ = empty.send(memory);
         }
@@ -63,7 +65,12 @@ impl ChunkStream for ReadAhead {
             full.recv().map_err(|_| io::Error::other("the reading thread ended early"))?;
         let bytes = result?;
         self.ended = bytes < CHUNK_BYTES;
-        Ok(&self.current.insert(memory)[..bytes])
+        self.current = Some((memory, bytes));
+        Ok(self.chunk())
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.current.as_ref().map_or(&[], |(memory, bytes)| &memory[..*bytes])
     }
 }
 

@@ -135,6 +135,8 @@ const PATHS_CACHED_MAX: usize = 32;
 pub struct ClientConnection {
     core: Connection<Call>,
     sink: AnswerSink,
+    /// Messages of the piece of DATA that came last, with whether they are compressed; they come before `events`.
+    messages: VecDeque<(StreamId, Bytes, bool)>,
     events: VecDeque<ClientEvent>,
     scheme: &'static [u8],
     authority: Box<[u8]>,
@@ -154,6 +156,7 @@ impl ClientConnection {
         Self {
             core: Connection::new(Role::Client, limits, now_ns),
             sink: AnswerSink::default(),
+            messages: VecDeque::new(),
             events: VecDeque::new(),
             scheme: b"http",
             authority: authority.as_bytes().into(),
@@ -358,6 +361,10 @@ impl ClientConnection {
     /// The next event, or `None` when everything received has been worked through.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         loop {
+            // Far smaller than the other events, and many at a time.
+            if let Some((stream, message, compressed)) = self.messages.pop_front() {
+                return Some(ClientEvent::Message { stream, message, compressed });
+            }
             if let Some(event) = self.events.pop_front() {
                 return Some(event);
             }
@@ -437,7 +444,7 @@ impl ClientConnection {
                         held += message.len() as u32;
                     }
                     let compressed = call.deframer.was_compressed();
-                    self.events.push_back(ClientEvent::Message { stream, message, compressed });
+                    self.messages.push_back((stream, message, compressed));
                 }
                 Ok(None) => break None,
                 Err(error) => break Some(error),

@@ -86,6 +86,25 @@ impl<T: Recycle> Connection<T> {
         self.budgets.window_updates.refill();
     }
 
+    /// Sends a small piece of DATA in three parts by making the last frame longer, which is its stream's; `false`: nothing was
+    /// taken. What a frame means to budgets and clocks was accounted for when it was begun.
+    #[inline]
+    pub(crate) fn join_data(&mut self, slot: usize, parts: [&[u8]; 3]) -> bool {
+        let bytes = parts[0].len() + parts[1].len() + parts[2].len();
+        let stream = self.streams.at(slot);
+        let window = stream.send_window.available().min(self.send_window.available());
+        if bytes > window
+            || !stream.queue.is_empty()
+            || self.output.len() >= self.limits.output_bytes_high as usize
+            || !self.output.join_data(stream.number, parts, self.peer.frame_bytes_max as usize)
+        {
+            return false;
+        }
+        stream.send_window.take(bytes);
+        self.send_window.take(bytes);
+        true
+    }
+
     /// Sends or queues DATA made of three parts. False when the connection's queue is full: nothing was taken.
     #[inline]
     pub(crate) fn send_data(

@@ -124,6 +124,9 @@ impl Namespaces {
 pub(crate) fn model(api: ClientApi) -> Model {
     match api {
         ClientApi::KeyValue => Model::KeyValue,
+        ClientApi::PubSub => Model::PubSub,
+        ClientApi::Queue => Model::Queue,
+        ClientApi::Stream => Model::Stream,
     }
 }
 

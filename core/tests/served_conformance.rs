@@ -1,4 +1,4 @@
-//! The KeyValue conformance suite through the whole proxy: over gRPC, over the mesh, at both levels of durability, and on
+//! The conformance suite through the whole proxy: over gRPC, over the mesh, at both levels of durability, and on
 //! outside backends.
 
 mod harness;
@@ -15,7 +15,7 @@ use prism_proto::catalogue::{Interfaces, Method, Model};
 use servers::OwnRedis;
 
 /// A namespace as its callers see it, and what its versions promise.
-struct Served(Caller, Versions);
+struct Served(Caller, Versions, Model);
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
@@ -26,7 +26,7 @@ impl From<Refusal> for Failure {
 
 impl Client for Served {
     fn offers(&self) -> Interfaces {
-        Model::KeyValue.interfaces()
+        self.2.interfaces()
     }
 
     fn namespace(&self) -> &str {
@@ -75,7 +75,7 @@ fn conforms(server: &Server, namespaces: Vec<&'static str>, versions: Versions) 
     let suites = run(async move {
         let caller = Caller::to(listen, "").await;
         together(namespaces.into_iter().map(|namespace| {
-            let served = Served(caller.of(namespace), versions);
+            let served = Served(caller.of(namespace), versions, Model::KeyValue);
             async move {
                 let ran = conformance::run(&served).await;
                 conformance::random_sequence(&served, 1, 300).await;
@@ -182,4 +182,41 @@ fn a_redis_that_is_away_is_named_and_comes_back() {
         assert!(std::time::Instant::now() < until, "it comes back by itself");
     }
     server.stop();
+}
+
+/// The models beside KeyValue, at both levels, each called through either shard.
+fn models_conform(model: Model) {
+    let directory = directory();
+    let levels = ["memory", "wal"];
+    let mut config = "wal: {segment_bytes: 20MiB}\nnamespaces:\n".to_owned();
+    let names: Vec<String> = levels
+        .iter()
+        .flat_map(|level| (0..4).map(move |number| format!("{level}-{number}")))
+        .collect();
+    for name in &names {
+        let level = name.split('-').next().unwrap();
+        let api = model.name();
+        config += &format!("  - {{name: {name}, client_api: {api}, durability: {level}}}\n");
+    }
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    let listen = server.listen;
+    let suites = run(async move {
+        let caller = Caller::to(listen, "").await;
+        together(names.into_iter().map(|name| {
+            let served = Served(caller.of(&name), Versions::None, model);
+            async move { conformance::run(&served).await }
+        }))
+        .await
+    });
+    for ran in suites {
+        assert!(ran.len() > 15, "{ran:?}");
+    }
+    server.assert_well();
+    assert!(server.metric("prism_mesh_sent_total") > 100.0, "calls cross the mesh");
+    server.stop();
+}
+
+#[test]
+fn queues_conform_at_both_levels_also_across_the_mesh() {
+    models_conform(Model::Queue);
 }

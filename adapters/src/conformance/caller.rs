@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use prism_proto::catalogue::Method;
+use prism_proto::google::rpc::{ErrorInfo, Status};
 use prism_proto::prism::keyvalue::v1::{
     CountRequest, CountResponse, DeleteRequest, DeleteResponse, ExistsRequest, ExistsResponse,
     ExpireRequest, ExpireResponse, GetRequest, GetResponse, GetTtlRequest, GetTtlResponse,
@@ -11,6 +12,7 @@ use prism_proto::prism::keyvalue::v1::{
     count_request, expire_request, scan_keys_request, scan_request,
 };
 use prism_proto::prism::r#type::v1::Entry;
+use prism_proto::rpc::detail;
 use prost::Message;
 use prost_types::Duration;
 
@@ -28,6 +30,7 @@ pub(super) enum Select<'a> {
 pub(super) struct Caller<'c, C> {
     pub(super) client: &'c C,
     prefix: String,
+    number: String,
 }
 
 /// Counts the callers; two of them never use the same keys, also not in another process.
@@ -37,7 +40,8 @@ impl<'c, C: Client> Caller<'c, C> {
     pub(super) fn new(client: &'c C, case: &'static str) -> Self {
         let since = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros());
         let count = CALLERS.fetch_add(1, Ordering::Relaxed);
-        Caller { client, prefix: format!("{{{case} {since:x} {count}}}:") }
+        let prefix = format!("{{{case} {since:x} {count}}}:");
+        Caller { client, prefix, number: format!("{since:x}-{count}") }
     }
 
     pub(super) fn namespace(&self) -> String {
@@ -47,6 +51,11 @@ impl<'c, C: Client> Caller<'c, C> {
     /// A key that no other case uses. All keys of a case are of one partition.
     pub(super) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
+    }
+
+    /// The name of a queue, topic, stream or group that no other case uses.
+    pub(super) fn name(&self, name: &str) -> String {
+        format!("c{}.{name}", self.number)
     }
 
     /// What the keys of this case, and no other, begin with.
@@ -186,6 +195,19 @@ impl<'c, C: Client> Caller<'c, C> {
         let request = CountRequest { namespace: self.namespace(), selection, limit };
         self.call(Method::KEYVALUE_COUNT, &request).await.unwrap()
     }
+}
+
+/// Why one item of a batch was refused; empty where it was not.
+pub(super) fn reason(status: Option<Status>) -> String {
+    let Some(status) = status else { return String::new() };
+    let info: ErrorInfo = detail(&status).expect("a status says its reason");
+    info.reason
+}
+
+/// A moment in milliseconds since the epoch.
+pub(super) fn at_ms(time: Option<prost_types::Timestamp>) -> i64 {
+    let time = time.expect("a moment");
+    time.seconds * 1000 + i64::from(time.nanos) / 1_000_000
 }
 
 /// So many milliseconds as a `google.protobuf.Duration`.

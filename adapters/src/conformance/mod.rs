@@ -19,6 +19,7 @@ mod keyvalue_transactional;
 mod keyvalue_ttl;
 mod model;
 mod offered;
+mod queue;
 
 use std::future::Future;
 use std::time::Duration;
@@ -153,6 +154,11 @@ async fn run_interface<C: Client>(client: &C, interface: Interface, ran: &mut Ve
         Interface::KeyValueTransactional => keyvalue_transactional::run(client, ran).await,
         Interface::KeyValueBatch => keyvalue_batch::run(client, ran).await,
         Interface::KeyValueCas => keyvalue_cas::run(client, ran).await,
+        Interface::QueueBasic
+        | Interface::QueueVisibility
+        | Interface::QueueDeadLetter
+        | Interface::QueuePriority
+        | Interface::QueueDelayed => queue::run(client, interface, ran).await,
         other => panic!("{other} is offered, but there are no cases for it yet"),
     }
 }

@@ -8,6 +8,8 @@
 //! - `slab`, `index`, `entry`: where entries are and how they are found
 //! - `store`: changes, expiry (`wheel`) and the memory that is taken
 //! - `keyvalue`, `scan`: the interfaces
+//! - `rooms`, `sources`: where the other models' data is, and how those who wait for it are told
+//! - `queue`: the queues
 //! - `outcomes`: what became of calls with an idempotency key
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
@@ -17,9 +19,12 @@ mod format;
 mod index;
 mod keyvalue;
 mod outcomes;
+mod queue;
+mod rooms;
 mod scan;
 mod slab;
 mod snapshot;
+mod sources;
 mod store;
 mod wheel;
 
@@ -39,7 +44,9 @@ pub use self::outcomes::{
     Lookup, OUTCOME_BYTES_MAX, OUTCOMES_MAX, Outcome, OutcomeKey, Outcomes, Ticket, WINDOW_DEFAULT,
     WINDOW_MIN,
 };
+use self::queue::Queues;
 pub use self::snapshot::{Snapshot, SnapshotStep};
+use self::sources::Sources;
 use self::store::Store;
 use crate::backend::Admission;
 use crate::error::{Error, Kind};
@@ -74,6 +81,8 @@ impl Default for MemstoreLimits {
 pub struct Memstore {
     store: RefCell<Store>,
     outcomes: RefCell<Outcomes>,
+    queues: RefCell<Queues>,
+    queue_sources: Sources,
     limits: MemstoreLimits,
     /// Signs page tokens; another one in every process, because positions are.
     page_signer: RandomState,
@@ -87,6 +96,11 @@ crate::backend! {
         keyvalue_transactional,
         keyvalue_batch,
         keyvalue_cas,
+        queue_basic,
+        queue_visibility,
+        queue_dead_letter,
+        queue_priority,
+        queue_delayed,
 }
 
 impl Memstore {
@@ -108,12 +122,17 @@ impl Memstore {
     }
 
     fn assemble(limits: MemstoreLimits, store: Store, outcomes: Outcomes) -> Memstore {
-        Memstore {
+        let memstore = Memstore {
             store: RefCell::new(store),
             outcomes: RefCell::new(outcomes),
+            queues: RefCell::default(),
+            queue_sources: Sources::default(),
             limits,
             page_signer: RandomState::new(),
-        }
+        };
+        let queues = memstore.restore_queues();
+        *memstore.queues.borrow_mut() = queues;
+        memstore
     }
 
     /// Begins a snapshot of the state as it is now; see [`Snapshot::step`]. One at a time.
@@ -230,9 +249,14 @@ impl Memstore {
 /// Whether a call may add entries or make one longer.
 fn takes_space(method: Method, request: &[u8]) -> bool {
     match method {
-        Method::KEYVALUE_SET | Method::KEYVALUE_BATCH_SET | Method::KEYVALUE_COMPARE_AND_SWAP => {
-            true
-        }
+        Method::KEYVALUE_SET
+        | Method::KEYVALUE_BATCH_SET
+        | Method::KEYVALUE_COMPARE_AND_SWAP
+        | Method::QUEUE_SEND
+        | Method::QUEUE_SEND_BATCH
+        | Method::QUEUE_SEND_WITH_PRIORITY
+        | Method::QUEUE_SEND_DELAYED
+        | Method::QUEUE_CONFIGURE_DEAD_LETTER => true,
         Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
             let mut operations = request.operations.iter();
             operations.any(|one| matches!(one.action, Some(OperationAction::Put(_))))

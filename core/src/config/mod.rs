@@ -125,16 +125,25 @@ pub struct Namespace {
 pub enum ClientApi {
     /// `prism.keyvalue.v1.KeyValueService`.
     KeyValue,
+    /// `prism.pubsub.v1.PubSubService`.
+    PubSub,
+    /// `prism.queue.v1.QueueService`.
+    Queue,
+    /// `prism.stream.v1.StreamService`.
+    Stream,
 }
 
 impl ClientApi {
     /// Every client API that can be served.
-    pub const ALL: &[Self] = &[Self::KeyValue];
+    pub const ALL: &[Self] = &[Self::KeyValue, Self::PubSub, Self::Queue, Self::Stream];
 
     /// As it is written in configuration, metrics and log lines.
     pub fn name(self) -> &'static str {
         match self {
             Self::KeyValue => "keyvalue",
+            Self::PubSub => "pubsub",
+            Self::Queue => "queue",
+            Self::Stream => "stream",
         }
     }
 }

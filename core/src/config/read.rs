@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use prism_proto::catalogue::Interfaces;
+
 use super::error::{ConfigError, ConfigErrors, Origin, Problem, nearest};
 use super::grpc;
 use super::transport::read_transport;
@@ -126,7 +128,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let memory = read_memory(top.section("memory"), machine, report);
     let log = read_log(top.section("log"), flags, report);
     let namespaces = match namespaces {
-        None => ClientApi::ALL
+        None => [ClientApi::KeyValue]
             .iter()
             .map(|api| Namespace {
                 name: api.name().to_string(),
@@ -461,7 +463,7 @@ fn read_namespaces(
 ) -> Vec<Namespace> {
     if sections.is_empty() || sections.len() > NAMESPACES_MAX {
         let message = format!("namespaces lists {}, not 1 to {NAMESPACES_MAX}", sections.len());
-        let remedy = "leave the key out for one namespace per client API";
+        let remedy = "leave the key out for one namespace called `keyvalue`";
         report.error(origin, Problem::new(message, remedy));
     }
     let mut namespaces: Vec<Namespace> = Vec::with_capacity(sections.len());
@@ -520,6 +522,14 @@ fn read_namespaces(
         let (Some(name), Some(client_api)) = (name, client_api) else {
             continue;
         };
+        let model = crate::namespaces::model(client_api.value);
+        if of.serves().intersection(model.interfaces()) == Interfaces::NONE {
+            let api = client_api.value.name();
+            let message =
+                format!("backend `{}` ({}) does not serve `{api}` yet", of.name, of.type_name());
+            let remedy = "name another backend; `prism interfaces` lists what each serves";
+            report.error(client_api.origin, Problem::new(message, remedy));
+        }
         if namespaces.iter().any(|other| other.name == name.value) {
             let message = format!("the namespace `{}` is there twice", name.value);
             report.error(name.origin, Problem::new(message, "give each namespace its own name"));

@@ -420,7 +420,8 @@ fn finish_at(
     let code = outcome.as_ref().map_or_else(|error| error.kind().grpc_code(), |answer| answer.code);
     match &call.origin {
         Origin::Caller { connection, stream } => {
-            shard.metrics.request(namespace, 0, code, now_ns.saturating_sub(call.received_ns));
+            let elapsed_ns = now_ns.saturating_sub(call.received_ns);
+            shard.metrics.request(namespace, shard.api(namespace), code, elapsed_ns);
             trace::log_line(shard, call, namespace, code, now_ns);
             match outcome {
                 Ok(mut answer) => {

@@ -55,7 +55,7 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
         .await;
         let code = served.as_ref().map_or_else(|error| error.kind().grpc_code(), |()| 0);
         let elapsed_ns = clock::monotonic_ns().saturating_sub(call.received_ns);
-        shard.metrics.request(seen.get(), 0, code, elapsed_ns);
+        shard.metrics.request(seen.get(), shard.api(seen.get()), code, elapsed_ns);
         match served {
             Ok(()) => stream.finish(&[]),
             Err(error) => {

@@ -193,6 +193,11 @@ impl Shard {
         &self.backends[namespace.backend]
     }
 
+    /// The number of a namespace's client API, by which metrics count; of none, that of the first.
+    pub(crate) fn api(&self, namespace: Option<usize>) -> usize {
+        namespace.map_or(0, |namespace| self.namespaces.at(namespace).api as usize)
+    }
+
     /// What records are applied to.
     pub(crate) fn target(&self) -> Target<'_> {
         Target { store: &self.store, namespaces: &self.namespaces, hash_key: self.hash_key }

@@ -1,0 +1,193 @@
+//! Queues through the whole proxy: what waits, what a retry hears, and what a process leaves behind that is killed.
+
+mod harness;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use harness::{Caller, Server, directory, run, serve, together};
+use prism_proto::catalogue::Method;
+use prism_proto::prism::queue::v1 as queue;
+use prism_proto::prism::r#type::v1::{Delivery, Message};
+use prost_types::Duration as Span;
+
+const CONFIG: &str =
+    "wal: {segment_bytes: 20MiB}\nnamespaces:\n  - {name: jobs, client_api: queue}\n";
+
+fn start(path: &Path) -> Server {
+    serve(path).shards(2).config(CONFIG).start()
+}
+
+/// One queue of the namespace `jobs`.
+struct Jobs(Caller);
+
+impl Jobs {
+    async fn of(server: std::net::SocketAddr) -> Self {
+        Jobs(Caller::to(server, "jobs").await)
+    }
+
+    async fn send(&self, text: &str) {
+        let request = queue::SendRequest {
+            namespace: "jobs".to_owned(),
+            queue: "q".to_owned(),
+            message: Some(Message {
+                payload: Bytes::copy_from_slice(text.as_bytes()),
+                ..Default::default()
+            }),
+        };
+        let sent = self.0.call::<queue::SendResponse>(Method::QUEUE_SEND, &[], &request).await;
+        sent.expect("sent");
+    }
+
+    async fn receive(&self, key: &str, max_messages: u32, wait_s: i64) -> Vec<Delivery> {
+        let request = queue::ReceiveRequest {
+            namespace: "jobs".to_owned(),
+            queue: "q".to_owned(),
+            max_messages,
+            wait: Some(Span { seconds: wait_s, nanos: 0 }),
+            visibility_timeout: Some(Span { seconds: 3600, nanos: 0 }),
+        };
+        let keyed = [("prism-idempotency-key", key.as_bytes())];
+        let metadata = if key.is_empty() { &[][..] } else { &keyed[..] };
+        let received =
+            self.0.call::<queue::ReceiveResponse>(Method::QUEUE_RECEIVE, metadata, &request).await;
+        received.expect("received").0.deliveries
+    }
+
+    async fn acknowledge(&self, delivery: &Delivery) -> bool {
+        let request = queue::AcknowledgeRequest {
+            namespace: "jobs".to_owned(),
+            queue: "q".to_owned(),
+            receipts: vec![delivery.receipt.clone()],
+        };
+        let method = Method::QUEUE_ACKNOWLEDGE;
+        let answer = self.0.call::<queue::AcknowledgeResponse>(method, &[], &request).await;
+        answer.expect("answered").0.results[0].status.is_none()
+    }
+}
+
+fn texts(deliveries: &[Delivery]) -> Vec<String> {
+    let text = |one: &Delivery| one.message.as_ref().unwrap().payload.to_vec();
+    deliveries.iter().map(|one| String::from_utf8(text(one)).unwrap()).collect()
+}
+
+#[test]
+fn a_receive_waits_for_what_is_sent_later() {
+    let directory = directory();
+    let server = start(directory.path());
+    let listen = server.listen;
+    run(async move {
+        let begun = Instant::now();
+        // Several wait, on either shard; each of the messages goes to one of them.
+        let waiting = (0..4).map(|_| async move {
+            let jobs = Jobs::of(listen).await;
+            texts(&jobs.receive("", 1, 20).await)
+        });
+        let mut waiting = std::pin::pin!(together(waiting.collect::<Vec<_>>()));
+        let jobs = Jobs::of(listen).await;
+        let mut received = Vec::new();
+        let sending = async {
+            for number in 0..4 {
+                jobs.send(&number.to_string()).await;
+            }
+        };
+        let mut sending = std::pin::pin!(sending);
+        let mut sent = false;
+        std::future::poll_fn(|context| {
+            if let std::task::Poll::Ready(texts) = waiting.as_mut().poll(context) {
+                received = texts.concat();
+                return std::task::Poll::Ready(());
+            }
+            sent = sent || sending.as_mut().poll(context).is_ready();
+            std::task::Poll::Pending
+        })
+        .await;
+        received.sort();
+        assert_eq!(received, ["0", "1", "2", "3"]);
+        assert!(begun.elapsed() < Duration::from_secs(15), "they were told");
+        assert_eq!(texts(&jobs.receive("", 1, 0).await), [""; 0]);
+    });
+    server.stop();
+}
+
+#[test]
+fn a_wait_ends_when_the_server_does() {
+    let directory = directory();
+    let server = start(directory.path());
+    let (listen, id) = (server.listen, server.id());
+    run(async move {
+        let begun = Instant::now();
+        let waiting = async {
+            let jobs = Jobs::of(listen).await;
+            // It is there before the signal comes: the same connection has carried a call.
+            jobs.receive("", 1, 0).await;
+            let request = jobs.receive("", 1, 20);
+            harness::signal(id, "TERM");
+            request.await
+        };
+        assert_eq!(waiting.await.len(), 0);
+        assert!(begun.elapsed() < Duration::from_secs(15), "it did not wait for its end");
+    });
+    let (code, errors) = server.wait_end();
+    assert_eq!(code, 0, "{errors}");
+}
+
+#[test]
+fn a_keyed_retry_hears_the_same_deliveries_also_after_a_kill() {
+    let directory = directory();
+    let server = start(directory.path());
+    let listen = server.listen;
+    let first = run(async move {
+        let jobs = Jobs::of(listen).await;
+        for text in ["1", "2", "3"] {
+            jobs.send(text).await;
+        }
+        let first = jobs.receive("one", 2, 0).await;
+        assert_eq!(texts(&first), ["1", "2"]);
+        assert_eq!(jobs.receive("one", 2, 0).await, first);
+        first
+    });
+    server.kill();
+    let server = start(directory.path());
+    let listen = server.listen;
+    run(async move {
+        let jobs = Jobs::of(listen).await;
+        assert_eq!(jobs.receive("one", 2, 0).await, first, "also after a restart");
+        assert_eq!(texts(&jobs.receive("two", 2, 0).await), ["3"]);
+        assert!(jobs.acknowledge(&first[0]).await, "receipts survive");
+        assert!(!jobs.acknowledge(&first[0]).await);
+    });
+    server.stop();
+}
+
+#[test]
+fn sigkill_keeps_messages_leases_and_acknowledgements() {
+    let directory = directory();
+    let mut held: Vec<Delivery> = Vec::new();
+    for round in 0..4_usize {
+        let server = start(directory.path());
+        let listen = server.listen;
+        let before = std::mem::take(&mut held);
+        held = run(async move {
+            let jobs = Jobs::of(listen).await;
+            // What was leased and not acknowledged is still leased; what was acknowledged is gone.
+            assert_eq!(jobs.receive("", 10, 0).await, []);
+            for delivery in &before {
+                assert!(jobs.acknowledge(delivery).await, "round {round}: {delivery:?}");
+            }
+            let expected: Vec<String> = (0..20).map(|number| format!("{round}-{number}")).collect();
+            for text in &expected {
+                jobs.send(text).await;
+            }
+            let received = jobs.receive("", 100, 0).await;
+            assert_eq!(texts(&received), expected);
+            for delivery in &received[..10] {
+                assert!(jobs.acknowledge(delivery).await);
+            }
+            received[10..].to_vec()
+        });
+        // The snapshot of an orderly end and the log of a kill lead to the same.
+        if round % 2 == 0 { server.kill() } else { server.stop() }
+    }
+}

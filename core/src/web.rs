@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use prism_io::web::Schema;
+use prism_io::web::{Schema, Seen};
 use prism_proto::catalogue::{Access, Method};
 use prism_proto::google;
 use prost::Message as _;
@@ -108,10 +108,11 @@ fn is_read(route: u32) -> bool {
     method.is_none_or(|method| method.access() == Access::Read)
 }
 
-fn page(path: &str, host: &str) -> (u16, String) {
-    let host = if host.is_empty() { "127.0.0.1:7400" } else { host };
+fn page(path: &str, seen: Seen<'_>) -> (u16, String) {
+    let host = if seen.host.is_empty() { "127.0.0.1:7400" } else { seen.host };
+    let scheme = if seen.is_secured { "https" } else { "http" };
     if path == "/" {
-        return (200, index(host));
+        return (200, index(host, scheme));
     }
     let near = path.rsplit_once('/').and_then(|(service, name)| {
         let services = Method::all().map(|method| method.service());
@@ -123,25 +124,26 @@ fn page(path: &str, host: &str) -> (u16, String) {
     let shown: String = path.chars().filter(|c| !c.is_control()).take(120).collect();
     let advice = near.unwrap_or_else(|| {
         format!(
-            "methods are /package.Service/Method, and `curl http://{host}/` tells how to call them"
+            "methods are /package.Service/Method, and `curl {scheme}://{host}/` tells how to call them"
         )
     });
     (404, format!("there is no {shown} here; {advice}\n"))
 }
 
-fn index(host: &str) -> String {
+fn index(host: &str, scheme: &str) -> String {
+    let plaintext = if scheme == "http" { "-plaintext " } else { "" };
     format!(
         "Prism. This port speaks gRPC (HTTP/2 with prior knowledge), gRPC-Web, and Connect with JSON or protobuf (HTTP/1.1 and\n\
          HTTP/2). Calls are POSTs to /package.Service/Method. Bytes are base64 in JSON:\n\
          \n\
          \x20 curl -H 'content-type: application/json' -d '{{\"namespace\":\"keyvalue\",\"key\":\"greeting\",\"value\":\"aGVsbG8=\"}}' \\\n\
-         \x20   http://{host}/prism.keyvalue.v1.KeyValueService/Set\n\
+         \x20   {scheme}://{host}/prism.keyvalue.v1.KeyValueService/Set\n\
          \x20 curl -H 'content-type: application/json' -d '{{\"namespace\":\"keyvalue\",\"key\":\"greeting\"}}' \\\n\
-         \x20   http://{host}/prism.keyvalue.v1.KeyValueService/Get\n\
+         \x20   {scheme}://{host}/prism.keyvalue.v1.KeyValueService/Get\n\
          \n\
          Everything that can be called, with its fields:\n\
          \n\
-         \x20 grpcurl -plaintext {host} describe prism.keyvalue.v1.KeyValueService\n\
+         \x20 grpcurl {plaintext}{host} describe prism.keyvalue.v1.KeyValueService\n\
          \n\
          Metrics, health and configuration are on the admin port (127.0.0.1:7401 unless configured otherwise).\n"
     )
@@ -265,11 +267,15 @@ mod tests {
 
     #[test]
     fn pages_advise() {
-        assert_eq!(page("/", "prism:1").0, 200);
-        assert!(page("/", "prism:1").1.contains("http://prism:1/prism.keyvalue.v1"));
-        let (status, text) = page("/prism.keyvalue.v1.KeyvalueService/get", "");
+        let seen = |host| Seen { host, is_secured: false };
+        assert_eq!(page("/", seen("prism:1")).0, 200);
+        assert!(page("/", seen("prism:1")).1.contains("http://prism:1/prism.keyvalue.v1"));
+        let secured = page("/", Seen { is_secured: true, ..seen("prism:1") }).1;
+        assert!(secured.contains("https://prism:1/prism.keyvalue.v1"), "{secured}");
+        assert!(!secured.contains("http://") && !secured.contains("-plaintext"), "{secured}");
+        let (status, text) = page("/prism.keyvalue.v1.KeyvalueService/get", seen(""));
         assert_eq!(status, 404);
         assert!(text.contains("did you mean /prism.keyvalue.v1.KeyValueService/Get?"), "{text}");
-        assert!(page("/favicon.ico", "").1.contains("/package.Service/Method"));
+        assert!(page("/favicon.ico", seen("")).1.contains("/package.Service/Method"));
     }
 }

@@ -188,6 +188,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
             schema: SCHEMA,
             origins: config.web.allowed_origins.clone(),
             json_bytes_max: config.limits.json_bytes_max as u32,
+            is_secured: config.tls.is_some(),
         })),
     };
     let (index, drain_timeout) = (launch.index, config.limits.drain_timeout);

@@ -12,6 +12,26 @@ from .serving import Folder, Serving
 ROOT = Path(__file__).resolve().parents[3]
 
 
+def secured(tally, arguments, beside, given):
+    """The same clients over TLS; of grpcio what one client can check by itself."""
+    with Folder(beside) as folder:
+        server = Serving(arguments.prism, folder, secured=True)
+        with Client(server.endpoint, authority=server.authority) as client:
+            given = {**given, "client": client, "server": server}
+            for function in CHECKS:
+                if function.__code__.co_varnames[: function.__code__.co_argcount] == ("client",) and server.runs():
+                    tally.run("grpcio, TLS", function.__name__, function, given)
+            if server.runs():
+                grpcurl.run(tally, server, arguments.grpcurl, "grpcurl, TLS")
+                grpc_js.run(tally, server, arguments.node_modules, ROOT, "grpc-js, TLS")
+                connect.run(tally, server, client, arguments.node_modules, "connect-node, TLS")
+                curl.run(tally, server, "curl, TLS")
+        code = server.stop()
+        if code != 0:
+            tally.failed += 1
+            print(f"FAILED  prism serve with TLS ended with {code}: {(server.folder / 'stderr.log').read_text()}")
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--prism", required=True, help="the binary")
@@ -41,6 +61,8 @@ def main():
                 grpc_js.run(tally, server, arguments.node_modules, ROOT)
                 connect.run(tally, server, client, arguments.node_modules)
                 curl.run(tally, server)
+            if not arguments.only and server.runs():
+                secured(tally, arguments, beside, given)
         code = server.stop()
         if code != 0:
             tally.failed += 1

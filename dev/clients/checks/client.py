@@ -13,9 +13,13 @@ TIMEOUT = 10
 class Client:
     """One channel with a connection of its own."""
 
-    def __init__(self, endpoint, options=(), **arguments):
+    def __init__(self, endpoint, options=(), authority=None, **arguments):
         options = [("grpc.use_local_subchannel_pool", 1), *options]
-        self.channel = grpc.insecure_channel(endpoint, options, **arguments)
+        if authority:
+            credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+            self.channel = grpc.secure_channel(endpoint, credentials, options, **arguments)
+        else:
+            self.channel = grpc.insecure_channel(endpoint, options, **arguments)
         self.pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
 
     def __enter__(self):

@@ -12,7 +12,7 @@ import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } f
 const [endpoint, descriptors] = process.argv.slice(2);
 const registry = createFileRegistry(fromBinary(FileDescriptorSetSchema, readFileSync(descriptors)));
 const service = registry.getService("prism.keyvalue.v1.KeyValueService");
-const baseUrl = `http://${endpoint}`;
+const baseUrl = `${process.env.PRISM_AUTHORITY ? "https" : "http"}://${endpoint}`;
 
 const transports = {
   connect_json_http1: createConnectTransport({ baseUrl, httpVersion: "1.1", useBinaryFormat: false }),

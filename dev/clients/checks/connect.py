@@ -6,13 +6,13 @@ from . import node
 from .client import KEYVALUE
 
 
-def run(tally, server, client, modules):
+def run(tally, server, client, modules, name="connect-node"):
     """Runs the checks, if Node and the packages are there, with the descriptors that the server itself gives out."""
     files = descriptor_pb2.FileDescriptorSet()
     add(client.pool.FindServiceByName(KEYVALUE).file, files, set())
     descriptors = server.folder / "descriptors.bin"
     descriptors.write_bytes(files.SerializeToString())
-    node.run(tally, "connect-node", "connect.mjs", modules, server.endpoint, str(descriptors))
+    node.run(tally, name, "connect.mjs", modules, server, str(descriptors))
 
 
 def add(file, files, known):

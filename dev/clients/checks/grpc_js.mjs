@@ -2,6 +2,7 @@
 //
 // usage: node grpc_js.mjs HOST:PORT FOLDER_OF_PROTO_FILES
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
 
@@ -12,7 +13,9 @@ const definition = loader.loadSync(["prism/keyvalue/v1/keyvalue.proto", "grpc/he
   oneofs: true,
 });
 const { prism, grpc: own } = grpc.loadPackageDefinition(definition);
-const client = new prism.keyvalue.v1.KeyValueService(endpoint, grpc.credentials.createInsecure());
+const authority = process.env.PRISM_AUTHORITY;
+const credentials = authority ? grpc.credentials.createSsl(readFileSync(authority)) : grpc.credentials.createInsecure();
+const client = new prism.keyvalue.v1.KeyValueService(endpoint, credentials);
 
 function call(method, request, metadata = {}) {
   const sent = new grpc.Metadata();
@@ -74,7 +77,7 @@ const checks = {
     answers.forEach(({ answer }, n) => assert.equal(answer.entry.value.toString(), String(n)));
   },
   async asks_for_health() {
-    const health = new own.health.v1.Health(endpoint, grpc.credentials.createInsecure());
+    const health = new own.health.v1.Health(endpoint, credentials);
     const answer = await new Promise((resolve, reject) =>
       health.Check({ service: "" }, (error, answer) => (error ? reject(error) : resolve(answer))),
     );

@@ -3,6 +3,6 @@
 from . import node
 
 
-def run(tally, server, modules, root):
+def run(tally, server, modules, root, name="grpc-js"):
     """Runs the checks, if Node and the package are there."""
-    node.run(tally, "grpc-js", "grpc_js.mjs", modules, server.endpoint, str(root / "proto" / "proto"))
+    node.run(tally, name, "grpc_js.mjs", modules, server, str(root / "proto" / "proto"))

@@ -6,15 +6,17 @@ import subprocess
 from .client import KEYVALUE
 
 
-def run(tally, server, binary):
+def run(tally, server, binary, name="grpcurl"):
     """Runs the checks, if there is a grpcurl."""
     if not binary:
-        tally.skip("grpcurl", "there is none, and no Go that could install it")
+        tally.skip(name, "there is none, and no Go that could install it")
         return
+
+    trusting = ["-cacert", str(server.authority)] if server.authority else ["-plaintext"]
 
     def grpcurl(*arguments, code=0):
         done = subprocess.run(
-            [binary, "-plaintext", *arguments], capture_output=True, text=True, timeout=60, check=False
+            [binary, *trusting, *arguments], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == code, f"{arguments}: {done.returncode} {done.stdout}{done.stderr}"
         return done.stdout if code == 0 else done.stderr
@@ -63,4 +65,4 @@ def run(tally, server, binary):
         shows_error_details,
         asks_for_health,
     ):
-        tally.run("grpcurl", check.__name__, check, {})
+        tally.run(name, check.__name__, check, {})

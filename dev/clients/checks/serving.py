@@ -24,15 +24,28 @@ namespaces:
 class Serving:
     """One running server and its data directory."""
 
-    def __init__(self, prism, folder, config=CONFIG, arguments=()):
+    def __init__(self, prism, folder, config=CONFIG, arguments=(), secured=False):
         self.folder = Path(folder)
         self.prism = prism
+        # The certificate that its clients have to trust; nothing where it speaks in clear.
+        self.authority = self.issue() if secured else None
         self.arguments = list(arguments)
         if config is not None:
             file = self.folder / "prism.yaml"
             file.write_text(config)
             self.arguments += ["--config", str(file)]
+        if secured:
+            self.arguments += ["--tls-cert", str(self.authority), "--tls-key", str(self.folder / "key.pem")]
         self.start()
+
+    def issue(self):
+        """Makes a certificate for this machine that stands for itself, and its key."""
+        certificate = self.folder / "certificate.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "2"]
+        command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        command += ["-keyout", str(self.folder / "key.pem"), "-out", str(certificate)]
+        subprocess.run(command, check=True, capture_output=True)
+        return certificate
 
     def start(self):
         """Starts it, and returns when it says that it is ready."""
@@ -54,6 +67,11 @@ class Serving:
             raise RuntimeError(f"prism serve did not come up: {self.screen}{log}")
         self.endpoint = re.search(r"gRPC\s+(\S+)", self.screen).group(1)
         self.admin = re.search(r"admin\s+(http://\S+)", self.screen).group(1)
+
+    @property
+    def url(self):
+        """Where it is called over HTTP."""
+        return f"{'https' if self.authority else 'http'}://{self.endpoint}"
 
     def get(self, path):
         """The body of an answer of the admin port."""

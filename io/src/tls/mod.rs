@@ -28,7 +28,7 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 /// The protocols that are offered and accepted (RFC 7301), the best first.
-pub const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+pub const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", b"http/1.0"];
 
 /// The cryptography, once per process.
 fn provider() -> Arc<CryptoProvider> {

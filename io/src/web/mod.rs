@@ -38,8 +38,17 @@ pub struct Schema {
     pub details_to_json: fn(status: &[u8], into: &mut Vec<u8>),
     /// Whether the method of a route changes nothing, so that GET may call it.
     pub is_read: fn(route: u32) -> bool,
-    /// What a person is told who GETs a path that is no method, and the status. `host` is what the client calls us.
-    pub page: fn(path: &str, host: &str) -> (u16, String),
+    /// What a person is told who GETs a path that is no method, and the status.
+    pub page: fn(path: &str, seen: Seen<'_>) -> (u16, String),
+}
+
+/// How a client sees us.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// What it calls us; empty where it does not say.
+    pub host: &'a str,
+    /// Whether it speaks TLS.
+    pub is_secured: bool,
 }
 
 /// What all connections have in common.
@@ -52,6 +61,15 @@ pub struct Web {
     /// Largest JSON text of a request, bytes; a larger one fails with RESOURCE_EXHAUSTED. Reading JSON takes many times the
     /// work of reading protobuf, and all of it in one turn of the loop.
     pub json_bytes_max: u32,
+    /// Whether connections speak TLS.
+    pub is_secured: bool,
+}
+
+impl Web {
+    pub(crate) fn page(&self, path: &[u8], host: &str) -> (u16, String) {
+        let seen = Seen { host, is_secured: self.is_secured };
+        (self.schema.page)(&String::from_utf8_lossy(path), seen)
+    }
 }
 
 /// Whether the first bytes of a connection are those of HTTP/1: `None` as long as it cannot be told.

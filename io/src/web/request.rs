@@ -200,8 +200,7 @@ fn post(web: &Web, asked: &Asked<'_>, origin: Option<Box<[u8]>>) -> Verdict {
 /// The 404 of a path, with advice.
 fn missing(web: &Web, asked: &Asked<'_>) -> (u16, String) {
     let path = asked.target.split(|&byte| byte == b'?').next().unwrap_or_default();
-    let path = String::from_utf8_lossy(path);
-    match (web.schema.page)(&path, asked.host) {
+    match web.page(path, asked.host) {
         // Pages are for GET.
         (200, _) => (404, "calls are POSTs to /package.Service/Method; GET / tells more".into()),
         (status, text) => (status, text.trim_end().to_owned()),
@@ -270,7 +269,7 @@ fn get(web: &Web, route_of: RouteFn, asked: &Asked<'_>, origin: Option<Box<[u8]>
     let mut parts = asked.target.splitn(2, |&byte| byte == b'?');
     let (path, query) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let Some(route) = asked.route.or_else(|| route_of(path)) else {
-        let (status, text) = (web.schema.page)(&String::from_utf8_lossy(path), asked.host);
+        let (status, text) = web.page(path, asked.host);
         return Verdict::Answer(Answer::text(status, text));
     };
     let callable =

@@ -41,14 +41,15 @@ const SCHEMA: Schema = Schema {
         into.extend_from_slice(format!("[{:?}]", String::from_utf8_lossy(details)).as_bytes());
     },
     is_read: |route| route == 1,
-    page: |path, host| match path {
-        "/" => (200, format!("the page of {host}")),
+    page: |path, seen| match path {
+        "/" => (200, format!("the page of {}", seen.host)),
         _ => (404, format!("no {path}")),
     },
 };
 
 pub fn web() -> Rc<Web> {
-    Rc::new(Web { schema: SCHEMA, origins: Origins::default(), json_bytes_max: 500 })
+    let origins = Origins::default();
+    Rc::new(Web { schema: SCHEMA, origins, json_bytes_max: 500, is_secured: false })
 }
 
 /// The service on one connection.

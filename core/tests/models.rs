@@ -1,4 +1,4 @@
-//! Queues through the whole proxy: what waits, what a retry hears, and what a process leaves behind that is killed.
+//! Queues and streams through the whole proxy: what waits, what a retry hears, and what a process leaves behind that is killed.
 
 mod harness;
 
@@ -9,11 +9,12 @@ use bytes::Bytes;
 use harness::{Caller, Server, directory, run, serve, together};
 use prism_proto::catalogue::Method;
 use prism_proto::prism::queue::v1 as queue;
-use prism_proto::prism::r#type::v1::{Delivery, Message};
+use prism_proto::prism::stream::v1 as stream;
+use prism_proto::prism::r#type::v1::{Delivery, Message, Start, start};
+use prost::Message as _;
 use prost_types::Duration as Span;
 
-const CONFIG: &str =
-    "wal: {segment_bytes: 20MiB}\nnamespaces:\n  - {name: jobs, client_api: queue}\n";
+const CONFIG: &str = "wal: {segment_bytes: 20MiB}\nnamespaces:\n  - {name: jobs, client_api: queue}\n  - {name: facts, client_api: stream}\n";
 
 fn start(path: &Path) -> Server {
     serve(path).shards(2).config(CONFIG).start()
@@ -190,4 +191,101 @@ fn sigkill_keeps_messages_leases_and_acknowledgements() {
         // The snapshot of an orderly end and the log of a kill lead to the same.
         if round % 2 == 0 { server.kill() } else { server.stop() }
     }
+}
+
+#[test]
+fn sigkill_keeps_records_offsets_and_retention() {
+    let directory = directory();
+    let read = |listen| {
+        run(async move {
+            let caller = Caller::to(listen, "facts").await;
+            let request = stream::ReadRequest {
+                namespace: "facts".to_owned(),
+                stream: "s".to_owned(),
+                start: Some(Start { start: Some(start::Start::Earliest(())) }),
+                ..Default::default()
+            };
+            let (path, message) = (Method::STREAM_READ.path(), request.encode_to_vec());
+            let begun = caller.client.stream(path, &[], &message, harness::PATIENCE);
+            let (mut reply, mut records) = (begun.await.expect("begun"), Vec::new());
+            while let Some(message) = reply.next().await.expect("readable") {
+                records.extend(stream::ReadResponse::decode(message).unwrap().records);
+            }
+            records
+        })
+    };
+    let mut before: Vec<stream::StreamRecord> = Vec::new();
+    for round in 0..4_usize {
+        let server = start(directory.path());
+        let listen = server.listen;
+        assert_eq!(read(listen), before, "round {round}");
+        run(async move {
+            let caller = Caller::to(listen, "facts").await;
+            let retention = Some(stream::Retention { max_records: Some(25), ..Default::default() });
+            let (namespace, name) = ("facts".to_owned(), "s".to_owned());
+            let request = stream::SetRetentionRequest { namespace, stream: name, retention };
+            let method = Method::STREAM_SET_RETENTION;
+            let set = caller.call::<stream::SetRetentionResponse>(method, &[], &request).await;
+            set.expect("set");
+            for number in 0..20 {
+                let request = stream::AppendRequest {
+                    namespace: "facts".to_owned(),
+                    stream: "s".to_owned(),
+                    record: Some(stream::NewRecord {
+                        key: Some(format!("key-{number}")),
+                        value: format!("{round}-{number}").into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                let method = Method::STREAM_APPEND;
+                let sent = caller.call::<stream::AppendResponse>(method, &[], &request).await;
+                sent.expect("appended");
+            }
+        });
+        let after = read(listen);
+        assert_eq!(after.len(), 25.min(20 * (round + 1)));
+        let place = |one: &stream::StreamRecord| one.position.clone().unwrap();
+        let used_twice = after
+            .iter()
+            .any(|one| before.iter().any(|old| place(old) == place(one) && old.value != one.value));
+        assert!(!used_twice, "no offset is used twice");
+        before = after;
+        if round % 2 == 0 { server.kill() } else { server.stop() }
+    }
+}
+
+#[test]
+fn a_follower_ends_with_the_server_and_its_place_is_free_when_it_leaves() {
+    let directory = directory();
+    let server = start(directory.path());
+    let (listen, id) = (server.listen, server.id());
+    run(async move {
+        let request = stream::ReadRequest {
+            namespace: "facts".to_owned(),
+            stream: "s".to_owned(),
+            start: Some(Start { start: Some(start::Start::Latest(())) }),
+            follow: true,
+            ..Default::default()
+        };
+        let (path, message) = (Method::STREAM_READ.path(), request.encode_to_vec());
+        // Eight connections, so that some cross the mesh.
+        let mut replies = Vec::new();
+        for _ in 0..8 {
+            let caller = Caller::to(listen, "facts").await;
+            let begun = caller.client.stream(path, &[], &message, harness::PATIENCE).await;
+            let mut reply = begun.expect("begun");
+            let first = reply.next().await.expect("readable").expect("it goes on");
+            assert!(stream::ReadResponse::decode(first).unwrap().caught_up);
+            replies.push(reply);
+        }
+        drop(replies.split_off(4));
+        harness::signal(id, "TERM");
+        for mut reply in replies {
+            let end = reply.next().await.expect_err("the end");
+            assert_eq!(end.code, prism_io::grpc::Code::Unavailable);
+        }
+    });
+    let (code, errors) = server.wait_end();
+    assert_eq!(code, 0, "{errors}");
 }

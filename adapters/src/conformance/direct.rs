@@ -11,6 +11,7 @@ use prism_proto::catalogue::{Access, Interfaces, Method};
 
 use prism_io::{clock, rt};
 
+use super::live::{Live, Sent};
 use super::{Client, Failure, Versions};
 use crate::backend::Backend;
 use crate::call::{Context, PageSink, Reply, Revision};
@@ -135,11 +136,79 @@ impl<B: Backend> Client for Direct<B> {
         Ok(sink.messages)
     }
 
+    type Opened<'a>
+        = Live<'a>
+    where
+        Self: 'a;
+
+    async fn open(&self, method: Method, request: Vec<u8>) -> Result<Live<'_>, Failure> {
+        self.check(method, &request)?;
+        let sent = Sent::default();
+        let mut sink = LiveSink { direct: self, sent: sent.clone() };
+        let call = async move {
+            let context = self.context(method);
+            self.backend.stream(&context, method, &request, &mut sink).await
+        };
+        Ok(Live::new(call, sent, self.now_us.is_some()))
+    }
+
     async fn advance(&self, by: Duration) {
         match &self.now_us {
             Some(now_us) => now_us.set(now_us.get() + by.as_micros() as u64),
             None => rt::sleep(by).await,
         }
+    }
+}
+
+/// The sink of a stream that stays open: takes the next message when the one before was taken.
+struct LiveSink<'a, B> {
+    direct: &'a Direct<B>,
+    sent: Sent,
+}
+
+impl<B: Backend> PageSink for LiveSink<'_, B> {
+    async fn send(&mut self, message: Bytes) -> Result<(), Error> {
+        assert!(message.len() <= self.direct.limits.max_message_size);
+        // Whoever takes a message polls the stream again.
+        std::future::poll_fn(|_| match self.sent.borrow().is_empty() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+        self.sent.borrow_mut().push_back(message);
+        Ok(())
+    }
+
+    fn now_us(&self) -> u64 {
+        self.direct.now_us()
+    }
+
+    async fn wait(&mut self, event: impl Future<Output = ()>, until_us: u64) -> Result<(), Error> {
+        let mut event = pin!(event);
+        let either = std::future::poll_fn(|context| {
+            if self.direct.now_us() >= until_us {
+                return Poll::Ready(());
+            }
+            event.as_mut().poll(context)
+        });
+        match &self.direct.now_us {
+            Some(_) => either.await,
+            None => {
+                let left_us = until_us.saturating_sub(clock::wall_us());
+                let left = Duration::from_micros(left_us.min(3_600_000_000));
+                rt::timeout(left, either).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, method: Method, request: Vec<u8>) -> Result<Bytes, Error> {
+        let lsn = self.direct.lsn.get() + 1;
+        self.direct.lsn.set(lsn);
+        let context = Context { revision: Revision::logged(lsn), ..self.direct.context(method) };
+        let mut reply = Reply::default();
+        self.direct.backend.unary(&context, method, &request, &mut reply).await?;
+        Ok(reply.to_bytes())
     }
 }
 

@@ -17,9 +17,11 @@ mod keyvalue_cas;
 mod keyvalue_scan;
 mod keyvalue_transactional;
 mod keyvalue_ttl;
+mod live;
 mod model;
 mod offered;
 mod queue;
+mod stream;
 
 use std::future::Future;
 use std::time::Duration;
@@ -100,8 +102,23 @@ pub trait Client {
         messages_max: usize,
     ) -> Result<Vec<Bytes>, Failure>;
 
+    /// A stream that stays open while other calls are made.
+    type Opened<'a>: Opened
+    where
+        Self: 'a;
+
+    /// Begins a streaming call; dropping it cancels the call.
+    async fn open(&self, method: Method, request: Vec<u8>) -> Result<Self::Opened<'_>, Failure>;
+
     /// Comes back when so much time has passed for the backend.
     async fn advance(&self, by: Duration);
+}
+
+/// A stream that stays open.
+#[allow(async_fn_in_trait)] // Runs on one thread.
+pub trait Opened {
+    /// The next message, which is to come soon; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure>;
 }
 
 /// Names the case that runs, should it panic.
@@ -159,6 +176,9 @@ async fn run_interface<C: Client>(client: &C, interface: Interface, ran: &mut Ve
         | Interface::QueueDeadLetter
         | Interface::QueuePriority
         | Interface::QueueDelayed => queue::run(client, interface, ran).await,
+        Interface::StreamBasic | Interface::StreamRetention | Interface::StreamPartitioning => {
+            stream::run(client, interface, ran).await
+        }
         other => panic!("{other} is offered, but there are no cases for it yet"),
     }
 }

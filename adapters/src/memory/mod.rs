@@ -9,7 +9,7 @@
 //! - `store`: changes, expiry (`wheel`) and the memory that is taken
 //! - `keyvalue`, `scan`: the interfaces
 //! - `rooms`, `sources`: where the other models' data is, and how those who wait for it are told
-//! - `queue`: the queues
+//! - `queue`, `stream`: the models
 //! - `outcomes`: what became of calls with an idempotency key
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
@@ -26,6 +26,7 @@ mod slab;
 mod snapshot;
 mod sources;
 mod store;
+mod stream;
 mod wheel;
 
 use std::cell::{Ref, RefCell, RefMut};
@@ -48,6 +49,7 @@ use self::queue::Queues;
 pub use self::snapshot::{Snapshot, SnapshotStep};
 use self::sources::Sources;
 use self::store::Store;
+use self::stream::Streams;
 use crate::backend::Admission;
 use crate::error::{Error, Kind};
 
@@ -83,6 +85,8 @@ pub struct Memstore {
     outcomes: RefCell<Outcomes>,
     queues: RefCell<Queues>,
     queue_sources: Sources,
+    streams: RefCell<Streams>,
+    stream_sources: Sources,
     limits: MemstoreLimits,
     /// Signs page tokens; another one in every process, because positions are.
     page_signer: RandomState,
@@ -101,6 +105,9 @@ crate::backend! {
         queue_dead_letter,
         queue_priority,
         queue_delayed,
+        stream_basic,
+        stream_retention,
+        stream_partitioning,
 }
 
 impl Memstore {
@@ -127,11 +134,15 @@ impl Memstore {
             outcomes: RefCell::new(outcomes),
             queues: RefCell::default(),
             queue_sources: Sources::default(),
+            streams: RefCell::default(),
+            stream_sources: Sources::default(),
             limits,
             page_signer: RandomState::new(),
         };
         let queues = memstore.restore_queues();
         *memstore.queues.borrow_mut() = queues;
+        let streams = memstore.restore_streams();
+        *memstore.streams.borrow_mut() = streams;
         memstore
     }
 
@@ -256,7 +267,11 @@ fn takes_space(method: Method, request: &[u8]) -> bool {
         | Method::QUEUE_SEND_BATCH
         | Method::QUEUE_SEND_WITH_PRIORITY
         | Method::QUEUE_SEND_DELAYED
-        | Method::QUEUE_CONFIGURE_DEAD_LETTER => true,
+        | Method::QUEUE_CONFIGURE_DEAD_LETTER
+        | Method::STREAM_APPEND
+        | Method::STREAM_APPEND_BATCH
+        | Method::STREAM_APPEND_TO_PARTITION
+        | Method::STREAM_SET_RETENTION => true,
         Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
             let mut operations = request.operations.iter();
             operations.any(|one| matches!(one.action, Some(OperationAction::Put(_))))

@@ -19,6 +19,7 @@ const ROOMS_FROM: u16 = 0xff00;
 #[repr(u16)]
 pub(super) enum Room {
     Queues = ROOMS_FROM,
+    Streams = ROOMS_FROM + 1,
 }
 
 /// The key of an entry: what it is, of whom, and its number there.

@@ -1,0 +1,90 @@
+//! Streams that stay open while other calls are made: a call on an adapter, polled by whoever waits for its next message.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context as TaskContext, Poll, Wake, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prism_io::rt;
+
+use super::{Failure, Opened};
+use crate::error::Error;
+
+/// How long a message may take that ought to come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a stream has sent and nobody has taken: one message at most.
+pub(super) type Sent = Rc<RefCell<VecDeque<Bytes>>>;
+
+/// A stream of [`Direct`](super::Direct).
+pub struct Live<'a> {
+    call: Pin<Box<dyn Future<Output = Result<(), Error>> + 'a>>,
+    sent: Sent,
+    is_time_simulated: bool,
+    ended: bool,
+}
+
+impl<'a> Live<'a> {
+    pub(super) fn new(
+        call: impl Future<Output = Result<(), Error>> + 'a,
+        sent: Sent,
+        is_time_simulated: bool,
+    ) -> Self {
+        Live { call: Box::pin(call), sent, is_time_simulated, ended: false }
+    }
+
+    fn poll_next(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<Option<Bytes>, Failure>> {
+        loop {
+            if let Some(message) = self.sent.borrow_mut().pop_front() {
+                return Poll::Ready(Ok(Some(message)));
+            }
+            if self.ended {
+                return Poll::Ready(Ok(None));
+            }
+            match self.call.as_mut().poll(context) {
+                Poll::Ready(Ok(())) => self.ended = true,
+                Poll::Ready(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Err(error.into()));
+                }
+                Poll::Pending if self.sent.borrow().is_empty() => return Poll::Pending,
+                Poll::Pending => {}
+            }
+        }
+    }
+}
+
+/// Remembers that it was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Opened for Live<'_> {
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        if !self.is_time_simulated {
+            let next = std::future::poll_fn(|context| self.poll_next(context));
+            return rt::timeout(PATIENCE, next).await.expect("a message comes in time");
+        }
+        loop {
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            match self.poll_next(&mut TaskContext::from_waker(&waker)) {
+                Poll::Ready(next) => return next,
+                // It gives way to others, who are to have their turn.
+                Poll::Pending => rt::yield_now().await,
+            }
+            assert!(woken.0.load(Ordering::Relaxed), "the stream waits, and nothing is to come");
+        }
+    }
+}

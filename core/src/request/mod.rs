@@ -218,7 +218,7 @@ async fn read(
         limits: &namespace.limits,
     };
     let mut reply = shard.replies.take();
-    if let Some(lane) = shard.lanes.of(namespace.index) {
+    if let Some(lane) = shard.lanes.of(namespace.index).filter(|lane| lane.holds()) {
         interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
         if lane.before_read(namespace, call.method, &message, context.now_us, &mut reply).await? {
             return Ok(Answer { reply, ..Answer::default() });

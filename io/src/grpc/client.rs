@@ -104,6 +104,8 @@ pub enum ClientEvent {
 struct Call {
     /// Started by `call`: messages are released as they are handed out.
     unary: bool,
+    /// Its messages are counted and thrown away.
+    discards: bool,
     /// Why the answer will be refused in the end, although it goes on.
     not_grpc: Option<u16>,
     deframer: Deframer,
@@ -114,6 +116,7 @@ impl Recycle for Call {
     #[inline]
     fn recycle(&mut self) {
         self.unary = false;
+        self.discards = false;
         self.not_grpc = None;
         self.unreleased = 0;
         if !self.deframer.is_clean() {
@@ -138,6 +141,7 @@ pub struct ClientConnection {
     /// Messages of the piece of DATA that came last, with whether they are compressed; they come before `events`.
     messages: VecDeque<(StreamId, Bytes, bool)>,
     events: VecDeque<ClientEvent>,
+    discarded: u64,
     scheme: &'static [u8],
     authority: Box<[u8]>,
     user_agent: Box<[u8]>,
@@ -158,6 +162,7 @@ impl ClientConnection {
             sink: AnswerSink::default(),
             messages: VecDeque::new(),
             events: VecDeque::new(),
+            discarded: 0,
             scheme: b"http",
             authority: authority.as_bytes().into(),
             user_agent: concat!("prism/", env!("CARGO_PKG_VERSION")).as_bytes().into(),
@@ -335,6 +340,19 @@ impl ClientConnection {
         }
     }
 
+    /// Has the messages of a call's answer counted and thrown away, for whoever only wants to know how fast they come. Their bytes
+    /// go back to the server's window at once.
+    pub fn discard(&mut self, stream: StreamId) {
+        if let Some(entry) = self.core.streams.get_mut(stream) {
+            entry.app.discards = true;
+        }
+    }
+
+    /// Messages that were thrown away so far.
+    pub fn discarded(&self) -> u64 {
+        self.discarded
+    }
+
     /// Messages of a call begun with `start` have been consumed: the server may send as many bytes more.
     pub fn release(&mut self, stream: StreamId, bytes: usize) {
         let Some(entry) = self.core.streams.get_mut(stream) else { return };
@@ -437,8 +455,15 @@ impl ClientConnection {
             return;
         }
         let fault = loop {
+            if call.discards {
+                match call.deframer.skip(&mut payload, limits.0) {
+                    Ok(count) => self.discarded += count,
+                    Err(error) => break Some(error),
+                }
+            }
             let sliced = call.deframer.gathered_claim() == 0;
             match call.deframer.next(&mut payload, limits.0, &mut self.gathered, limits.1) {
+                Ok(Some(_)) if call.discards => self.discarded += 1,
                 Ok(Some(message)) => {
                     if sliced && !call.unary {
                         held += message.len() as u32;

@@ -147,6 +147,29 @@ impl Deframer {
         self.gather(data, message_bytes_max, gathered, gather_bytes_max)
     }
 
+    /// Leaves out the whole messages at the front of `data`; how many that were. None where a message has begun already.
+    #[inline]
+    pub(crate) fn skip(
+        &mut self,
+        data: &mut Bytes,
+        message_bytes_max: u32,
+    ) -> Result<u64, FramingError> {
+        let (mut at, mut count) = (0, 0);
+        while self.is_clean()
+            && let Some(&[flag, a, b, c, d]) = data[at..].first_chunk::<PREFIX_BYTES>()
+        {
+            let length = u32::from_be_bytes([a, b, c, d]);
+            self.check(flag, length, message_bytes_max)?;
+            let end = at + PREFIX_BYTES + length as usize;
+            if end > data.len() {
+                break;
+            }
+            (at, count) = (end, count + 1);
+        }
+        bytes::Buf::advance(data, at);
+        Ok(count)
+    }
+
     #[cold]
     fn gather(
         &mut self,
@@ -241,6 +264,23 @@ mod tests {
             assert_eq!(out, messages, "in parts of {part}");
             assert!(deframer.is_clean() && gathered == 0);
         }
+    }
+
+    #[test]
+    fn what_is_skipped_is_counted_and_what_is_cut_is_not() {
+        let all = framed(&[b"", b"one", &[7; 300], b"x"]);
+        let (mut deframer, mut data) = (Deframer::default(), Bytes::from(all));
+        let mut cut = data.split_to(5 + 5 + 3 + 100);
+        assert_eq!(deframer.skip(&mut cut, 1000), Ok(2));
+        let mut gathered = 0;
+        assert_eq!(deframer.next(&mut cut, 1000, &mut gathered, 1000), Ok(None));
+        assert_eq!(deframer.skip(&mut data, 1000), Ok(0), "a message has begun");
+        let message = deframer.next(&mut data, 1000, &mut gathered, 1000).unwrap();
+        assert_eq!(message.as_deref(), Some(&[7; 300][..]));
+        assert_eq!(deframer.skip(&mut data, 1000), Ok(1));
+        assert!(data.is_empty() && gathered == 0);
+        let mut large = Bytes::from(framed(&[&[0; 11]]));
+        assert_eq!(deframer.skip(&mut large, 10), Err(FramingError::TooLarge(11)));
     }
 
     #[test]

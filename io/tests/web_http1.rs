@@ -4,7 +4,7 @@ mod web_support;
 
 use prism_io::grpc::{CloseReason, Code, ErrorCode, Event, Limits, Message, Status};
 use prism_io::h2::Refusal;
-use web_support::{Site, dechunk, framed, unframed};
+use web_support::{Site, dechunk, framed, gunzip, gzip, unframed};
 
 /// Head and body of an answer.
 fn split(answer: &[u8]) -> (String, &[u8]) {
@@ -517,13 +517,14 @@ fn failures_are_told_as_each_protocol_has_it() {
         ("", "{", "not JSON"),
         ("connect-protocol-version: 2\r\n", "\"\"", "connect-protocol-version"),
         ("connect-timeout-ms: soon\r\n", "\"\"", "connect-timeout-ms"),
-        ("content-encoding: gzip\r\n", "\"\"", "uncompressed"),
+        ("content-encoding: br\r\n", "\"\"", "gzip"),
+        ("content-encoding: gzip\r\n", "\"\"", "not valid gzip"),
     ] {
         let mut site = Site::http1();
         let answer = site.feed(&post("/t/Echo", "application/json", fields, body.as_bytes()));
         assert!(
             answer.contains(said)
-                && answer.starts_with(if fields.contains("gzip") {
+                && answer.starts_with(if fields.contains("br") {
                     "HTTP/1.1 501"
                 } else {
                     "HTTP/1.1 400"
@@ -569,4 +570,74 @@ fn a_drain_lets_the_running_call_end() {
         ["Request 1 1"],
         "the second was not begun, and may be repeated elsewhere"
     );
+}
+
+#[test]
+fn bodies_and_messages_may_be_compressed_both_ways() {
+    let text = "hello ".repeat(50);
+    let ask = |content_type, fields, body: &[u8]| {
+        let mut site = Site::http1();
+        let answer = site.feed_bytes(&post("/t/Echo", content_type, fields, body));
+        let (head, body) = split(&answer);
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        assert_eq!(site.seen, [format!("Request 1 {text}")]);
+        (head, body.to_vec())
+    };
+    let quoted = format!("\"{text}\"");
+    for (content_type, plain) in [("application/proto", &text), ("application/json", &quoted)] {
+        let both = "content-encoding: gzip\r\nAccept-Encoding: br, gzip\r\n";
+        let (head, body) = ask(content_type, both, &gzip(plain.as_bytes()));
+        assert!(head.contains("\r\ncontent-encoding: gzip"), "{head}");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        assert_eq!(gunzip(&body), plain.as_bytes());
+        // Only who takes it gets it.
+        let (head, body) = ask(content_type, "content-encoding: gzip\r\n", &gzip(plain.as_bytes()));
+        assert!(!head.contains("content-encoding"), "{head}");
+        assert_eq!(body, plain.as_bytes());
+    }
+    let compressed = framed(1, &gzip(text.as_bytes()));
+    let fields = "grpc-encoding: gzip\r\ngrpc-accept-encoding: gzip\r\n";
+    let (head, body) = ask("application/grpc-web", fields, &compressed);
+    assert!(head.contains("\r\ngrpc-encoding: gzip"), "{head}");
+    let frames = unframed(&body);
+    assert_eq!(frames[0].0, 1);
+    assert_eq!(gunzip(&frames[0].1), text.as_bytes());
+    let (_, body) = ask("application/grpc-web", "grpc-encoding: gzip\r\n", &compressed);
+    assert_eq!(unframed(&body)[0], (0, text.clone().into_bytes()));
+    // A flag without an encoding.
+    for content_type in ["application/grpc-web", "application/grpc-web+proto"] {
+        let answer = Site::http1().feed(&post("/t/Echo", content_type, "", &compressed));
+        assert!(answer.contains("grpc-status: 3") && answer.contains("no encoding"), "{answer}");
+    }
+    // In the target of a GET, in base64.
+    let mut target = String::new();
+    for byte in gzip(quoted.as_bytes()) {
+        target.push_str(&format!("%{byte:02x}"));
+    }
+    let get = format!(
+        "GET /t/Echo?encoding=json&compression=gzip&message={target} HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    );
+    let answer = Site::http1().feed(get.as_bytes());
+    assert!(answer.ends_with(&format!("\r\n\r\n{quoted}")), "{answer}");
+}
+
+/// What a body may grow to is its limit, of JSON the smaller one.
+#[test]
+fn a_compressed_body_that_grows_is_cut_off() {
+    let limits = Limits { message_bytes_max: 100_000, ..Limits::default() };
+    let bomb = gzip(&vec![b'a'; 10_000_000]);
+    assert!(bomb.len() < limits.message_bytes_max as usize);
+    for (content_type, fields, body) in [
+        ("application/proto", "content-encoding: gzip\r\n", bomb.clone()),
+        ("application/json", "content-encoding: gzip\r\n", gzip(&[b' '; 600])),
+        ("application/grpc-web", "grpc-encoding: gzip\r\n", framed(1, &bomb)),
+    ] {
+        let mut site = Site::with(&limits);
+        let answer = site.feed(&post("/t/Echo", content_type, fields, &body));
+        assert!(answer.contains("once decompressed"), "{content_type}: {answer}");
+        let expected =
+            if content_type.contains("grpc") { "grpc-status: 8" } else { "HTTP/1.1 429 " };
+        assert!(answer.contains(expected), "{content_type}: {answer}");
+        assert!(site.seen.is_empty());
+    }
 }

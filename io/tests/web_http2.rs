@@ -11,7 +11,7 @@ use prism_io::grpc::{Limits, Message};
 use prism_io::h2::Refusal;
 use prism_io::h2::frame::{FrameHeader, HEADER_BYTES, PREFACE, flag, kind};
 use prism_io::h2::hpack::Decoder;
-use web_support::{Site, framed, unframed};
+use web_support::{Site, framed, gunzip, gzip, unframed};
 
 /// A client that keeps what comes of every stream.
 struct Client {
@@ -291,4 +291,36 @@ fn a_client_that_resets_is_known_to_be_gone() {
     let http2 = client.site.http2.as_mut().unwrap();
     assert!(!http2.respond(stream, Message::new(b"late"), &[]));
     assert!(http2.send_message(stream, Message::new(b"late")).is_err());
+}
+
+#[test]
+fn compression_is_the_same_as_over_http1() {
+    let mut client = Client::new(&Limits::default());
+    let text = "hello ".repeat(50);
+    let words = ":method=POST :path=/t/Echo content-type=application/proto content-encoding=gzip accept-encoding=gzip";
+    let unary = client.ask(1, words, Some(&gzip(text.as_bytes())));
+    assert_eq!(unary.field("content-encoding"), Some("gzip"));
+    assert_eq!(gunzip(&unary.body), text.as_bytes());
+
+    let words = ":method=POST :path=/t/Echo content-type=application/grpc-web grpc-encoding=gzip grpc-accept-encoding=gzip";
+    let web = client.ask(3, words, Some(&framed(1, &gzip(text.as_bytes()))));
+    assert_eq!(web.field("grpc-encoding"), Some("gzip"));
+    let frames = unframed(&web.body);
+    assert_eq!((frames[0].0, gunzip(&frames[0].1)), (1, text.into_bytes()));
+
+    // Messages of a stream that are too small to be compressed say so, each by itself.
+    let words = ":method=POST :path=/t/Count content-type=application/connect+proto connect-content-encoding=gzip \
+         connect-accept-encoding=gzip";
+    let stream = client.ask(5, words, Some(&framed(1, &gzip(b"3"))));
+    assert_eq!(stream.field("connect-content-encoding"), Some("gzip"));
+    let frames = unframed(&stream.body);
+    assert_eq!(frames.len(), 4);
+    assert_eq!(frames[2], (0, b"3".to_vec()));
+
+    let words = ":method=POST :path=/t/Echo content-type=application/proto content-encoding=gzip";
+    let bad = client.ask(7, words, Some(b"no gzip"));
+    assert_eq!(bad.field(":status"), Some("400"));
+    let words = ":method=POST :path=/t/Echo content-type=application/grpc-web grpc-encoding=snappy";
+    let unknown = client.ask(9, words, Some(&framed(1, b"?")));
+    assert!(String::from_utf8_lossy(&unknown.body).contains("grpc-status: 12"), "{unknown:?}");
 }

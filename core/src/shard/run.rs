@@ -189,6 +189,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
             origins: config.web.allowed_origins.clone(),
             json_bytes_max: config.limits.json_bytes_max as u32,
             is_secured: config.tls.is_some(),
+            compress_bytes_min: grpc_limits(&config).compress_bytes_min,
         })),
     };
     let (index, drain_timeout) = (launch.index, config.limits.drain_timeout);

@@ -1,5 +1,6 @@
 """curl: JSON over HTTP/1.1 and HTTP/2, as the README and the port's own page have it."""
 
+import gzip
 import json
 import re
 import shutil
@@ -60,6 +61,19 @@ def run(tally, server, name="curl"):
         answers = [json.loads(curl("-H", "content-type: application/json", "-d", body, url)) for body, url in commands]
         assert answers[0]["applied"] and answers[1]["found"], answers
 
+    def a_compressed_body():
+        entry = {"namespace": "keyvalue", "key": "curl/gzip", "value": "A" * 4096}
+        for version in ("--http1.1", "--http2" if server.authority else "--http2-prior-knowledge"):
+            done = subprocess.run(
+                ["curl", "-sS", *trusting, version, "-H", "content-type: application/json", "-H", "content-encoding: gzip"]
+                + ["--data-binary", "@-", f"{url}/{KEYVALUE}/Set"],
+                input=gzip.compress(json.dumps(entry).encode()),
+                capture_output=True,
+                timeout=60,
+                check=True,
+            )
+            assert json.loads(done.stdout)["applied"], (version, done)
+
     def a_get():
         message = json.dumps({"namespace": "keyvalue", "key": "curl/1"})
         query = ["-G", "--data-urlencode", f"message={message}", "-d", "encoding=json"]
@@ -86,6 +100,7 @@ def run(tally, server, name="curl"):
         a_body_in_chunks,
         a_body_that_waits_for_leave,
         what_the_page_says_works,
+        a_compressed_body,
         a_get,
         one_connection_for_many,
         mistakes_are_explained,

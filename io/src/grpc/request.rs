@@ -99,6 +99,8 @@ pub(super) struct HeadFacts {
     pub(super) timeout_ok: bool,
     pub(super) encoding: Encoding,
     pub(super) accepts_gzip: bool,
+    /// The same of the whole body of an answer (`accept-encoding`), as Connect has it.
+    pub(super) http_accepts_gzip: bool,
 }
 
 impl HeadFacts {
@@ -110,6 +112,7 @@ impl HeadFacts {
         timeout_ok: true,
         encoding: Encoding::Identity,
         accepts_gzip: false,
+        http_accepts_gzip: false,
     };
 
     /// Whether everything is there and right, apart from the route.
@@ -222,8 +225,8 @@ impl Sink for HeadSink {
             FieldKind::Scheme
             | FieldKind::Authority
             | FieldKind::ContentLength
-            | FieldKind::UserAgent
-            | FieldKind::AcceptEncoding => {}
+            | FieldKind::UserAgent => {}
+            FieldKind::AcceptEncoding => facts.http_accepts_gzip |= accepts_gzip(field.value),
             _ => self.head.metadata.push_marked(field.name, field.value, field.sensitive),
         }
     }

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::request::put_cors;
 use super::{Schema, Web};
+use crate::grpc::compress::{GZIP, InflateError, deflate, inflate};
 use crate::grpc::message::PREFIX_BYTES;
 use crate::grpc::metadata::{decode_base64, encode_base64};
 use crate::grpc::status::percent_encode;
@@ -47,6 +48,11 @@ impl Wire {
             Self::GrpcWeb { text: false } => "application/grpc-web+proto",
             Self::GrpcWeb { text: true } => "application/grpc-web-text+proto",
         }
+    }
+
+    /// Whether the body is a row of messages, each behind its prefix.
+    pub(super) fn streams_frames(self) -> bool {
+        !matches!(self, Self::Connect { .. })
     }
 
     /// Most bytes of a body with a message of `message_bytes_max`.
@@ -104,6 +110,11 @@ pub(crate) struct Exchange {
     pub(super) from_query: bool,
     body: Body,
     head_sent: bool,
+    /// The request's messages may be compressed; in unary Connect, its body is.
+    is_compressed: bool,
+    /// Smallest message of the answer that is compressed; absent where the reader does not take it.
+    compress_bytes_min: Option<usize>,
+    inflated_bytes: usize,
 }
 
 /// Why a body is no message.
@@ -119,7 +130,56 @@ impl Exchange {
             from_query: false,
             body: Body::Empty,
             head_sent: false,
+            is_compressed: false,
+            compress_bytes_min: None,
+            inflated_bytes: 0,
         }
+    }
+
+    /// Says how the request may be compressed with gzip, and whether the answer may.
+    pub(super) fn set_coding(&mut self, web: &Web, is_compressed: bool, accepts: bool) {
+        self.is_compressed = is_compressed;
+        let min = web.compress_bytes_min;
+        self.compress_bytes_min = (accepts && min < u32::MAX).then_some(min as usize);
+    }
+
+    /// Bytes that were made of a compressed request.
+    pub(crate) fn inflated_bytes(&self) -> usize {
+        self.inflated_bytes
+    }
+
+    /// Most bytes of the request's message, as it is written.
+    fn request_bytes_max(&self, web: &Web, message_bytes_max: u32) -> usize {
+        match self.wire.json() {
+            true => message_bytes_max.min(web.json_bytes_max) as usize,
+            false => message_bytes_max as usize,
+        }
+    }
+
+    fn inflate(&mut self, message: &[u8], bytes_max: usize) -> Result<Bytes, BadBody> {
+        let inflated = inflate(message, bytes_max);
+        self.inflated_bytes += match &inflated {
+            Ok(plain) => plain.len(),
+            Err(InflateError::TooLarge) => message.len(),
+            Err(InflateError::Malformed) => bytes_max,
+        };
+        inflated.map_err(|error| match error {
+            InflateError::TooLarge => {
+                let message = format!("a message larger than {bytes_max} bytes once decompressed");
+                (Code::ResourceExhausted, message)
+            }
+            InflateError::Malformed => {
+                let message = "a compressed message is not valid gzip";
+                (Code::InvalidArgument, message.to_owned())
+            }
+        })
+    }
+
+    /// The message compressed, if the reader takes that and it becomes smaller.
+    fn deflate(&self, parts: [&[u8]; 2]) -> Option<Vec<u8>> {
+        let bytes = parts[0].len() + parts[1].len();
+        let min = self.compress_bytes_min?;
+        if bytes < min { None } else { deflate(parts, bytes) }
     }
 
     /// The route that is called.
@@ -184,14 +244,26 @@ impl Exchange {
             Body::Whole(bytes) => bytes,
             Body::Gathered(bytes) => bytes.freeze(),
         };
+        let mut compressed = self.is_compressed;
         match self.wire {
             Wire::Connect { .. } => {}
-            Wire::ConnectStream { .. } | Wire::GrpcWeb { text: false } => body = unframe(body)?,
+            Wire::ConnectStream { .. } | Wire::GrpcWeb { text: false } => {
+                (body, compressed) = unframe(body)?;
+            }
             Wire::GrpcWeb { text: true } => {
                 let plain = decode_segments(&body)
                     .ok_or_else(|| (Code::InvalidArgument, "the body is not base64".to_owned()))?;
-                body = unframe(plain.into())?;
+                (body, compressed) = unframe(plain.into())?;
             }
+        }
+        if compressed && !self.is_compressed {
+            let message = "a compressed message, but the request names no encoding".to_owned();
+            return Err((Code::InvalidArgument, message));
+        }
+        // A message without a byte need not be compressed (Connect, "Enveloped-Message", and unary bodies alike).
+        if compressed && !body.is_empty() {
+            let bytes_max = self.request_bytes_max(web, message_bytes_max);
+            body = self.inflate(&body, bytes_max)?;
         }
         if self.wire.json() {
             let mut message = Vec::new();
@@ -232,7 +304,11 @@ impl Exchange {
             body.extend_from_slice(message.head);
             tail = message.tail;
         }
-        let head = self.head(200, self.wire.content_type(), trailers);
+        let mut head = self.head(200, self.wire.content_type(), trailers);
+        if let Some(deflated) = self.deflate([&body, &tail]) {
+            (body, tail) = (deflated, Bytes::new());
+            head.1.push(b"content-encoding", GZIP);
+        }
         Part { head: Some(head), body, tail, end: true }
     }
 
@@ -247,11 +323,22 @@ impl Exchange {
                 let end = self.end(schema, &Status::new(Code::Internal, &status));
                 return Part { head, ..end };
             }
-            put_frame(0, &[&text], &mut body);
-        } else if self.wire == (Wire::GrpcWeb { text: true }) {
+            match self.deflate([&text, b""]) {
+                Some(deflated) => put_frame(COMPRESSED, &[&deflated], &mut body),
+                None => put_frame(0, &[&text], &mut body),
+            }
+            return Part { head, body, tail, end: false };
+        }
+        let deflated = self.deflate([message.head, &message.tail]);
+        if self.wire == (Wire::GrpcWeb { text: true }) {
             let mut plain = Vec::with_capacity(PREFIX_BYTES + message.len());
-            put_frame(0, &[message.head, &message.tail], &mut plain);
+            match deflated {
+                Some(deflated) => put_frame(COMPRESSED, &[&deflated], &mut plain),
+                None => put_frame(0, &[message.head, &message.tail], &mut plain),
+            }
             encode_padded(&plain, &mut body);
+        } else if let Some(deflated) = deflated {
+            put_frame(COMPRESSED, &[&deflated], &mut body);
         } else {
             body.extend_from_slice(&message.prefix());
             body.extend_from_slice(message.head);
@@ -304,7 +391,17 @@ impl Exchange {
 
     fn head_once(&mut self) -> Option<(u16, Fields)> {
         let first = !std::mem::replace(&mut self.head_sent, true);
-        first.then(|| self.head(200, self.wire.content_type(), &[]))
+        first.then(|| {
+            let mut head = self.head(200, self.wire.content_type(), &[]);
+            let name: &[u8] = match self.wire {
+                Wire::GrpcWeb { .. } => b"grpc-encoding",
+                _ => b"connect-content-encoding",
+            };
+            if self.compress_bytes_min.is_some() {
+                head.1.push(name, GZIP);
+            }
+            head
+        })
     }
 
     /// The head of an answer; trailers of a unary Connect call stand in it.
@@ -353,26 +450,21 @@ fn put_frame(flag: u8, parts: &[&[u8]], into: &mut Vec<u8>) {
     parts.iter().for_each(|part| into.extend_from_slice(part));
 }
 
-/// The one message of a body.
-fn unframe(mut body: Bytes) -> Result<Bytes, BadBody> {
+/// The one message of a body, and whether it is compressed.
+fn unframe(mut body: Bytes) -> Result<(Bytes, bool), BadBody> {
     let invalid = |message: &str| Err((Code::InvalidArgument, message.to_owned()));
     let Some(&[flag, a, b, c, d]) = body.first_chunk::<PREFIX_BYTES>() else {
         return invalid("the request ended before its message");
     };
-    match flag {
-        0 => {}
-        COMPRESSED => {
-            let message = "messages can only be sent uncompressed (identity)".to_owned();
-            return Err((Code::Unimplemented, message));
-        }
-        _ => return invalid("the request does not begin with a message"),
+    if flag & !COMPRESSED != 0 {
+        return invalid("the request does not begin with a message");
     }
     let length = u32::from_be_bytes([a, b, c, d]) as usize;
     let _ = body.split_to(PREFIX_BYTES);
     match body.len() {
         have if have < length => invalid("the request ended inside a message"),
         have if have > length => invalid("more than one request message"),
-        _ => Ok(body),
+        _ => Ok((body, flag == COMPRESSED)),
     }
 }
 
@@ -579,15 +671,16 @@ mod tests {
     #[test]
     fn a_body_holds_one_message() {
         let body = |bytes: &[u8]| unframe(Bytes::copy_from_slice(bytes)).map_err(|(code, _)| code);
-        assert_eq!(body(&[0, 0, 0, 0, 1, 7]).unwrap(), &[7][..]);
-        assert_eq!(body(&[0, 0, 0, 0, 0]).unwrap(), &[][..]);
+        assert_eq!(body(&[0, 0, 0, 0, 1, 7]).unwrap(), (Bytes::from_static(&[7]), false));
+        assert_eq!(body(&[1, 0, 0, 0, 1, 7]).unwrap(), (Bytes::from_static(&[7]), true));
+        assert_eq!(body(&[0, 0, 0, 0, 0]).unwrap(), (Bytes::new(), false));
         for (bad, code) in [
             (&[][..], Code::InvalidArgument),
             (&[0, 0, 0, 0], Code::InvalidArgument),
             (&[0, 0, 0, 0, 2, 1], Code::InvalidArgument),
             (&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], Code::InvalidArgument),
             (&[0x80, 0, 0, 0, 0], Code::InvalidArgument),
-            (&[1, 0, 0, 0, 0], Code::Unimplemented),
+            (&[2, 0, 0, 0, 0], Code::InvalidArgument),
         ] {
             assert_eq!(body(bad), Err(code), "{bad:?}");
         }

@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Answer, Asked, Exchange, Part, Verdict, Web, begin};
+use super::{Answer, Asked, Coding, Exchange, Part, Verdict, Web, begin};
+use crate::grpc::compress::{Encoding, accepts_gzip};
 use crate::grpc::message::PREFIX_BYTES;
 use crate::grpc::{
     CloseReason, Code, ErrorCode, Event, Limits, Message, Metadata, Output, RequestHead, RouteFn,
@@ -234,6 +235,7 @@ impl Http1Connection {
             content_type: b"",
             grpc_timeout: None,
             grpc_timeout_ok: true,
+            coding: Coding::default(),
             fields: Metadata::new(),
         };
         for (name, value) in head.fields() {
@@ -242,6 +244,10 @@ impl Http1Connection {
             } else if name.eq_ignore_ascii_case("grpc-timeout") {
                 asked.grpc_timeout = timeout::parse(value);
                 asked.grpc_timeout_ok = asked.grpc_timeout.is_some();
+            } else if name.eq_ignore_ascii_case("grpc-encoding") {
+                asked.coding.grpc = Encoding::parse(value);
+            } else if name.eq_ignore_ascii_case("grpc-accept-encoding") {
+                asked.coding.grpc_accepts_gzip |= accepts_gzip(value);
             } else {
                 asked.fields.push(name.to_ascii_lowercase().as_bytes(), value);
             }

@@ -19,7 +19,7 @@ pub use http1::Http1Connection;
 pub use origins::{InvalidOrigin, Origins};
 
 pub(crate) use exchange::{Exchange, Part};
-pub(crate) use request::{Asked, Verdict, begin};
+pub(crate) use request::{Asked, Coding, Verdict, begin};
 
 use bytes::Bytes;
 
@@ -63,6 +63,8 @@ pub struct Web {
     pub json_bytes_max: u32,
     /// Whether connections speak TLS.
     pub is_secured: bool,
+    /// Smallest message of an answer that is compressed, bytes, if its reader takes gzip; `u32::MAX` compresses none.
+    pub compress_bytes_min: u32,
 }
 
 impl Web {

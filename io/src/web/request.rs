@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::exchange::{Exchange, Wire};
 use super::{Answer, Web};
+use crate::grpc::compress::{Encoding, accepts_gzip};
 use crate::grpc::metadata::decode_base64;
 use crate::grpc::{Code, Metadata, RequestHead, Route, RouteFn};
 
@@ -22,8 +23,20 @@ pub(crate) struct Asked<'a> {
     /// `grpc-timeout`, and whether it could be read.
     pub(crate) grpc_timeout: Option<Duration>,
     pub(crate) grpc_timeout_ok: bool,
+    pub(crate) coding: Coding,
     /// The other fields.
     pub(crate) fields: Metadata,
+}
+
+/// What a head says of compression in the fields that gRPC knows as well.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Coding {
+    /// `grpc-encoding`.
+    pub(crate) grpc: Encoding,
+    /// Whether `grpc-accept-encoding` lists gzip.
+    pub(crate) grpc_accepts_gzip: bool,
+    /// Whether `accept-encoding` does.
+    pub(crate) http_accepts_gzip: bool,
 }
 
 /// What is to be done with a request.
@@ -191,9 +204,46 @@ fn post(web: &Web, asked: &Asked<'_>, origin: Option<Box<[u8]>>) -> Verdict {
         };
         return Verdict::Refused(exchange, Code::Unimplemented, message.into());
     }
+    let compressed = match request_encoding(asked, wire) {
+        Ok(encoding) => encoding == Encoding::Gzip,
+        Err((code, message)) => return Verdict::Refused(exchange, code, message),
+    };
+    exchange.set_coding(web, compressed, accepts_answer(asked, wire));
     match call_head(asked, wire) {
         Ok(head) => Verdict::Call(exchange, head),
         Err((code, message)) => Verdict::Refused(exchange, code, message),
+    }
+}
+
+/// How the request's messages may be compressed: unary Connect says it of the body, the others of messages that carry a flag.
+fn request_encoding(asked: &Asked<'_>, wire: Wire) -> Result<Encoding, (Code, String)> {
+    let of = |name| asked.fields.get(name).map_or(Encoding::Identity, Encoding::parse);
+    let (body, messages) = match wire {
+        Wire::Connect { .. } => (of("content-encoding"), Encoding::Identity),
+        Wire::ConnectStream { .. } => (Encoding::Identity, of("connect-content-encoding")),
+        Wire::GrpcWeb { .. } => (Encoding::Identity, asked.coding.grpc),
+    };
+    if wire.streams_frames() && of("content-encoding") != Encoding::Identity {
+        let message = "the messages of this protocol are compressed one by one, not the body with all of them";
+        return Err((Code::Unimplemented, message.to_owned()));
+    }
+    match (body, messages) {
+        (Encoding::Unknown, _) | (_, Encoding::Unknown) => Err((
+            Code::Unimplemented,
+            "messages can be compressed with gzip and with nothing else".to_owned(),
+        )),
+        (Encoding::Gzip, _) | (_, Encoding::Gzip) => Ok(Encoding::Gzip),
+        _ => Ok(Encoding::Identity),
+    }
+}
+
+/// Whether whoever asks takes gzip in the answer.
+fn accepts_answer(asked: &Asked<'_>, wire: Wire) -> bool {
+    let lists = |name| asked.fields.get(name).is_some_and(accepts_gzip);
+    match wire {
+        Wire::Connect { .. } => asked.coding.http_accepts_gzip || lists("accept-encoding"),
+        Wire::ConnectStream { .. } => lists("connect-accept-encoding"),
+        Wire::GrpcWeb { .. } => asked.coding.grpc_accepts_gzip,
     }
 }
 
@@ -243,11 +293,6 @@ fn call_head(asked: &Asked<'_>, wire: Wire) -> Result<RequestHead, (Code, String
             }
         }
     }
-    // The messages of a stream say by themselves whether they are compressed.
-    if get("content-encoding").is_some_and(|encoding| encoding != b"identity") {
-        let message = "bodies can only be sent uncompressed (identity)".to_owned();
-        return Err((Code::Unimplemented, message));
-    }
     for (name, value) in asked.fields.iter() {
         if NO_METADATA.binary_search(&name).is_err() && !name.starts_with(b"sec-") {
             head.metadata.push(name, value);
@@ -296,10 +341,11 @@ fn get(web: &Web, route_of: RouteFn, asked: &Asked<'_>, origin: Option<Box<[u8]>
     let wire = Wire::Connect { json: query.json };
     let mut exchange = Box::new(Exchange::new(wire, Some(route), origin));
     exchange.from_query = true;
-    if query.compressed {
-        let message = "messages can only be sent uncompressed (identity)".to_owned();
+    if query.encoding == Encoding::Unknown {
+        let message = "messages can be compressed with gzip and with nothing else".to_owned();
         return Verdict::Refused(exchange, Code::Unimplemented, message);
     }
+    exchange.set_coding(web, query.encoding == Encoding::Gzip, accepts_answer(asked, wire));
     match call_head(asked, wire) {
         Ok(head) => {
             exchange.put_whole(query.message);
@@ -313,12 +359,13 @@ fn get(web: &Web, route_of: RouteFn, asked: &Asked<'_>, origin: Option<Box<[u8]>
 struct Query {
     message: Bytes,
     json: bool,
-    compressed: bool,
+    encoding: Encoding,
 }
 
 impl Query {
     fn parse(query: &[u8]) -> Result<Self, String> {
-        let (mut message, mut json, mut base64, mut compressed) = (None, None, false, false);
+        let (mut message, mut json, mut base64) = (None, None, false);
+        let mut encoding = Encoding::Identity;
         for pair in query.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
             let mut halves = pair.splitn(2, |&byte| byte == b'=');
             let name = halves.next().unwrap_or_default();
@@ -332,7 +379,8 @@ impl Query {
                     _ => return Err("the query's encoding is json or proto".into()),
                 },
                 b"base64" => base64 = value == b"1",
-                b"compression" => compressed = !value.is_empty() && value != b"identity",
+                b"compression" if value.is_empty() => {}
+                b"compression" => encoding = Encoding::parse(&value),
                 b"connect" if value != b"v1" => return Err("the query's connect is v1".into()),
                 _ => {}
             }
@@ -353,7 +401,7 @@ impl Query {
             message =
                 decode_base64(&message).ok_or("the query's message is not URL-safe base64")?;
         }
-        Ok(Self { message: message.into(), json, compressed })
+        Ok(Self { message: message.into(), json, encoding })
     }
 }
 

@@ -4,6 +4,7 @@
 //! its message. A message is text; its JSON is the text in quotes.
 #![allow(dead_code, unreachable_pub)]
 
+use std::io::{Read, Write};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -49,7 +50,13 @@ const SCHEMA: Schema = Schema {
 
 pub fn web() -> Rc<Web> {
     let origins = Origins::default();
-    Rc::new(Web { schema: SCHEMA, origins, json_bytes_max: 500, is_secured: false })
+    Rc::new(Web {
+        schema: SCHEMA,
+        origins,
+        json_bytes_max: 500,
+        is_secured: false,
+        compress_bytes_min: 100,
+    })
 }
 
 /// The service on one connection.
@@ -262,4 +269,18 @@ pub fn dechunk(mut body: &[u8]) -> Vec<u8> {
             return whole;
         }
     }
+}
+
+/// One gzip member.
+pub fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(plain).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// What one gzip member holds.
+pub fn gunzip(member: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    flate2::read::GzDecoder::new(member).read_to_end(&mut plain).expect("one gzip member");
+    plain
 }

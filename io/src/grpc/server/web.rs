@@ -13,7 +13,7 @@ use crate::grpc::status::{Code, Status};
 use crate::h2::hpack::Indexing;
 use crate::h2::hpack::encode::literal;
 use crate::h2::{Refusal, StreamId};
-use crate::web::{Asked, Exchange, Part, Verdict, Web, begin};
+use crate::web::{Asked, Coding, Exchange, Part, Verdict, Web, begin};
 
 /// A request that is not gRPC's, while its body comes and until it is answered.
 #[derive(Debug)]
@@ -56,6 +56,11 @@ impl ServerConnection {
             content_type,
             grpc_timeout: sink.head.timeout,
             grpc_timeout_ok: sink.facts.timeout_ok,
+            coding: Coding {
+                grpc: sink.facts.encoding,
+                grpc_accepts_gzip: sink.facts.accepts_gzip,
+                http_accepts_gzip: sink.facts.http_accepts_gzip,
+            },
             fields,
         };
         let held = match begin(&web, sink.route_of, asked) {
@@ -132,7 +137,9 @@ impl ServerConnection {
         let outcome = match taken {
             Ok(()) if end => {
                 self.gathered -= exchange.held_bytes();
-                exchange.message(&web, max)
+                let message = exchange.message(&web, max);
+                self.inflated += exchange.inflated_bytes();
+                message
             }
             Ok(()) => return None,
             Err(refused) => Err(refused),

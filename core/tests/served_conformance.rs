@@ -219,10 +219,10 @@ fn models_conform(model: Model) {
     let server = serve(directory.path()).shards(2).config(&config).start();
     let listen = server.listen;
     let suites = run(async move {
-        let caller = Caller::to(listen, "").await;
-        together(names.into_iter().map(|name| {
-            let served = Served(caller.of(&name), Versions::None, model);
-            async move { conformance::run(&served).await }
+        // On a connection each: the largest messages of all of them are more than one connection may have under way.
+        together(names.into_iter().map(|name| async move {
+            let served = Served(Caller::to(listen, &name).await, Versions::None, model);
+            conformance::run(&served).await
         }))
         .await
     });
@@ -242,4 +242,9 @@ fn queues_conform_at_both_levels_also_across_the_mesh() {
 #[test]
 fn streams_conform_at_both_levels_also_across_the_mesh() {
     models_conform(Model::Stream);
+}
+
+#[test]
+fn topics_conform_at_both_levels_also_across_the_mesh() {
+    models_conform(Model::PubSub);
 }

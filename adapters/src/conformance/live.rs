@@ -28,6 +28,7 @@ pub struct Live<'a> {
     sent: Sent,
     is_time_simulated: bool,
     ended: bool,
+    failure: Option<Failure>,
 }
 
 impl<'a> Live<'a> {
@@ -36,7 +37,7 @@ impl<'a> Live<'a> {
         sent: Sent,
         is_time_simulated: bool,
     ) -> Self {
-        Live { call: Box::pin(call), sent, is_time_simulated, ended: false }
+        Live { call: Box::pin(call), sent, is_time_simulated, ended: false, failure: None }
     }
 
     fn poll_next(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<Option<Bytes>, Failure>> {
@@ -44,14 +45,17 @@ impl<'a> Live<'a> {
             if let Some(message) = self.sent.borrow_mut().pop_front() {
                 return Poll::Ready(Ok(Some(message)));
             }
+            // What was sent before the end comes before it.
+            if let Some(failure) = self.failure.take() {
+                return Poll::Ready(Err(failure));
+            }
             if self.ended {
                 return Poll::Ready(Ok(None));
             }
             match self.call.as_mut().poll(context) {
-                Poll::Ready(Ok(())) => self.ended = true,
-                Poll::Ready(Err(error)) => {
+                Poll::Ready(ended) => {
                     self.ended = true;
-                    return Poll::Ready(Err(error.into()));
+                    self.failure = ended.err().map(Failure::from);
                 }
                 Poll::Pending if self.sent.borrow().is_empty() => return Poll::Pending,
                 Poll::Pending => {}

@@ -20,6 +20,7 @@ mod keyvalue_ttl;
 mod live;
 mod model;
 mod offered;
+mod pubsub;
 mod queue;
 mod stream;
 
@@ -176,6 +177,10 @@ async fn run_interface<C: Client>(client: &C, interface: Interface, ran: &mut Ve
         | Interface::QueueDeadLetter
         | Interface::QueuePriority
         | Interface::QueueDelayed => queue::run(client, interface, ran).await,
+        Interface::PubSubBasic
+        | Interface::PubSubWildcards
+        | Interface::PubSubFiltering
+        | Interface::PubSubOrdering => pubsub::run(client, interface, ran).await,
         Interface::StreamBasic | Interface::StreamRetention | Interface::StreamPartitioning => {
             stream::run(client, interface, ran).await
         }

@@ -9,7 +9,7 @@
 //! - `store`: changes, expiry (`wheel`) and the memory that is taken
 //! - `keyvalue`, `scan`: the interfaces
 //! - `rooms`, `sources`: where the other models' data is, and how those who wait for it are told
-//! - `queue`, `stream`: the models
+//! - `queue`, `stream`, `pubsub`: the models
 //! - `outcomes`: what became of calls with an idempotency key
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
@@ -19,6 +19,7 @@ mod format;
 mod index;
 mod keyvalue;
 mod outcomes;
+mod pubsub;
 mod queue;
 mod rooms;
 mod scan;
@@ -45,6 +46,7 @@ pub use self::outcomes::{
     Lookup, OUTCOME_BYTES_MAX, OUTCOMES_MAX, Outcome, OutcomeKey, Outcomes, Ticket, WINDOW_DEFAULT,
     WINDOW_MIN,
 };
+use self::pubsub::Subscriptions;
 use self::queue::Queues;
 pub use self::snapshot::{Snapshot, SnapshotStep};
 use self::sources::Sources;
@@ -87,6 +89,7 @@ pub struct Memstore {
     queue_sources: Sources,
     streams: RefCell<Streams>,
     stream_sources: Sources,
+    subscriptions: Subscriptions,
     limits: MemstoreLimits,
     /// Signs page tokens; another one in every process, because positions are.
     page_signer: RandomState,
@@ -108,6 +111,10 @@ crate::backend! {
         stream_basic,
         stream_retention,
         stream_partitioning,
+        pubsub_basic,
+        pubsub_wildcards,
+        pubsub_filtering,
+        pubsub_ordering,
 }
 
 impl Memstore {
@@ -136,6 +143,7 @@ impl Memstore {
             queue_sources: Sources::default(),
             streams: RefCell::default(),
             stream_sources: Sources::default(),
+            subscriptions: Subscriptions::default(),
             limits,
             page_signer: RandomState::new(),
         };

@@ -1,0 +1,191 @@
+//! The interfaces of PubSubService on memstore.
+
+use prism_proto::prism::pubsub::v1 as reply;
+use prism_proto::prism::r#type::v1::Delivery;
+use prism_proto::view::pubsub::{
+    PublishBatchRequest, PublishOrderedRequest, PublishRequest, PublishWithAttributesRequest,
+    SubscribeFilteredRequest, SubscribePatternRequest, SubscribeRequest, UnsubscribeRequest,
+};
+use prism_proto::view::types as view;
+use prost::Message as _;
+
+use super::super::Memstore;
+use super::subscriptions::{Event, Heard, Standing};
+use crate::call::{Context, NO_END, PageSink, Reply};
+use crate::error::{Error, Kind};
+use crate::filter::Filter;
+use crate::interfaces::message::{expires_us, message_id, owned, time};
+use crate::interfaces::pubsub::{PubSubBasic, PubSubFiltering, PubSubOrdering, PubSubWildcards};
+
+impl PubSubBasic for Memstore {
+    async fn publish(
+        &self,
+        context: &Context<'_>,
+        request: PublishRequest<'_>,
+        reply: &mut Reply,
+    ) -> Result<(), Error> {
+        let message_id = self.publish_event(context, request.topic, request.message, 0);
+        reply::PublishResponse { message_id, position: None }.encode_raw(&mut reply.head);
+        Ok(())
+    }
+
+    async fn publish_batch(
+        &self,
+        context: &Context<'_>,
+        request: PublishBatchRequest<'_>,
+        reply: &mut Reply,
+    ) -> Result<(), Error> {
+        let results = request.messages.iter().enumerate().map(|(index, message)| {
+            let message_id = self.publish_event(context, request.topic, Some(message), index);
+            reply::PublishBatchResult { status: None, message_id, position: None }
+        });
+        let answer = reply::PublishBatchResponse { results: results.collect() };
+        answer.encode_raw(&mut reply.head);
+        Ok(())
+    }
+
+    async fn unsubscribe(
+        &self,
+        context: &Context<'_>,
+        request: UnsubscribeRequest<'_>,
+        _: &mut Reply,
+    ) -> Result<(), Error> {
+        // Whether there was one is not said: replay, which knows no subscribers, has to give the same answer.
+        self.subscriptions.delete(context.namespace, request.subscription_id);
+        Ok(())
+    }
+
+    async fn subscribe<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        request: SubscribeRequest<'_>,
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        let heard = Heard::Topic(request.topic.into());
+        self.deliver(context, request.subscription_id, heard, sink).await
+    }
+}
+
+impl PubSubWildcards for Memstore {
+    async fn subscribe_pattern<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        request: SubscribePatternRequest<'_>,
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        let heard = Heard::Pattern(request.pattern.into());
+        self.deliver(context, request.subscription_id, heard, sink).await
+    }
+}
+
+impl PubSubFiltering for Memstore {
+    async fn publish_with_attributes(
+        &self,
+        context: &Context<'_>,
+        request: PublishWithAttributesRequest<'_>,
+        reply: &mut Reply,
+    ) -> Result<(), Error> {
+        let message_id = self.publish_event(context, request.topic, request.message, 0);
+        let answer = reply::PublishWithAttributesResponse { message_id, position: None };
+        answer.encode_raw(&mut reply.head);
+        Ok(())
+    }
+
+    async fn subscribe_filtered<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        request: SubscribeFilteredRequest<'_>,
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        let filter = Filter::parse(request.filter)
+            .map_err(|what| Error::field("FILTER_INVALID", "filter", what))?;
+        let heard = Heard::Filtered(request.topic.into(), filter);
+        self.deliver(context, request.subscription_id, heard, sink).await
+    }
+}
+
+impl PubSubOrdering for Memstore {
+    async fn publish_ordered(
+        &self,
+        context: &Context<'_>,
+        request: PublishOrderedRequest<'_>,
+        reply: &mut Reply,
+    ) -> Result<(), Error> {
+        // Every subscriber hears everything in the order of its records.
+        let message_id = self.publish_event(context, request.topic, request.message, 0);
+        reply::PublishOrderedResponse { message_id, position: None }.encode_raw(&mut reply.head);
+        Ok(())
+    }
+}
+
+impl Memstore {
+    fn publish_event(
+        &self,
+        context: &Context<'_>,
+        topic: &str,
+        message: Option<view::Message<'_>>,
+        index: usize,
+    ) -> String {
+        let sent = message.unwrap_or_default();
+        let id = message_id(context, index);
+        let event = Event {
+            topic: topic.into(),
+            sent_us: context.now_us,
+            expires_us: expires_us(&sent),
+            message: owned(&sent, id.clone()),
+        };
+        self.subscriptions.publish(context.namespace, event);
+        id
+    }
+
+    /// Sends what a subscription hears, as fast as its stream takes it. The messages of all three kinds of streams are the same.
+    async fn deliver<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        id: &str,
+        heard: Heard,
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        let attached = self.subscriptions.attach(context.namespace, id, heard)?;
+        let subscription = attached.subscription.clone();
+        let started =
+            reply::Started { subscription_id: subscription.id.to_string(), position: None };
+        sink.send(response(reply::subscribe_response::Event::Started(started))).await?;
+        let mut told = subscription.news.listen();
+        loop {
+            while let Some(event) = attached.take() {
+                if event.expires_us <= sink.now_us() {
+                    continue;
+                }
+                let delivery = reply::EventDelivery {
+                    topic: event.topic.to_string(),
+                    position: None,
+                    delivery: Some(Delivery {
+                        attempt: 1,
+                        sent_at: Some(time(event.sent_us)),
+                        message: Some(event.message.clone()),
+                        ..Default::default()
+                    }),
+                };
+                drop(event);
+                sink.send(response(reply::subscribe_response::Event::Delivery(delivery))).await?;
+            }
+            match subscription.standing.get() {
+                Standing::Open => sink.wait(&mut told, NO_END).await?,
+                Standing::Deleted => return Ok(()),
+                Standing::Behind => return Err(behind()),
+            }
+        }
+    }
+}
+
+fn response(event: reply::subscribe_response::Event) -> bytes::Bytes {
+    reply::SubscribeResponse { event: Some(event) }.encode_to_vec().into()
+}
+
+#[cold]
+fn behind() -> Error {
+    let message = "this subscriber took events more slowly than they came, and those that follow are lost to it: \
+                   subscribe again, read faster, or share the subscription among several streams";
+    Error::new(Kind::OutOfRange, "SUBSCRIBER_BEHIND", message)
+}

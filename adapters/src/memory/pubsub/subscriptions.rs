@@ -1,0 +1,257 @@
+//! Who hears what: subscriptions by topic and by pattern, and the line of events of each.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use prism_proto::prism::r#type::v1::Message;
+use prost::Message as _;
+
+use crate::error::{Error, Kind};
+use crate::filter::Filter;
+use crate::news::News;
+use crate::topic;
+
+/// Events that wait for one subscription.
+const LINE_EVENTS_MAX: usize = 1024;
+/// Bytes of events that wait for one subscription; one event may be larger.
+const LINE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of events that wait for all subscriptions of a shard; an event counts for each.
+const LINES_BYTES_MAX: usize = 64 << 20;
+/// What an event takes beside its content, about.
+const EVENT_BYTES: usize = 256;
+
+/// An event on its way; its subscribers share it.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) topic: Box<str>,
+    pub(super) sent_us: u64,
+    /// From then on it is not delivered; `u64::MAX` is never.
+    pub(super) expires_us: u64,
+    pub(super) message: Message,
+}
+
+/// What a subscription hears.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Heard {
+    Topic(Box<str>),
+    Pattern(Box<str>),
+    Filtered(Box<str>, Filter),
+}
+
+/// How a subscription stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Open,
+    /// It stayed behind by more than may wait.
+    Behind,
+    /// It was deleted.
+    Deleted,
+}
+
+/// One subscription.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    namespace: u32,
+    pub(super) id: Box<str>,
+    heard: Heard,
+    line: RefCell<VecDeque<Rc<Event>>>,
+    line_bytes: Cell<usize>,
+    pub(super) standing: Cell<Standing>,
+    streams: Cell<usize>,
+    pub(super) news: Rc<News>,
+}
+
+type ByName<T> = HashMap<(u32, Box<str>), T, ahash::RandomState>;
+
+/// The subscriptions of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Subscriptions {
+    by_topic: RefCell<ByName<Vec<Rc<Subscription>>>>,
+    by_pattern: RefCell<HashMap<u32, Vec<Rc<Subscription>>, ahash::RandomState>>,
+    by_id: RefCell<ByName<Rc<Subscription>>>,
+    waiting_bytes: Cell<usize>,
+    minted: Cell<u64>,
+}
+
+impl Subscriptions {
+    /// Puts an event in the line of everybody who hears its topic.
+    pub(super) fn publish(&self, namespace: u32, event: Event) {
+        let by_topic = self.by_topic.borrow();
+        let by_pattern = self.by_pattern.borrow();
+        let of_topic = by_topic.get(&(namespace, event.topic.clone()));
+        let of_patterns = by_pattern.get(&namespace);
+        if of_topic.is_none() && of_patterns.is_none() {
+            return;
+        }
+        let event = Rc::new(event);
+        let bytes = event.message.encoded_len() + EVENT_BYTES;
+        for subscription in of_topic.into_iter().chain(of_patterns).flatten() {
+            if subscription.hears(&event) {
+                self.line_up(subscription, &event, bytes);
+            }
+        }
+    }
+
+    fn line_up(&self, subscription: &Subscription, event: &Rc<Event>, bytes: usize) {
+        if subscription.standing.get() != Standing::Open {
+            return;
+        }
+        let mut line = subscription.line.borrow_mut();
+        let line_bytes = subscription.line_bytes.get() + bytes;
+        let is_full = line.len() >= LINE_EVENTS_MAX
+            || line_bytes > LINE_BYTES_MAX
+            || self.waiting_bytes.get() + bytes > LINES_BYTES_MAX;
+        if is_full && !line.is_empty() {
+            subscription.standing.set(Standing::Behind);
+        } else {
+            line.push_back(event.clone());
+            subscription.line_bytes.set(line_bytes);
+            self.waiting_bytes.set(self.waiting_bytes.get() + bytes);
+        }
+        subscription.news.tell();
+    }
+
+    /// Attaches a stream to a subscription, which is made if there is none of this id.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION `SUBSCRIPTION_MISMATCH`: there is one that hears something else.
+    pub(super) fn attach(
+        &self,
+        namespace: u32,
+        id: &str,
+        heard: Heard,
+    ) -> Result<Attached<'_>, Error> {
+        let id: Box<str> = match id {
+            "" => {
+                self.minted.set(self.minted.get() + 1);
+                let now_us = prism_io::clock::wall_us();
+                format!("s-{now_us:x}-{:x}", self.minted.get()).into()
+            }
+            id => id.into(),
+        };
+        let key = (namespace, id.clone());
+        if let Some(subscription) = self.by_id.borrow().get(&key) {
+            if subscription.heard != heard {
+                return Err(mismatch(&id));
+            }
+            subscription.streams.set(subscription.streams.get() + 1);
+            return Ok(Attached { subscriptions: self, subscription: subscription.clone() });
+        }
+        let subscription = Rc::new(Subscription {
+            namespace,
+            id,
+            heard,
+            line: RefCell::default(),
+            line_bytes: Cell::new(0),
+            standing: Cell::new(Standing::Open),
+            streams: Cell::new(1),
+            news: Rc::default(),
+        });
+        self.by_id.borrow_mut().insert(key, subscription.clone());
+        match &subscription.heard {
+            Heard::Topic(topic) | Heard::Filtered(topic, _) => {
+                let key = (namespace, topic.clone());
+                self.by_topic.borrow_mut().entry(key).or_default().push(subscription.clone());
+            }
+            Heard::Pattern(_) => {
+                let mut patterns = self.by_pattern.borrow_mut();
+                patterns.entry(namespace).or_default().push(subscription.clone());
+            }
+        }
+        Ok(Attached { subscriptions: self, subscription })
+    }
+
+    /// Deletes a subscription, if there is one of this id; its streams end.
+    pub(super) fn delete(&self, namespace: u32, id: &str) {
+        let found = self.by_id.borrow().get(&(namespace, Box::from(id))).cloned();
+        if let Some(subscription) = found {
+            subscription.standing.set(Standing::Deleted);
+            subscription.news.tell();
+            self.remove(&subscription);
+        }
+    }
+
+    /// Forgets a subscription and its line.
+    fn remove(&self, subscription: &Rc<Subscription>) {
+        let is_other = |other: &Rc<Subscription>| !Rc::ptr_eq(other, subscription);
+        let namespace = subscription.namespace;
+        let mut by_id = self.by_id.borrow_mut();
+        let key = (namespace, subscription.id.clone());
+        if by_id.get(&key).is_some_and(|found| Rc::ptr_eq(found, subscription)) {
+            by_id.remove(&key);
+        }
+        match &subscription.heard {
+            Heard::Topic(topic) | Heard::Filtered(topic, _) => {
+                let mut by_topic = self.by_topic.borrow_mut();
+                let key = (namespace, topic.clone());
+                if let Some(list) = by_topic.get_mut(&key) {
+                    list.retain(is_other);
+                    if list.is_empty() {
+                        by_topic.remove(&key);
+                    }
+                }
+            }
+            Heard::Pattern(_) => {
+                let mut by_pattern = self.by_pattern.borrow_mut();
+                if let Some(list) = by_pattern.get_mut(&namespace) {
+                    list.retain(is_other);
+                    if list.is_empty() {
+                        by_pattern.remove(&namespace);
+                    }
+                }
+            }
+        }
+        subscription.line.borrow_mut().clear();
+        let bytes = subscription.line_bytes.replace(0);
+        self.waiting_bytes.set(self.waiting_bytes.get() - bytes);
+    }
+}
+
+impl Subscription {
+    fn hears(&self, event: &Event) -> bool {
+        match &self.heard {
+            Heard::Topic(_) => true,
+            Heard::Pattern(pattern) => topic::matches(pattern, &event.topic),
+            Heard::Filtered(_, filter) => {
+                filter.matches(|name| event.message.attributes.get(name).map(String::as_str))
+            }
+        }
+    }
+}
+
+/// A stream's part in a subscription; given up when it is dropped.
+pub(super) struct Attached<'a> {
+    subscriptions: &'a Subscriptions,
+    pub(super) subscription: Rc<Subscription>,
+}
+
+impl Attached<'_> {
+    /// The next event of the line.
+    pub(super) fn take(&self) -> Option<Rc<Event>> {
+        let event = self.subscription.line.borrow_mut().pop_front()?;
+        let bytes = event.message.encoded_len() + EVENT_BYTES;
+        self.subscription.line_bytes.set(self.subscription.line_bytes.get() - bytes);
+        let waiting = &self.subscriptions.waiting_bytes;
+        waiting.set(waiting.get() - bytes);
+        Some(event)
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        let streams = &self.subscription.streams;
+        streams.set(streams.get() - 1);
+        if streams.get() == 0 {
+            self.subscriptions.remove(&self.subscription);
+        }
+    }
+}
+
+#[cold]
+fn mismatch(id: &str) -> Error {
+    let message = format!(
+        "the subscription {id} hears another topic, pattern or filter: join it with the same, or use another id"
+    );
+    Error::new(Kind::FailedPrecondition, "SUBSCRIPTION_MISMATCH", message)
+}

@@ -1,14 +1,15 @@
 //! `cargo bench -p prism-benches --bench loops`: the event loop behind Prism's transport against a ring of our own in its place, with and without a
 //! log write before the answer. `docs/decisions` has what came of it.
 //!
-//! Both sides run the same HTTP/2 and gRPC state machine and the same handler; what differs is who moves the bytes: `prism_io::server` on monoio, or
-//! `ring.rs`. One kind of call is answered at once, the other when a group of them has been written to a recycled file with O_DIRECT and O_DSYNC, one
+//! All sides run the same HTTP/2 and gRPC state machine and the same handler; what differs is who moves the bytes: `prism_io::server` on monoio,
+//! `bare.rs` on monoio without what a product's driver does beside that, or `ring.rs`, which does none of it either. One kind of call is answered at once, the other when a group of them has been written to a recycled file with O_DIRECT and O_DSYNC, one
 //! write in flight. Neither has Prism's request path above it, so in the same rounds `prism serve` answers whole calls: Get at `memory`, Set at `wal`.
 //! What the ring saves of the one is set against what the other costs.
 //!
 //! Options: `--quick` (a smoke run whose figures mean nothing), `--rounds <n>`, `--seconds <n>`, `--folder <path>` (where logs go; on a real disk),
 //! `--cores <server>,<load>`, `--no-build`. Results: `target/bench/loops.json`.
 
+mod bare;
 mod ring;
 
 use std::io::{Error, Result, Write};
@@ -38,6 +39,8 @@ const SHAPES: [(usize, usize); 4] = [(64, 1), (512, 1), (8, 16), (1, 1)];
 enum Side {
     /// The transport alone, on the product's loop.
     Monoio,
+    /// The same loop with a driver as bare as the ring's.
+    Bare,
     /// The same on a ring of our own.
     Ring,
     /// `prism serve`: whole calls.
@@ -45,11 +48,12 @@ enum Side {
 }
 
 impl Side {
-    const ALL: [Side; 3] = [Side::Monoio, Side::Ring, Side::Whole];
+    const ALL: [Side; 4] = [Side::Monoio, Side::Bare, Side::Ring, Side::Whole];
 
     fn name(self) -> &'static str {
         match self {
             Side::Monoio => "monoio",
+            Side::Bare => "bare",
             Side::Ring => "ring",
             Side::Whole => "whole call",
         }
@@ -110,7 +114,7 @@ fn main() -> Result<()> {
     let prism = Prism::start(&prism::binary("prism")?, &data, &[core])?;
     let mut servers = Vec::new();
     for with_log in [false, true] {
-        for side in [Side::Monoio, Side::Ring] {
+        for side in [Side::Monoio, Side::Bare, Side::Ring] {
             let mut command = Command::new(std::env::current_exe()?);
             command.args(["serve", side.name(), server_core]);
             if with_log {
@@ -209,6 +213,7 @@ fn serve(arguments: &[String]) -> Result<()> {
     std::io::stdout().flush()?;
     match event_loop.as_str() {
         "monoio" => echo_server::serve(socket, log),
+        "bare" => bare::serve(socket, log),
         "ring" => ring::serve(socket, log.as_ref()),
         other => Err(Error::other(format!("unknown loop {other}"))),
     }
@@ -242,7 +247,7 @@ fn whole_load(prism: &Prism, core: usize, seconds: f64) -> kv::Load {
 }
 
 fn table(rows: &[Row]) -> Table {
-    let columns = ["", "server CPU µs", "p50 µs", "p99 µs", "saved, of a whole call"];
+    let columns = ["", "server CPU µs", "p50 µs", "p99 µs", "ring saves, of a whole call"];
     let mut table = Table::new("Loops, connections × in flight, medians", &columns);
     for row in rows {
         let cpu = |side| {
@@ -252,14 +257,16 @@ fn table(rows: &[Row]) -> Table {
             };
             rows.iter().find(same).map_or(f64::NAN, |row| median(&row.cpu_us))
         };
-        let saved = (cpu(Side::Monoio) - cpu(Side::Ring)) / cpu(Side::Whole);
+        // Beside the product's driver the ring also saves what it does not do; beside the bare one only what the loop costs.
+        let saved = (cpu(row.side) - cpu(Side::Ring)) / cpu(Side::Whole);
+        let compared = matches!(row.side, Side::Monoio | Side::Bare);
         let what = if row.with_log { "with log" } else { "at once" };
         table.row(vec![
             format!("{}×{} {what}, {}", row.connections, row.in_flight, row.side.name()),
             format!("{:.2}", median(&row.cpu_us)),
             format!("{:.0}", median(&row.p50_us)),
             format!("{:.0}", median(&row.p99_us)),
-            if row.side == Side::Ring { format!("{:.0} %", saved * 100.0) } else { String::new() },
+            if compared { format!("{:.0} %", saved * 100.0) } else { String::new() },
         ]);
     }
     table

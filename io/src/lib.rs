@@ -6,6 +6,7 @@
 
 mod affinity;
 pub mod bell;
+pub mod bridge;
 pub mod calls;
 pub mod client;
 pub mod clock;

@@ -19,6 +19,7 @@ pub mod lane;
 pub mod limits;
 pub mod memory;
 pub mod news;
+pub mod postgres;
 pub mod redis;
 pub mod topic;
 

@@ -248,3 +248,34 @@ fn streams_conform_at_both_levels_also_across_the_mesh() {
 fn topics_conform_at_both_levels_also_across_the_mesh() {
     models_conform(Model::PubSub);
 }
+
+/// Namespaces on a real PostgreSQL, at the weakest and the strongest level, called through either shard.
+#[test]
+fn a_namespace_on_postgres_conforms_and_its_data_is_plain_there() {
+    const DATABASE: &str = "prism_served";
+    let address = servers::empty_database(DATABASE);
+    let directory = directory();
+    let password = directory.path().join("postgres-password");
+    std::fs::write(&password, "prism\n").unwrap();
+    let config = format!(
+        "backends:\n  - {{name: db, type: postgres, address: \"{address}\", user: prism, database: {DATABASE}, \
+         password_file: \"{}\"}}\nnamespaces:\n  \
+         - {{name: on-postgres, client_api: keyvalue, backend: db, durability: memory}}\n  \
+         - {{name: strong, client_api: keyvalue, backend: db, durability: strong}}\n  \
+         - {{name: embedded, client_api: keyvalue}}\n",
+        password.display()
+    );
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    conforms(&server, vec!["on-postgres", "strong"], Versions::Revision);
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "on-postgres").await;
+        caller.set("greeting", b"hello").await;
+    });
+    let greeting =
+        "SELECT convert_from(value, 'UTF8') FROM \"on-postgres\".keyvalue WHERE key = 'greeting'";
+    assert_eq!(servers::psql(address, DATABASE, greeting), "hello");
+    let cell = servers::psql(address, DATABASE, "SELECT lane_seq > 100 FROM strong.cell");
+    assert_eq!(cell, "t", "logged writes go by the lane's cell");
+    server.stop();
+}

@@ -3,6 +3,7 @@
 use prism_proto::view::keyvalue::{
     CountRequestSelection, ScanKeysRequestSelection, ScanRequestSelection,
 };
+use prism_proto::wire;
 
 use crate::glob::Glob;
 use crate::limits::{PAGE_ENTRIES_DEFAULT, PAGE_ENTRIES_MAX};
@@ -77,5 +78,60 @@ pub(crate) fn page_entries(page_size: u32) -> usize {
     match page_size as usize {
         0 => PAGE_ENTRIES_DEFAULT,
         size => size.min(PAGE_ENTRIES_MAX),
+    }
+}
+
+/// A page that is being filled.
+pub(crate) struct Page {
+    bytes: Vec<u8>,
+    entries: usize,
+    entries_max: usize,
+    bytes_max: usize,
+    is_full: bool,
+}
+
+impl Page {
+    /// An empty one for so many entries, of so many bytes.
+    pub(crate) fn new(entries_max: usize, bytes_max: usize) -> Self {
+        Page { bytes: Vec::new(), entries: 0, entries_max, bytes_max, is_full: false }
+    }
+
+    /// Adds one item of so many bytes, written by `write`, unless the page has no room for it; the first always has.
+    pub(crate) fn put(&mut self, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let room = self.bytes_max.saturating_sub(self.bytes.len());
+        if !self.bytes.is_empty() && wire::bytes_field_len(PAGE_ITEMS_FIELD, length) > room {
+            self.is_full = true;
+            return false;
+        }
+        write(&mut self.bytes);
+        self.entries += 1;
+        self.is_full = self.entries == self.entries_max || self.bytes.len() >= PAGE_BYTES;
+        true
+    }
+
+    /// Takes nothing more.
+    pub(crate) fn fill(&mut self) {
+        self.is_full = true;
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// How many entries it can still take.
+    pub(crate) fn entries_left(&self) -> usize {
+        self.entries_max - self.entries
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 }

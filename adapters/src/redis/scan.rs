@@ -26,7 +26,7 @@ use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::interfaces::keyvalue::KeyValueScan;
 use crate::interfaces::keyvalue_selection::{
-    Matcher, PAGE_BYTES, PAGE_ITEMS_FIELD, PAGE_TOKEN_FIELD, Selection, page_entries,
+    Matcher, PAGE_BYTES, PAGE_ITEMS_FIELD, PAGE_TOKEN_FIELD, Page, Selection, page_entries,
 };
 use crate::limits::{COUNT_MAX_DEFAULT, check_key};
 
@@ -108,30 +108,6 @@ enum Tell {
     Entries,
 }
 
-/// A page that is being filled.
-struct Page {
-    bytes: Vec<u8>,
-    entries: usize,
-    entries_max: usize,
-    bytes_max: usize,
-    is_full: bool,
-}
-
-impl Page {
-    /// Adds one item of so many bytes, written by `write`, unless the page has no room for it; the first always has.
-    fn put(&mut self, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let room = self.bytes_max.saturating_sub(self.bytes.len());
-        if !self.bytes.is_empty() && wire::bytes_field_len(PAGE_ITEMS_FIELD, length) > room {
-            self.is_full = true;
-            return false;
-        }
-        write(&mut self.bytes);
-        self.entries += 1;
-        self.is_full = self.entries == self.entries_max || self.bytes.len() >= PAGE_BYTES;
-        true
-    }
-}
-
 impl KeyValueScan for Redis {
     async fn count(
         &self,
@@ -196,15 +172,10 @@ impl Redis {
         let entries_max = page_entries(page_size);
         let mut count = (2 * entries_max as u64).clamp(SCAN_KEYS_MIN, SCAN_KEYS_MAX);
         loop {
-            let mut page = Page {
-                bytes: Vec::new(),
-                entries: 0,
-                entries_max,
-                bytes_max: context.limits.max_message_size.saturating_sub(TOKEN_BYTES_MAX),
-                is_full: false,
-            };
+            let bytes_max = context.limits.max_message_size.saturating_sub(TOKEN_BYTES_MAX);
+            let mut page = Page::new(entries_max, bytes_max);
             let mut scans = 0;
-            while !page.is_full && !batch.is_last() {
+            while !page.is_full() && !batch.is_last() {
                 if batch.keys.is_empty() {
                     if scans == PAGE_SCANS_MAX {
                         break;
@@ -222,12 +193,12 @@ impl Redis {
                     self.tell_entries(&context, &mut page, &mut batch).await?;
                 }
             }
-            let last = batch.is_last();
+            let (mut bytes, last) = (page.into_bytes(), batch.is_last());
             if !last {
                 let token = sign(context, selection, batch.place());
-                wire::put_bytes(&mut page.bytes, PAGE_TOKEN_FIELD, token.as_bytes());
+                wire::put_bytes(&mut bytes, PAGE_TOKEN_FIELD, token.as_bytes());
             }
-            sink.send(page.bytes.into()).await?;
+            sink.send(bytes.into()).await?;
             if last {
                 return Ok(());
             }
@@ -295,10 +266,10 @@ impl Redis {
         page: &mut Page,
         batch: &mut Batch,
     ) -> Result<(), Error> {
-        let count = batch.keys.len().min(READ_KEYS_MAX).min(page.entries_max - page.entries);
+        let count = batch.keys.len().min(READ_KEYS_MAX).min(page.entries_left());
         let value_max = value_bytes_max(context);
-        let room = PAGE_BYTES.saturating_sub(page.bytes.len()).min(value_max);
-        let first = if page.bytes.is_empty() { value_max } else { room };
+        let room = PAGE_BYTES.saturating_sub(page.len()).min(value_max);
+        let first = if page.is_empty() { value_max } else { room };
         let write = |out: &mut Vec<u8>| {
             for (_, key) in batch.keys.iter().take(count) {
                 put_key(out, context, key_of(key));
@@ -315,7 +286,7 @@ impl Redis {
             let stored = match value {
                 Ok(Value::Blob(value)) => Stored::read(context, Some(value), expiry)?,
                 // The first by itself is longer than any answer may be; what follows another waits for the next page.
-                Ok(_) if page.bytes.is_empty() => return Err(errors::too_large(context)),
+                Ok(_) if page.is_empty() => return Err(errors::too_large(context)),
                 Ok(_) => break,
                 // It has become something else than a string since.
                 Err(error) if error.reason() == "BACKEND_WRONG_TYPE" => None,
@@ -334,11 +305,13 @@ impl Redis {
                 }
             }
             batch.told();
-            if page.is_full {
+            if page.is_full() {
                 return Ok(());
             }
         }
-        page.is_full |= found < count as u64;
+        if found < count as u64 {
+            page.fill();
+        }
         Ok(())
     }
 }

@@ -205,3 +205,30 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &(Mutex<ProxyState>, Cond
         }
     }
 }
+
+/// What psql says to statements in a database of `dev/servers`' PostgreSQL, or of another.
+pub(crate) fn psql(address: SocketAddr, database: &str, statements: &str) -> String {
+    let output = Command::new("psql")
+        .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "prism", "-d", database])
+        .args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()])
+        .args(["-c", statements])
+        .env("PGPASSWORD", "prism")
+        .env("PGOPTIONS", "-c client_min_messages=warning")
+        .output()
+        .expect("psql, of the Debian package postgresql-client, is there");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "psql {statements:?}: {errors}");
+    let mut said = String::from_utf8(output.stdout).unwrap();
+    said.truncate(said.trim_end_matches('\n').len());
+    said
+}
+
+/// Where an empty database of this name is, on `dev/servers`' PostgreSQL.
+pub(crate) fn empty_database(name: &str) -> SocketAddr {
+    let address = address("postgres");
+    psql(address, "prism", &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+    psql(address, "prism", &format!("CREATE DATABASE {name}"));
+    // Nobody pulls the plug on it, and thousands of commits are quicker.
+    psql(address, "prism", &format!("ALTER DATABASE {name} SET synchronous_commit = off"));
+    address
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prism_adapters::Backend as _;
 use prism_adapters::memory::Memstore;
+use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
 use prism_adapters::redis::{Login, Redis, RedisConfig};
 use prism_proto::catalogue::Interfaces;
 
@@ -52,6 +53,8 @@ pub enum BackendKind {
     Memory,
     /// A Redis server.
     Redis(RedisConfig),
+    /// A PostgreSQL server.
+    Postgres(PostgresConfig),
 }
 
 impl Backend {
@@ -70,6 +73,7 @@ impl Backend {
         match self.kind {
             BackendKind::Memory => Memstore::NAME,
             BackendKind::Redis(_) => Redis::NAME,
+            BackendKind::Postgres(_) => Postgres::NAME,
         }
     }
 
@@ -78,13 +82,16 @@ impl Backend {
         match self.kind {
             BackendKind::Memory => Memstore::SERVES,
             BackendKind::Redis(_) => Redis::SERVES,
+            BackendKind::Postgres(_) => Postgres::SERVES,
         }
     }
 
     /// The strongest level that its namespaces can have.
     pub fn durability_max(&self) -> Durability {
         match self.kind {
-            BackendKind::Memory | BackendKind::Redis(_) => Durability::Strong,
+            BackendKind::Memory | BackendKind::Redis(_) | BackendKind::Postgres(_) => {
+                Durability::Strong
+            }
         }
     }
 }
@@ -116,8 +123,12 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
         let window =
             section.value("loss_window", LOSS_WINDOW, span(Duration::ZERO, LOSS_WINDOW_MAX));
         let on_data_loss = section.value("on_data_loss", OnDataLoss::Stop, on_data_loss);
-        let redis = read_redis(section, report);
-        let (Some(name), Some(_), Some(redis)) = (name, kind, redis) else { continue };
+        // A type that is not known is taken for the first, so that the rest is looked at too.
+        let kind = match kind.as_ref().is_some_and(|kind| kind.value == Postgres::NAME) {
+            true => read_postgres(section, report).map(BackendKind::Postgres),
+            false => read_redis(section, report).map(BackendKind::Redis).filter(|_| kind.is_some()),
+        };
+        let (Some(name), Some(kind)) = (name, kind) else { continue };
         if backends.iter().any(|other| other.name == name.value) {
             let message = format!("the backend `{}` is there twice", name.value);
             let remedy = "give each backend its own name; `memstore` is the embedded store";
@@ -125,7 +136,7 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
         }
         backends.push(Backend {
             name: name.value,
-            kind: BackendKind::Redis(redis),
+            kind,
             loss_window: window.value,
             on_data_loss: on_data_loss.value,
         });
@@ -156,6 +167,42 @@ fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
     Some(RedisConfig { login, database, ..RedisConfig::at(host, port) })
 }
 
+fn read_postgres(section: Section<'_>, report: &Report) -> Option<PostgresConfig> {
+    let address = section.optional("address", host_and_port);
+    let text = |text: &str| Ok(text.to_owned());
+    let user = section.optional("user", text);
+    for (key, missing, example) in [
+        ("address", address.is_none(), "address: 127.0.0.1:5432"),
+        ("user", user.is_none(), "user: prism"),
+    ] {
+        if missing && section.lacks(key) {
+            let message = format!("{} has no `{key}`", section.path());
+            let remedy = format!("add a line such as `{example}`");
+            report.error(section.origin, Problem::new(message, remedy));
+        }
+    }
+    let password = section.optional("password_file", secret_file).map(|secret| secret.value);
+    let database = section.optional("database", text);
+    let pool = section.optional("pool", pool);
+    section.finish();
+    let ((host, port), user) = (address?.value, user?.value);
+    let defaults = PostgresConfig::at(host, port, user);
+    Some(PostgresConfig {
+        password,
+        database: database.map_or_else(|| defaults.database.clone(), |database| database.value),
+        pool: pool.map_or(defaults.pool, |pool| pool.value),
+        ..defaults
+    })
+}
+
+fn pool(text: &str) -> Result<usize, Problem> {
+    let valid = text.parse().ok().filter(|pool| (1..=POOL_MAX).contains(pool));
+    valid.ok_or_else(|| {
+        let message = format!("`{text}` is no number of connections");
+        Problem::new(message, format!("write a number from 1 to {POOL_MAX}"))
+    })
+}
+
 fn name(text: &str) -> Result<String, Problem> {
     if namespace_name_valid(text) {
         return Ok(text.to_owned());
@@ -164,16 +211,17 @@ fn name(text: &str) -> Result<String, Problem> {
     Err(Problem::new(format!("`{text}` is not a name for a backend"), remedy))
 }
 
-fn type_name(text: &str) -> Result<(), Problem> {
+fn type_name(text: &str) -> Result<&'static str, Problem> {
     match text {
-        Redis::NAME => Ok(()),
+        Redis::NAME => Ok(Redis::NAME),
+        Postgres::NAME => Ok(Postgres::NAME),
         Memstore::NAME => Err(Problem::new(
             "the embedded store needs no entry",
             "leave `backend` out of the namespaces that use it",
         )),
         _ => Err(Problem::new(
             format!("`{text}` is not served yet"),
-            format!("served now: {}", Redis::NAME),
+            format!("served now: {}, {}", Redis::NAME, Postgres::NAME),
         )),
     }
 }

@@ -34,6 +34,13 @@ impl fmt::Display for Config {
                 writeln!(f, "    address: {}", quoted(&host_and_port(&redis.host, redis.port))?)?;
                 writeln!(f, "    database: {}", redis.database)?;
             }
+            if let BackendKind::Postgres(postgres) = &backend.kind {
+                let address = host_and_port(&postgres.host, postgres.port);
+                writeln!(f, "    address: {}", quoted(&address)?)?;
+                writeln!(f, "    user: {}", quoted(&postgres.user)?)?;
+                writeln!(f, "    database: {}", quoted(&postgres.database)?)?;
+                writeln!(f, "    pool: {}", postgres.pool)?;
+            }
         }
         writeln!(f, "busy_poll: {}", show_duration(self.busy_poll))?;
         writeln!(f, "namespaces:")?;

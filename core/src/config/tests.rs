@@ -147,6 +147,7 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "data_dir: \"a b: \\\"c\\\"\"\nlimits: {default_deadline: 1500ms, drain_timeout: 0}",
         "backends: [{name: cache, type: redis, address: \"[::1]:6379\", database: 3}]\nnamespaces: [{name: a, client_api: keyvalue, \
          backend: cache, durability: memory}]",
+        "backends: [{name: db, type: postgres, address: \"db.internal:5432\", user: \"a b\", database: orders, pool: 3}]",
     ] {
         let config = read_text(text).unwrap();
         assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");

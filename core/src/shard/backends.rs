@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::memory::Memstore;
+use prism_adapters::postgres::{Postgres, PostgresConfig};
 use prism_adapters::redis::{Redis, RedisConfig};
 use prism_adapters::{Backend as _, Context, Error, PageSink, Reply};
 use prism_proto::catalogue::{Interfaces, Method};
@@ -20,6 +21,8 @@ pub(crate) enum Attached {
     Memory(Rc<Memstore>),
     /// A Redis server.
     Redis(Redis),
+    /// A PostgreSQL server.
+    Postgres(Postgres),
     /// One that no namespace of this shard uses.
     Unused,
 }
@@ -39,7 +42,12 @@ impl Attached {
                 let client_name = client_name.to_owned();
                 Attached::Redis(Redis::start(RedisConfig { client_name, ..config.clone() }))
             }
-            BackendKind::Redis(_) => Attached::Unused,
+            BackendKind::Postgres(config) if used(index) => {
+                let application_name = client_name.to_owned();
+                let config = PostgresConfig { application_name, ..config.clone() };
+                Attached::Postgres(Postgres::start(config))
+            }
+            BackendKind::Redis(_) | BackendKind::Postgres(_) => Attached::Unused,
         };
         backends.iter().enumerate().map(attach).collect()
     }
@@ -60,6 +68,9 @@ impl Attached {
             Attached::Redis(redis) => {
                 redis.unary_checked(context, method, request, offered, reply).await
             }
+            Attached::Postgres(postgres) => {
+                postgres.unary_checked(context, method, request, offered, reply).await
+            }
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -72,6 +83,7 @@ impl Attached {
     ) -> Result<Option<Cell>, Error> {
         match self {
             Attached::Redis(redis) => redis.resume(context, owner).await,
+            Attached::Postgres(postgres) => postgres.resume(context, owner).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
@@ -80,6 +92,7 @@ impl Attached {
     pub(crate) async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error> {
         match self {
             Attached::Redis(redis) => redis.set_cell(context, cell).await,
+            Attached::Postgres(postgres) => postgres.set_cell(context, cell).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
@@ -93,6 +106,7 @@ impl Attached {
     ) -> Result<(), Error> {
         match self {
             Attached::Redis(redis) => redis.apply(owner, records, outcomes).await,
+            Attached::Postgres(postgres) => postgres.apply(owner, records, outcomes).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
@@ -102,6 +116,7 @@ impl Attached {
         match self {
             Attached::Memory(store) => store.ready(context, method, request).await,
             Attached::Redis(redis) => redis.ready(context, method, request).await,
+            Attached::Postgres(postgres) => postgres.ready(context, method, request).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -117,6 +132,7 @@ impl Attached {
         match self {
             Attached::Memory(store) => store.stream(context, method, request, sink).await,
             Attached::Redis(redis) => redis.stream(context, method, request, sink).await,
+            Attached::Postgres(postgres) => postgres.stream(context, method, request, sink).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }

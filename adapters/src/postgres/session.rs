@@ -1,0 +1,474 @@
+//! One connection to a PostgreSQL: logged in, `prism_meta` up to date, one batch at a time under way.
+//!
+//! A task of its own reads, so that a connection that ends is noticed also while nothing is asked. TLS is not spoken; a login is
+//! by SCRAM-SHA-256, or where PostgreSQL asks for none (`trust`); cleartext and MD5 passwords are refused.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::backend::Message;
+use postgres_protocol::message::frontend;
+use prism_io::clock::monotonic_ns;
+use prism_io::net::{Closer, ReadHalf, Stream, WriteHalf, resolve};
+use prism_io::rt::{self, Signal};
+
+use super::batch::{Batch, Ended, Receiver};
+use super::codec::{self, ProtocolError};
+use super::config::PostgresConfig;
+use super::errors::{Outage, SqlError};
+use super::migrations;
+use super::statements::{Namespace, Statement};
+
+/// The buffer that answers are read into, while they are small.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A read is not begun with less room than this.
+const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// Rounds that a login by SCRAM takes at most, messages that follow it at most.
+const LOGIN_MESSAGES_MAX: usize = 256;
+
+/// The oldest PostgreSQL that has what is asked of it, as `server_version_num`.
+const VERSION_MIN: u32 = 120_000;
+
+/// Why a simple query has no answer.
+pub(super) enum Failure {
+    Sql(SqlError),
+    Outage(Outage),
+}
+
+impl From<Failure> for Outage {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Sql(error) => error.into(),
+            Failure::Outage(outage) => outage,
+        }
+    }
+}
+
+/// What the reading task and the owner of a connection share.
+struct Shared {
+    /// What is under way.
+    waits: RefCell<Waits>,
+    /// Set when that has ended, or the connection has.
+    ended: Signal,
+    /// Why the connection has ended, once it has.
+    outage: RefCell<Option<Outage>>,
+    /// When something last came, in monotonic ns.
+    heard_ns: Cell<u64>,
+    /// Set when the connection ends: whoever waits for work looks again.
+    work: Rc<Signal>,
+    reads: Cell<u64>,
+}
+
+#[derive(Default)]
+enum Waits {
+    #[default]
+    Nothing,
+    Batch(Receiver),
+    /// A simple query: the first columns of its rows, and what went wrong.
+    Query {
+        rows: Vec<Option<String>>,
+        error: Option<SqlError>,
+    },
+    /// What a query or batch has ended with.
+    Over(Box<Waits>),
+}
+
+/// See the module. It ends when it is dropped.
+pub(super) struct Session {
+    shared: Rc<Shared>,
+    write: WriteHalf,
+    closer: Closer,
+    answer_timeout: Duration,
+    /// What is prepared, by namespace.
+    prepared: HashSet<(u32, Statement)>,
+    /// Namespaces whose schema is as it should be.
+    ready: HashSet<u32>,
+    /// The upper half of its versions.
+    epoch: i64,
+    versions: u32,
+    pub(super) since_ns: u64,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.closer.close();
+    }
+}
+
+impl Session {
+    /// Connects and logs in. `work` is set when the connection ends.
+    pub(super) async fn connect(
+        config: &PostgresConfig,
+        work: &Rc<Signal>,
+    ) -> Result<Self, Outage> {
+        let stream = dial(config).await.map_err(|error| Outage::unreachable(&error))?;
+        let closer = stream.closer().map_err(|error| Outage::unreachable(&error))?;
+        let (read, write) = stream.split();
+        let mut login = Login { read, write, buffer: BytesMut::with_capacity(READ_BYTES) };
+        login.run(config).await?;
+        let Login { read, write, buffer } = login;
+        let now_ns = monotonic_ns();
+        let shared = Rc::new(Shared {
+            waits: RefCell::default(),
+            ended: Signal::default(),
+            outage: RefCell::new(None),
+            heard_ns: Cell::new(now_ns),
+            work: work.clone(),
+            reads: Cell::new(0),
+        });
+        rt::spawn(read_all(shared.clone(), read, buffer));
+        let mut session = Session {
+            shared,
+            write,
+            closer,
+            answer_timeout: config.answer_timeout,
+            prepared: HashSet::new(),
+            ready: HashSet::new(),
+            epoch: 0,
+            versions: 0,
+            since_ns: now_ns,
+        };
+        session.settle_in(config).await?;
+        Ok(session)
+    }
+
+    /// Settings, the oldest version, what Prism keeps for itself, and a number.
+    async fn settle_in(&mut self, config: &PostgresConfig) -> Result<(), Outage> {
+        let settings = format!(
+            "SET statement_timeout = {}; SET TimeZone = 'UTC'; SET standard_conforming_strings = on; \
+             SELECT current_setting('server_version_num')",
+            config.answer_timeout.as_millis(),
+        );
+        let version = self.query(&settings).await?.pop().flatten();
+        let version: u32 = version.and_then(|text| text.parse().ok()).unwrap_or_default();
+        if version < VERSION_MIN {
+            let message = format!("its version is {version}; PostgreSQL 12 or newer is needed");
+            return Err(Outage::unfit("BACKEND_TOO_OLD", message));
+        }
+        migrations::bring_meta_up_to_date(self).await?;
+        // From here on; what is made in the database may wait for another process that makes it.
+        self.query(&format!("SET lock_timeout = {}", config.lock_timeout.as_millis())).await?;
+        let epoch = self.query("SELECT nextval('prism_meta.epochs')").await?.pop().flatten();
+        let epoch: Option<i64> = epoch.and_then(|text| text.parse().ok());
+        self.epoch = epoch.ok_or(Outage::protocol(ProtocolError("a number is none")))?;
+        Ok(())
+    }
+
+    /// Why it has ended, if it has.
+    pub(super) fn outage(&self) -> Option<Outage> {
+        self.shared.outage.borrow().clone()
+    }
+
+    /// Reads that brought answers since it was last asked.
+    pub(super) fn reads(&self) -> u64 {
+        self.shared.reads.take()
+    }
+
+    /// What is prepared, by namespace.
+    pub(super) fn prepared(&self) -> &HashSet<(u32, Statement)> {
+        &self.prepared
+    }
+
+    /// So many versions, none of which was or will ever be given again; returns the first. Not more than are left.
+    pub(super) fn take_versions(epoch: i64, versions: &mut u32, count: u32) -> i64 {
+        // Its upper half is the connection's alone, and no hand-made row's lower half is above 0.
+        let first = (epoch << 32) + i64::from(*versions) + 1;
+        *versions = versions.saturating_add(count);
+        first
+    }
+
+    /// The state of its versions, for [`Session::take_versions`]; those that were taken are told to [`Session::exchange`].
+    pub(super) fn versions(&self) -> (i64, u32) {
+        (self.epoch, self.versions)
+    }
+
+    /// Whether it may soon have no versions any more, so that another connection has to go on.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.versions > u32::MAX / 2
+    }
+
+    /// Makes sure that a namespace's schema is as it should be.
+    pub(super) async fn make_ready(&mut self, namespace: &Namespace) -> Result<(), Failure> {
+        if self.ready.contains(&namespace.number) {
+            return Ok(());
+        }
+        migrations::bring_up_to_date(self, namespace).await?;
+        self.ready.insert(namespace.number);
+        Ok(())
+    }
+
+    /// Somebody has changed a schema: all of them are looked at again.
+    pub(super) fn forget_schemas(&mut self) {
+        self.ready.clear();
+    }
+
+    /// Sends a batch and waits for its end.
+    pub(super) async fn exchange(&mut self, batch: Batch, versions: u32) -> Result<Ended, Outage> {
+        self.versions = versions;
+        let (bytes, receiver) = Receiver::of(batch);
+        let over = self.send(bytes, Waits::Batch(receiver)).await?;
+        let Waits::Batch(receiver) = over else { return Err(Outage::lost()) };
+        let ended = receiver.end().ok_or_else(Outage::lost)?;
+        self.prepared.extend(ended.prepared.iter().copied());
+        Ok(ended)
+    }
+
+    /// Runs statements without parameters, in one transaction unless they say otherwise; returns the first columns of all rows.
+    pub(super) async fn query(&mut self, text: &str) -> Result<Vec<Option<String>>, Failure> {
+        let mut bytes = BytesMut::new();
+        let nul = |_| Failure::Sql(SqlError::new("22021", "a text holds a NUL"));
+        frontend::query(text, &mut bytes).map_err(nul)?;
+        let waits = Waits::Query { rows: Vec::new(), error: None };
+        match self.send(bytes.to_vec(), waits).await.map_err(Failure::Outage)? {
+            Waits::Query { rows, error: None } => Ok(rows),
+            Waits::Query { error: Some(error), .. } => Err(Failure::Sql(error)),
+            _ => Err(Failure::Outage(Outage::lost())),
+        }
+    }
+
+    /// Asks for a sign of life.
+    pub(super) async fn ping(&mut self) -> Result<(), Outage> {
+        self.query("").await.map(drop).map_err(Outage::from)
+    }
+
+    async fn send(&mut self, bytes: Vec<u8>, waits: Waits) -> Result<Waits, Outage> {
+        if let Some(outage) = self.outage() {
+            return Err(outage);
+        }
+        // PostgreSQL gives a statement up after the same time; its answer is waited for a little longer.
+        let patience = self.answer_timeout + self.answer_timeout / 4;
+        let begun_ns = monotonic_ns();
+        self.shared.waits.replace(waits);
+        let shared = self.shared.clone();
+        let write = &mut self.write;
+        let mut exchange = std::pin::pin!(async move {
+            let (written, _) = write.write_all(bytes).await;
+            if written.is_err() {
+                return Err(shared.outage.borrow().clone().unwrap_or_else(Outage::lost));
+            }
+            loop {
+                match shared.waits.take() {
+                    Waits::Over(over) => return Ok(*over),
+                    other => shared.waits.replace(other),
+                };
+                if let Some(outage) = shared.outage.borrow().clone() {
+                    return Err(outage);
+                }
+                shared.ended.wait().await;
+            }
+        });
+        loop {
+            let since_ns = self.shared.heard_ns.get().max(begun_ns);
+            let silent = Duration::from_nanos(monotonic_ns().saturating_sub(since_ns));
+            let Some(left) = patience.checked_sub(silent).filter(|left| !left.is_zero()) else {
+                let outage = Outage::unresponsive(patience);
+                self.shared.outage.borrow_mut().get_or_insert(outage.clone());
+                return Err(outage);
+            };
+            if let Some(over) = rt::timeout(left, &mut exchange).await {
+                return over;
+            }
+        }
+    }
+}
+
+/// Reads what comes, until the connection ends.
+async fn read_all(shared: Rc<Shared>, mut read: ReadHalf, mut buffer: BytesMut) {
+    let outage = loop {
+        match shared.take(&mut buffer) {
+            Ok(()) => {}
+            Err(outage) => break outage,
+        }
+        if buffer.capacity() - buffer.len() < READ_BYTES_MIN {
+            buffer.reserve(READ_BYTES);
+        }
+        let (result, filled) = read.read(buffer).await;
+        buffer = filled;
+        if !matches!(result, Ok(1..)) {
+            break Outage::lost();
+        }
+        shared.heard_ns.set(monotonic_ns());
+        shared.reads.set(shared.reads.get() + 1);
+    };
+    shared.outage.borrow_mut().get_or_insert(outage);
+    shared.ended.set();
+    shared.work.set();
+}
+
+impl Shared {
+    /// Takes every whole message that was read.
+    fn take(&self, buffer: &mut BytesMut) -> Result<(), Outage> {
+        while let Some(message) = codec::next_message(buffer).map_err(Outage::protocol)? {
+            let mut waits = self.waits.borrow_mut();
+            let is_over = match &mut *waits {
+                Waits::Batch(receiver) => receiver.take(message).map_err(Outage::protocol)?,
+                Waits::Query { rows, error } => match message {
+                    Message::DataRow(body) => {
+                        let cut = |_| Outage::protocol(ProtocolError("a row is cut"));
+                        let range = body.ranges().next().map_err(cut)?.flatten();
+                        let text = range.and_then(|range| body.buffer().get(range));
+                        rows.push(text.map(|text| String::from_utf8_lossy(text).into_owned()));
+                        false
+                    }
+                    Message::ErrorResponse(body) => {
+                        error.get_or_insert_with(|| SqlError::read(&body));
+                        false
+                    }
+                    Message::ReadyForQuery(_) => true,
+                    _ => false,
+                },
+                Waits::Nothing | Waits::Over(_) => match message {
+                    // It says why it ends the connection.
+                    Message::ErrorResponse(body) => return Err(SqlError::read(&body).into()),
+                    Message::NoticeResponse(_)
+                    | Message::NotificationResponse(_)
+                    | Message::ParameterStatus(_) => false,
+                    _ => return Err(Outage::protocol(ProtocolError("an answer to nothing"))),
+                },
+            };
+            if is_over {
+                let over = std::mem::take(&mut *waits);
+                *waits = Waits::Over(Box::new(over));
+                self.ended.set();
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn dial(config: &PostgresConfig) -> io::Result<Stream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in resolve(&config.host, config.port).await? {
+        match Stream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// A connection that is not logged in yet.
+struct Login {
+    read: ReadHalf,
+    write: WriteHalf,
+    buffer: BytesMut,
+}
+
+impl Login {
+    async fn run(&mut self, config: &PostgresConfig) -> Result<(), Outage> {
+        let parameters = [
+            ("user", config.user.as_str()),
+            ("database", config.database.as_str()),
+            ("client_encoding", "UTF8"),
+            ("application_name", config.application_name.as_str()),
+        ];
+        self.say(|out| frontend::startup_message(parameters, out)).await?;
+        let mut scram: Option<ScramSha256> = None;
+        let mut is_proven = false;
+        for _ in 0..LOGIN_MESSAGES_MAX {
+            match self.hear().await? {
+                Message::AuthenticationSasl(body) => {
+                    let mechanisms: Vec<&str> = body.mechanisms().collect().unwrap_or_default();
+                    if !mechanisms.contains(&SCRAM_SHA_256) {
+                        return Err(Outage::login(format!(
+                            "it offers logins by {mechanisms:?}, not by SCRAM-SHA-256"
+                        )));
+                    }
+                    let Some(password) = &config.password else {
+                        return Err(Outage::login(
+                            "it asks for a password and none is configured".to_owned(),
+                        ));
+                    };
+                    let begun =
+                        ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+                    let message = begun.message().to_vec();
+                    scram = Some(begun);
+                    self.say(|out| frontend::sasl_initial_response(SCRAM_SHA_256, &message, out))
+                        .await?;
+                }
+                Message::AuthenticationSaslContinue(body) => {
+                    let scram = scram.as_mut().ok_or_else(unexpected)?;
+                    scram.update(body.data()).map_err(refused)?;
+                    let message = scram.message().to_vec();
+                    self.say(|out| frontend::sasl_response(&message, out)).await?;
+                }
+                Message::AuthenticationSaslFinal(body) => {
+                    scram.as_mut().ok_or_else(unexpected)?.finish(body.data()).map_err(refused)?;
+                    is_proven = true;
+                }
+                // A server that skips the proof does not know the password either.
+                Message::AuthenticationOk if scram.is_some() && !is_proven => {
+                    return Err(unexpected());
+                }
+                Message::AuthenticationOk
+                | Message::BackendKeyData(_)
+                | Message::ParameterStatus(_)
+                | Message::NoticeResponse(_) => {}
+                Message::ReadyForQuery(_) => return Ok(()),
+                Message::ErrorResponse(body) => return Err(SqlError::read(&body).into()),
+                Message::AuthenticationCleartextPassword
+                | Message::AuthenticationMd5Password(_) => {
+                    return Err(Outage::login(
+                        "it asks for the password in clear or as MD5, which is not sent: set password_encryption to \
+                         scram-sha-256 and give the role its password again"
+                            .to_owned(),
+                    ));
+                }
+                _ => return Err(unexpected()),
+            }
+        }
+        Err(unexpected())
+    }
+
+    async fn say(
+        &mut self,
+        write: impl FnOnce(&mut BytesMut) -> io::Result<()>,
+    ) -> Result<(), Outage> {
+        let mut out = BytesMut::new();
+        write(&mut out).map_err(|error| {
+            Outage::unfit(
+                "BACKEND_LOGIN_IMPOSSIBLE",
+                format!("the login cannot be written: {error}"),
+            )
+        })?;
+        let (written, _) = self.write.write_all(out.to_vec()).await;
+        written.map_err(|error| Outage::unreachable(&error))
+    }
+
+    async fn hear(&mut self) -> Result<Message, Outage> {
+        loop {
+            if let Some(message) =
+                codec::next_message(&mut self.buffer).map_err(Outage::protocol)?
+            {
+                return Ok(message);
+            }
+            if self.buffer.len() > READ_BYTES {
+                return Err(unexpected());
+            }
+            self.buffer.reserve(READ_BYTES_MIN);
+            let (result, filled) = self.read.read(std::mem::take(&mut self.buffer)).await;
+            self.buffer = filled;
+            match result {
+                Ok(0) => return Err(Outage::unreachable(&io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => return Err(Outage::unreachable(&error)),
+            }
+        }
+    }
+}
+
+fn unexpected() -> Outage {
+    Outage::protocol(ProtocolError("a login that goes otherwise than PostgreSQL's"))
+}
+
+fn refused(error: io::Error) -> Outage {
+    Outage::login(format!("the login by SCRAM has failed: {error}"))
+}

@@ -1,0 +1,41 @@
+//! Deletes what has expired, a bounded number at a time, so that it takes no room for long.
+
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use prism_io::{clock, rt};
+
+use super::Pool;
+use super::batch::Operation;
+use super::codec::Parameters;
+use super::statements::{SWEEP_ENTRIES_MAX, Statement};
+
+/// An entry is left alone for so long after it has expired: a record that is applied late, by its own time, still finds it.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Begins to sweep the namespaces that are called, as long as the pool lives.
+pub(super) fn start(pool: &Rc<Pool>, every: Duration) {
+    rt::spawn(run(Rc::downgrade(pool), every));
+}
+
+async fn run(pool: Weak<Pool>, every: Duration) {
+    loop {
+        rt::sleep(every).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let before_us = clock::wall_us().saturating_sub(GRACE.as_micros() as u64);
+        let namespaces: Vec<_> = pool.namespaces.borrow().values().cloned().collect();
+        for namespace in namespaces {
+            let link = pool.of_writes(namespace.number, 0);
+            loop {
+                let parameters = Parameters::default().moment(before_us);
+                let sweep =
+                    Operation::Other { statement: Statement::Sweep, parameters, versions: 0 };
+                // What cannot be swept now is swept later; that calls fail too, they say themselves.
+                let swept = link.call(namespace.clone(), vec![sweep]).await;
+                if swept.map_or(0, |answer| answer.rows.len()) < SWEEP_ENTRIES_MAX {
+                    break;
+                }
+            }
+        }
+    }
+}

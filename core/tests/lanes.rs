@@ -391,8 +391,7 @@ fn nothing_acknowledged_is_lost_when_either_side_is_killed_under_load() {
         known = run(async move {
             let journal = Journal::new(std::cell::RefCell::new(known));
             load(listen, journal.clone()).await;
-            let known = *journal.borrow();
-            known
+            journal.take()
         });
         killer.join().unwrap();
         server.kill();
@@ -405,8 +404,7 @@ fn nothing_acknowledged_is_lost_when_either_side_is_killed_under_load() {
         known = run(async move {
             let journal = Journal::new(std::cell::RefCell::new(known));
             compare(listen, journal.clone()).await;
-            let known = *journal.borrow();
-            known
+            journal.take()
         });
         server.kill();
     }

@@ -575,6 +575,8 @@ impl Connection {
             if output.inline.capacity() > KEPT_BYTES_MAX {
                 output = Output::default();
             }
+            // The other one of the two that take turns.
+            self.grpc.borrow_mut().shrink_above(KEPT_BYTES_MAX);
             if self.grpc.borrow().is_closed() && self.is_flushed() {
                 break;
             }

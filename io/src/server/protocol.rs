@@ -149,6 +149,15 @@ impl Protocol {
         either!(mut self.swap_output(output));
     }
 
+    /// Gives back what a burst has left behind, if its output took more than `bytes` and no call is open.
+    pub(super) fn shrink_above(&mut self, bytes: usize) {
+        if let Spoken::Http2(connection) = &mut self.spoken
+            && connection.output().inline.capacity() > bytes
+        {
+            connection.shrink();
+        }
+    }
+
     /// Sends the head of an answer with custom metadata; the protocols of [`crate::web`] have theirs with the message.
     pub(super) fn send_headers(&mut self, stream: StreamId, metadata: &[(&str, &[u8])]) -> bool {
         match &mut self.spoken {

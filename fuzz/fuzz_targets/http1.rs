@@ -79,8 +79,13 @@ impl Played {
             header_list_bytes_max: HEAD_BYTES_MAX,
             ..Limits::default()
         };
-        let web =
-            Rc::new(Web { schema: SCHEMA, origins: Origins::default(), json_bytes_max: 1_000, is_secured: false, compress_bytes_min: 100 });
+        let web = Rc::new(Web {
+            schema: SCHEMA,
+            origins: Origins::default(),
+            json_bytes_max: 1_000,
+            is_secured: false,
+            compress_bytes_min: 100,
+        });
         let server = Http1Connection::new(web, &limits, route, 0);
         Self { server, calls: Vec::new(), open: Vec::new(), written: Vec::new() }
     }

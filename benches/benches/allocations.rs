@@ -1,5 +1,7 @@
 //! `cargo bench -p prism-benches --bench allocations`: how often Prism asks the allocator, and copies a payload, per Get and per Set.
 //!
+//! At memstore and, as far as Redis is concerned, through a real `redis-server`, which the run starts.
+//!
 //! The server runs inside this process, whose allocator counts; the load is a process of its own and is not counted. What is counted beside the calls
 //! (housekeeping, metrics) disappears among them. Options: `--requests <n>`, `--no-build`. Results: `target/bench/allocations.json`.
 
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use prism_benches::prism::{binary, build, metric};
 use prism_benches::process::{free_address, http_get};
+use prism_benches::redis_server::RedisServer;
 use prism_benches::report::{Table, folder, save};
 use serde::Serialize;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Stats, StatsAlloc};
@@ -43,12 +46,17 @@ fn main() -> Result<()> {
     let loadtest = binary("prism-loadtest")?;
     let scratch = tempfile::tempdir_in(folder()?)?;
     let (endpoint, admin) = (free_address()?, free_address()?);
+    let redis = RedisServer::start(&scratch.path().join("redis"), 1)?;
     let file = scratch.path().join("prism.yaml");
     let text = format!(
         "listen: {endpoint}\nadmin: {admin}\ndata_dir: {}\ncores: 0\nlog: {{level: warn}}\nnamespaces:\n\
          - {{name: memory, client_api: keyvalue, durability: memory}}\n\
-         - {{name: durable, client_api: keyvalue, durability: wal}}\n",
-        scratch.path().join("data").display()
+         - {{name: durable, client_api: keyvalue, durability: wal}}\n\
+         - {{name: on-redis, client_api: keyvalue, durability: memory, backend: real}}\n\
+         - {{name: on-redis-durable, client_api: keyvalue, durability: wal, backend: real}}\n\
+         backends:\n- {{name: real, type: redis, address: \"{}\"}}\n",
+        scratch.path().join("data").display(),
+        redis.address,
     );
     std::fs::write(&file, text)?;
     let config = prism_core::config::load(Some(&file), &Default::default());
@@ -81,6 +89,9 @@ fn main() -> Result<()> {
         ("Get, memory", "memory", "1:0"),
         ("Set, memory", "memory", "0:1"),
         ("Set, wal", "durable", "0:1"),
+        ("Get, Redis", "on-redis", "1:0"),
+        ("Set, Redis", "on-redis", "0:1"),
+        ("Set, Redis, wal", "on-redis-durable", "0:1"),
     ];
     for (call, namespace, mix) in cases {
         // Pools, tables and buffers have grown to their size after this.
@@ -102,6 +113,7 @@ fn main() -> Result<()> {
         ]);
     }
     println!("{table}\nwritten to {}", save("allocations", &rows)?.display());
+    drop(redis);
     // The server's threads end with the process; its directory must still be there for them until then.
     std::process::exit(0)
 }

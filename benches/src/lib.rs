@@ -10,5 +10,6 @@ pub mod load;
 pub mod prism;
 pub mod process;
 pub mod quiet;
+pub mod redis_server;
 pub mod report;
 pub mod write;

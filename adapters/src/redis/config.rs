@@ -1,7 +1,10 @@
 //! Where a Redis is, as whom to speak to it, and how long to be patient with it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use prism_io::tls::{Connector, Identity, Roots};
 
 use crate::breaker::Backoff;
 
@@ -14,6 +17,8 @@ pub struct RedisConfig {
     pub port: u16,
     /// Who logs in; absent: nobody does, and Redis takes us for its `default` user.
     pub login: Option<Login>,
+    /// How TLS is spoken; absent: it is not.
+    pub tls: Option<Tls>,
     /// Number of the logical database.
     pub database: u32,
     /// What `CLIENT LIST` calls the connection; no blanks.
@@ -32,6 +37,49 @@ pub struct RedisConfig {
     pub unsent_bytes_max: usize,
 }
 
+/// TLS to a Redis, whose files were read when the configuration was.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Whom we trust, whom we expect, and who we say we are.
+    pub connector: Connector,
+    /// The same in words, by which two are compared and shown.
+    pub files: TlsFiles,
+}
+
+/// What a [`Tls`] was made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Whose signature under Redis's certificate is trusted.
+    pub roots: Roots,
+    /// The name that Redis's certificate has to have.
+    pub server_name: String,
+    /// Certificate and key that are shown to Redis, if it asks (`tls-auth-clients`).
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// In words: which file, what is wrong with it and what to do.
+    pub fn load(files: TlsFiles) -> Result<Self, String> {
+        let load = |(certificate, key): &(PathBuf, PathBuf)| Identity::load(certificate, key);
+        let identity = files.identity.as_ref().map(load).transpose();
+        let identity = identity.map_err(|error| error.to_string())?;
+        let connector = Connector::for_backend(&files.roots, &files.server_name, identity.as_ref());
+        let connector = connector.map_err(|error| error.to_string())?;
+        Ok(Tls { connector, files })
+    }
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.files == other.files
+    }
+}
+
+impl Eq for Tls {}
+
 /// A user of Redis's access control lists.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {
@@ -48,6 +96,7 @@ impl RedisConfig {
             host: host.into(),
             port,
             login: None,
+            tls: None,
             database: 0,
             client_name: "prism".to_owned(),
             connect_timeout: Duration::from_secs(2),
@@ -63,7 +112,8 @@ impl RedisConfig {
 impl fmt::Debug for RedisConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let user = self.login.as_ref().map(|login| login.user.as_str());
-        write!(formatter, "redis://{}@", user.unwrap_or("default"))?;
+        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        write!(formatter, "{scheme}://{}@", user.unwrap_or("default"))?;
         write!(formatter, "{}:{}/{}", self.host, self.port, self.database)
     }
 }

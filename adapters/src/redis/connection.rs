@@ -261,8 +261,9 @@ impl Link {
             self.breaker.borrow_mut().attempt();
             let timeout = self.config.connect_timeout;
             let connected = rt::timeout(timeout, self.connect()).await;
-            let next_ns = match connected.unwrap_or_else(|| Err(Outage::connect_timed_out(timeout)))
-            {
+            let next_ns = match connected.unwrap_or_else(|| {
+                Err(Outage::connect_timed_out(timeout, self.config.tls.is_some()))
+            }) {
                 Err(outage) => {
                     self.pipeline.borrow_mut().lose(&outage);
                     self.outage.replace(outage);
@@ -413,6 +414,13 @@ impl Link {
     /// Makes a connection on which calls can be made: logged in, database chosen, scripts loaded.
     async fn connect(&self) -> Result<(ReadHalf, WriteHalf, Closer), Outage> {
         let stream = self.dial().await.map_err(|error| Outage::unreachable(&error))?;
+        let stream = match &self.config.tls {
+            None => stream,
+            Some(tls) => stream
+                .secure_to(&tls.connector)
+                .await
+                .map_err(|failure| Outage::tls(failure, &tls.files.server_name))?,
+        };
         let closer = stream.closer().map_err(|error| Outage::unreachable(&error))?;
         let (mut read, mut write) = stream.split();
         let (greeting, commands) = self.greeting();
@@ -430,6 +438,10 @@ impl Link {
                 match result {
                     Ok(0) => return Err(Outage::unreachable(&io::ErrorKind::UnexpectedEof.into())),
                     Ok(_) => {}
+                    // With TLS 1.3 a server tells only now that it does not take our certificate.
+                    Err(error) if self.config.tls.is_some() => {
+                        return Err(Outage::tls_refused(&error));
+                    }
                     Err(error) => return Err(Outage::unreachable(&error)),
                 }
             };

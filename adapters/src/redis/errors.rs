@@ -7,6 +7,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use prism_io::tls::Failure;
+
 use super::codec::ProtocolError;
 use crate::call::Context;
 use crate::error::{Error, Kind};
@@ -39,9 +41,45 @@ impl Outage {
         Outage::new(Kind::Unavailable, "BACKEND_UNREACHABLE", message)
     }
 
+    /// No connection came about because TLS did not.
+    pub(super) fn tls(failure: Failure, name: &str) -> Self {
+        let advice = match &failure {
+            Failure::Untrusted(_) => {
+                format!(
+                    "check tls.ca, and whether Redis's certificate is for `{name}` (tls.server_name)"
+                )
+            }
+            Failure::Cleartext | Failure::Malformed(_) => {
+                "is this the port that Redis speaks TLS on (tls-port)?".to_owned()
+            }
+            Failure::Alert(_) => "check tls.certificate and tls.key: Redis may ask who we are \
+                                  (tls-auth-clients)"
+                .to_owned(),
+            Failure::Disconnected(error) => return Outage::unreachable(error),
+            Failure::Incompatible(_) | Failure::Protocol(_) | Failure::TimedOut => {
+                "Redis's tls-protocols must include TLSv1.2 or TLSv1.3".to_owned()
+            }
+        };
+        let message = format!("TLS came to nothing: {failure}; {advice}");
+        Outage::new(Kind::Unavailable, "BACKEND_TLS", message)
+    }
+
+    /// TLS stood, and then the peer ended it instead of answering the greeting.
+    pub(super) fn tls_refused(error: &io::Error) -> Self {
+        let message = format!(
+            "Redis ended TLS before it answered ({error}); check tls.certificate and tls.key: it may ask who we are \
+             (tls-auth-clients)"
+        );
+        Outage::new(Kind::Unavailable, "BACKEND_TLS", message)
+    }
+
     /// The connection, or the greeting, took too long.
-    pub(super) fn connect_timed_out(timeout: Duration) -> Self {
-        let message = format!("no connection could be made within {timeout:?}; it is tried again");
+    pub(super) fn connect_timed_out(timeout: Duration, is_tls: bool) -> Self {
+        // A Redis without TLS waits for the end of what it takes for a command.
+        let advice =
+            if is_tls { " (is this the port that Redis speaks TLS on, its tls-port?)" } else { "" };
+        let message =
+            format!("no connection could be made within {timeout:?}{advice}; it is tried again");
         Outage::new(Kind::Unavailable, "BACKEND_UNREACHABLE", message)
     }
 

@@ -14,7 +14,7 @@
 //! - `keyvalue`, `scan`: the interfaces
 //! - `lane`: logged writes, a batch as one transaction
 //!
-//! It serves a Redis by itself, not yet a cluster, and does not yet speak TLS.
+//! It serves a Redis by itself, not yet a cluster.
 
 mod codec;
 mod config;
@@ -32,7 +32,7 @@ use std::rc::Rc;
 
 use prism_proto::catalogue::Method;
 
-pub use self::config::{Login, RedisConfig};
+pub use self::config::{Login, RedisConfig, Tls, TlsFiles};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
 use crate::backend::Admission;

@@ -9,11 +9,12 @@ use std::time::Duration;
 use prism_adapters::Backend as _;
 use prism_adapters::memory::Memstore;
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
-use prism_adapters::redis::{Login, Redis, RedisConfig};
+use prism_adapters::redis::{Login, Redis, RedisConfig, Tls, TlsFiles};
+use prism_io::tls::Roots;
 use prism_proto::catalogue::Interfaces;
 
 use super::error::{Origin, Problem};
-use super::read::span;
+use super::read::{file, span};
 use super::tree::{Report, Section};
 use super::{Durability, namespace_name_valid};
 
@@ -52,9 +53,9 @@ pub enum BackendKind {
     /// The embedded store.
     Memory,
     /// A Redis server.
-    Redis(RedisConfig),
+    Redis(Box<RedisConfig>),
     /// A PostgreSQL server.
-    Postgres(PostgresConfig),
+    Postgres(Box<PostgresConfig>),
 }
 
 impl Backend {
@@ -125,8 +126,11 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
         let on_data_loss = section.value("on_data_loss", OnDataLoss::Stop, on_data_loss);
         // A type that is not known is taken for the first, so that the rest is looked at too.
         let kind = match kind.as_ref().is_some_and(|kind| kind.value == Postgres::NAME) {
-            true => read_postgres(section, report).map(BackendKind::Postgres),
-            false => read_redis(section, report).map(BackendKind::Redis).filter(|_| kind.is_some()),
+            true => read_postgres(section, report)
+                .map(|postgres| BackendKind::Postgres(Box::new(postgres))),
+            false => read_redis(section, report)
+                .map(|redis| BackendKind::Redis(Box::new(redis)))
+                .filter(|_| kind.is_some()),
         };
         let (Some(name), Some(kind)) = (name, kind) else { continue };
         if backends.iter().any(|other| other.name == name.value) {
@@ -158,13 +162,39 @@ fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
         let remedy = "add `password_file: PATH`, or leave `user` out";
         report.error(user.origin, Problem::new("a user without a password", remedy));
     }
+    let tls = section.section("tls");
     section.finish();
     let (host, port) = address?.value;
+    let tls = tls.and_then(|tls| read_tls(tls, &host, report));
     let login = password.map(|password| Login {
         user: user.map_or_else(|| "default".to_owned(), |user| user.value),
         password: password.value,
     });
-    Some(RedisConfig { login, database, ..RedisConfig::at(host, port) })
+    Some(RedisConfig { login, tls, database, ..RedisConfig::at(host, port) })
+}
+
+/// TLS to the Redis at `host`. Its files are read here, so that what is wrong with them is said at start.
+fn read_tls(section: Section<'_>, host: &str, report: &Report) -> Option<Tls> {
+    let (origin, path) = (section.origin, section.path().to_owned());
+    let ca = section.optional("ca", file);
+    let server_name = section.optional("server_name", |text| Ok(text.to_owned()));
+    let (certificate, key) = (section.optional("certificate", file), section.optional("key", file));
+    let is_whole = section.lacks("certificate") == section.lacks("key");
+    section.finish();
+    if !is_whole {
+        let message = format!("{path} has only one of `certificate` and `key`");
+        let remedy = "give both, or leave both out where Redis does not ask who we are";
+        report.error(origin, Problem::new(message, remedy));
+        return None;
+    }
+    let files = TlsFiles {
+        roots: ca.map_or(Roots::System, |ca| Roots::File(ca.value)),
+        server_name: server_name.map_or_else(|| host.to_owned(), |name| name.value),
+        identity: certificate.zip(key).map(|(certificate, key)| (certificate.value, key.value)),
+    };
+    let remedy = "write `tls: {ca: PATH}`, with `certificate`, `key` and `server_name` where they are needed";
+    let refuse = |message| report.error(origin, Problem::new(format!("{path}: {message}"), remedy));
+    Tls::load(files).map_err(refuse).ok()
 }
 
 fn read_postgres(section: Section<'_>, report: &Report) -> Option<PostgresConfig> {

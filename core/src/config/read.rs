@@ -636,7 +636,7 @@ fn address(text: &str) -> Result<SocketAddr, Problem> {
     Err(Problem::new(format!("`{text}` is not an address to listen on"), remedy))
 }
 
-fn file(text: &str) -> Result<PathBuf, Problem> {
+pub(super) fn file(text: &str) -> Result<PathBuf, Problem> {
     if text.is_empty() || text.contains('\0') {
         let remedy = "write the path of a PEM file, such as /etc/prism/tls.pem";
         return Err(Problem::new(format!("`{}` is not a path", text.escape_debug()), remedy));

@@ -4,6 +4,9 @@
 
 use std::fmt;
 
+use prism_adapters::redis::TlsFiles;
+use prism_io::tls::Roots;
+
 use super::transport::show_transport;
 use super::units::{show_bytes, show_duration};
 use super::{BackendKind, Config, show_cores};
@@ -33,6 +36,9 @@ impl fmt::Display for Config {
             if let BackendKind::Redis(redis) = &backend.kind {
                 writeln!(f, "    address: {}", quoted(&host_and_port(&redis.host, redis.port))?)?;
                 writeln!(f, "    database: {}", redis.database)?;
+                if let Some(tls) = &redis.tls {
+                    show_tls(f, &tls.files)?;
+                }
             }
             if let BackendKind::Postgres(postgres) = &backend.kind {
                 let address = host_and_port(&postgres.host, postgres.port);
@@ -86,6 +92,21 @@ impl fmt::Display for Config {
         writeln!(f, "  level: {}", self.log.level.name())?;
         writeln!(f, "  format: {}", self.log.format.name())
     }
+}
+
+/// The section `tls` of a backend.
+fn show_tls(f: &mut fmt::Formatter<'_>, tls: &TlsFiles) -> fmt::Result {
+    let quoted = |text: &str| serde_json::to_string(text).map_err(|_| fmt::Error);
+    writeln!(f, "    tls:")?;
+    if let Roots::File(ca) = &tls.roots {
+        writeln!(f, "      ca: {}", quoted(&ca.to_string_lossy())?)?;
+    }
+    writeln!(f, "      server_name: {}", quoted(&tls.server_name)?)?;
+    if let Some((certificate, key)) = &tls.identity {
+        writeln!(f, "      certificate: {}", quoted(&certificate.to_string_lossy())?)?;
+        writeln!(f, "      key: {}", quoted(&key.to_string_lossy())?)?;
+    }
+    Ok(())
 }
 
 /// An address as `address` takes it back.

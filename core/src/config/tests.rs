@@ -154,6 +154,33 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
     }
 }
 
+#[test]
+fn tls_to_a_backend_reads_its_files_and_says_what_does_not_fit() {
+    let read = |tls: &str| {
+        read_text(&format!(
+            "backends: [{{name: cache, type: redis, address: \"localhost:6379\", tls: {tls}}}]"
+        ))
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (ca, key) = (folder.path().join("ca.pem"), folder.path().join("key.pem"));
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (ca, key) = (ca.display(), key.display());
+    let whole = format!("{{ca: {ca}, certificate: {ca}, key: {key}, server_name: redis.internal}}");
+    let config = read(&whole).unwrap();
+    assert!(config.to_string().contains("server_name: \"redis.internal\""), "{config}");
+    assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");
+    for (tls, says) in [
+        (format!("{{ca: {ca}, key: {key}}}"), "only one of `certificate` and `key`"),
+        ("{ca: /nowhere/ca.pem}".to_owned(), "/nowhere/ca.pem"),
+        (format!("{{ca: {ca}, server_name: two words}}"), "neither a host name nor an address"),
+    ] {
+        let errors = read(&tls).unwrap_err();
+        assert!(format!("{errors:?}").contains(says), "{tls}: {errors:?}");
+    }
+}
+
 /// The example shows every bound of the transport, each with its default.
 #[test]
 fn the_example_has_the_transport_as_it_is() {

@@ -40,11 +40,11 @@ impl Attached {
             BackendKind::Redis(config) if used(index) => {
                 // Lanes tell what a connection before this one has left behind by the name.
                 let client_name = client_name.to_owned();
-                Attached::Redis(Redis::start(RedisConfig { client_name, ..config.clone() }))
+                Attached::Redis(Redis::start(RedisConfig { client_name, ..(**config).clone() }))
             }
             BackendKind::Postgres(config) if used(index) => {
                 let application_name = client_name.to_owned();
-                let config = PostgresConfig { application_name, ..config.clone() };
+                let config = PostgresConfig { application_name, ..(**config).clone() };
                 Attached::Postgres(Postgres::start(config))
             }
             BackendKind::Redis(_) | BackendKind::Postgres(_) => Attached::Unused,

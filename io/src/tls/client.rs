@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, Error, RootCertStore};
 
 use super::identity::certificates;
-use super::{IdentityError, PROTOCOLS, Session, provider};
+use super::{Identity, IdentityError, PROTOCOLS, Session, provider};
 
 /// Whose signature under a server's certificate is trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +69,27 @@ impl std::error::Error for ConnectorError {}
 
 impl Connector {
     /// For connections to the server whose certificate is for `name`: a host name or an IP address.
+    /// They speak HTTP/2.
     pub fn new(roots: &Roots, name: &str) -> Result<Self, ConnectorError> {
+        // All that our clients of gRPC speak.
+        Self::build(roots, name, None, vec![PROTOCOLS[0].to_vec()])
+    }
+
+    /// The same for a protocol that TLS need not know of, as a backend's; `identity` is shown to a server that asks who we are.
+    pub fn for_backend(
+        roots: &Roots,
+        name: &str,
+        identity: Option<&Identity>,
+    ) -> Result<Self, ConnectorError> {
+        Self::build(roots, name, identity, Vec::new())
+    }
+
+    fn build(
+        roots: &Roots,
+        name: &str,
+        identity: Option<&Identity>,
+        protocols: Vec<Vec<u8>>,
+    ) -> Result<Self, ConnectorError> {
         let parsed = ServerName::try_from(name.to_owned());
         let name = parsed.map_err(|_| ConnectorError::Name(name.to_owned()))?;
         let mut store = RootCertStore::empty();
@@ -93,13 +114,18 @@ impl Connector {
                 }
             }
         }
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(ConnectorError::Tls)?
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        // All that our clients speak.
-        config.alpn_protocols = vec![PROTOCOLS[0].to_vec()];
+            .with_root_certificates(store);
+        let mut config = match identity {
+            Some(identity) => {
+                let shown = SingleCertAndKey::from(identity.certified.clone());
+                builder.with_client_cert_resolver(Arc::new(shown))
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = protocols;
         Ok(Self { config: Arc::new(config), name })
     }
 

@@ -168,6 +168,9 @@ mod tests {
 
   namespace  API       backend   durability
   keyvalue   keyvalue  memstore  wal: on this disk before the caller hears "done"
+  pubsub     pubsub    memstore  wal: on this disk before the caller hears "done"
+  queue      queue     memstore  wal: on this disk before the caller hears "done"
+  stream     stream    memstore  wal: on this disk before the caller hears "done"
 
 Try:
   prism kv set greeting hello

@@ -128,7 +128,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let memory = read_memory(top.section("memory"), machine, report);
     let log = read_log(top.section("log"), flags, report);
     let namespaces = match namespaces {
-        None => [ClientApi::KeyValue]
+        None => ClientApi::ALL
             .iter()
             .map(|api| Namespace {
                 name: api.name().to_string(),
@@ -463,7 +463,7 @@ fn read_namespaces(
 ) -> Vec<Namespace> {
     if sections.is_empty() || sections.len() > NAMESPACES_MAX {
         let message = format!("namespaces lists {}, not 1 to {NAMESPACES_MAX}", sections.len());
-        let remedy = "leave the key out for one namespace called `keyvalue`";
+        let remedy = "leave the key out for one namespace of each model, named after it";
         report.error(origin, Problem::new(message, remedy));
     }
     let mut namespaces: Vec<Namespace> = Vec::with_capacity(sections.len());

@@ -47,7 +47,7 @@ fn without_a_file_everything_has_a_default() {
     assert_eq!(config.admin.to_string(), "127.0.0.1:7401");
     assert_eq!(config.data_dir, Path::new("./prism-data"));
     assert_eq!(config.cores, [0, 1, 2, 3]);
-    assert_eq!(config.namespaces.len(), 1);
+    assert_eq!(config.namespaces.len(), ClientApi::ALL.len());
     assert_eq!(config.namespaces[0].name, "keyvalue");
     assert_eq!(config.namespaces[0].durability, Durability::Wal);
     assert_eq!(config.namespaces[0].idempotency_window, Duration::from_secs(86_400));

@@ -5,6 +5,10 @@
 //! ([`LaneBackend::resume`]), then sends what comes after it, a batch at a time ([`LaneBackend::apply`]); after any failure it
 //! asks again. So it never matters whether a batch whose answer was lost has arrived.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context as Task, Poll, Waker};
+
 use prism_proto::catalogue::Method;
 
 use crate::backend::Backend;
@@ -74,4 +78,36 @@ pub trait LaneBackend: Backend {
         records: &[LaneRecord<'_>],
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error>;
+}
+
+/// A record's call as a part of a batch: it says what it wants when it begins, and is asked again when the batch was answered.
+pub(crate) struct BatchedCall<'a> {
+    future: Pin<Box<dyn Future<Output = Outcome> + 'a>>,
+    outcome: Option<Outcome>,
+}
+
+impl<'a> BatchedCall<'a> {
+    /// Polls the call once, so that the backend gathers what it asks for.
+    pub(crate) fn begin<B: Backend>(backend: &'a B, record: &'a LaneRecord<'a>) -> Self {
+        let future = Box::pin(async move {
+            let mut reply = Reply::default();
+            backend.unary(&record.context, record.method, record.request, &mut reply).await?;
+            Ok(reply)
+        });
+        let mut call = BatchedCall { future, outcome: None };
+        call.outcome = call.poll();
+        call
+    }
+
+    /// What became of it, now that the answers are there; `None` if it still waits for something.
+    pub(crate) fn end(&mut self) -> Option<Outcome> {
+        self.outcome.take().or_else(|| self.poll())
+    }
+
+    fn poll(&mut self) -> Option<Outcome> {
+        match self.future.as_mut().poll(&mut Task::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => None,
+        }
+    }
 }

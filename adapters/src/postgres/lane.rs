@@ -5,20 +5,18 @@
 //! it arrives, and a batch that has arrived already finds the cell elsewhere.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context as Task, Poll, Waker};
+use std::task::Poll;
 
 use super::Postgres;
 use super::batch::{Answer, Operation};
 use super::codec::Parameters;
 use super::errors::{self, Fault};
 use super::statements::Statement;
-use crate::backend::Backend as _;
-use crate::call::{Context, Reply};
+use crate::call::Context;
 use crate::error::Error;
-use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
+use crate::lane::{BatchedCall, Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 
 /// The operations of several calls, put together.
 #[derive(Default)]
@@ -144,7 +142,8 @@ impl Postgres {
         let context = &last.context;
         let cell = self.move_cell(owner, first, last)?;
         self.group.replace(Some(Group { operations: vec![cell], members: Vec::new() }));
-        let mut calls: Vec<_> = records.iter().map(|record| Call::begin(self, record)).collect();
+        let mut calls: Vec<_> =
+            records.iter().map(|record| BatchedCall::begin(self, record)).collect();
         let Group { operations, members } = self.group.take().unwrap_or_default();
         let link = self.pool.of_writes(context.namespace, context.partition);
         let namespace = self.pool.namespace(context.namespace, context.namespace_name);
@@ -204,37 +203,5 @@ fn distribute(answer: Answer, members: &[Member]) {
     }
     for (member, part) in members.iter().zip(parts) {
         member.answer.replace(Some(part));
-    }
-}
-
-/// A record's call within a transaction.
-struct Call<'a> {
-    future: Pin<Box<dyn Future<Output = Outcome> + 'a>>,
-    outcome: Option<Outcome>,
-}
-
-impl<'a> Call<'a> {
-    /// Leaves its operations to the group.
-    fn begin(postgres: &'a Postgres, record: &'a LaneRecord<'a>) -> Self {
-        let future = Box::pin(async move {
-            let mut reply = Reply::default();
-            postgres.unary(&record.context, record.method, record.request, &mut reply).await?;
-            Ok(reply)
-        });
-        let mut call = Call { future, outcome: None };
-        call.outcome = call.poll();
-        call
-    }
-
-    /// What became of it, now that its answer is there.
-    fn end(&mut self) -> Option<Outcome> {
-        self.outcome.take().or_else(|| self.poll())
-    }
-
-    fn poll(&mut self) -> Option<Outcome> {
-        match self.future.as_mut().poll(&mut Task::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => Some(outcome),
-            Poll::Pending => None,
-        }
     }
 }

@@ -7,10 +7,6 @@
 //! arrive late. That takes one writer per lane: the log's directory is locked, and another data directory is noticed when a
 //! lane begins.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context as Task, Poll, Waker};
-
 use bytes::Bytes;
 
 use super::Redis;
@@ -18,10 +14,9 @@ use super::codec::{self, Framer, ProtocolError, Replies, Value};
 use super::connection::Group;
 use super::errors;
 use super::keyvalue::Answer;
-use crate::backend::Backend as _;
-use crate::call::{Context, Reply};
+use crate::call::Context;
 use crate::error::Error;
-use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
+use crate::lane::{BatchedCall, Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 
 /// Adds the name of a lane's cell.
 fn put_cell_key(out: &mut Vec<u8>, context: &Context<'_>) {
@@ -88,9 +83,9 @@ impl LaneBackend for Redis {
         if self.link.session() == 0 || !self.is_resumed(context) {
             return Err(self.link.refusal(context));
         }
-        let (mut calls, group) = self
-            .link
-            .group(|| records.iter().map(|record| Call::begin(self, record)).collect::<Vec<_>>());
+        let (mut calls, group) = self.link.group(|| {
+            records.iter().map(|record| BatchedCall::begin(self, record)).collect::<Vec<_>>()
+        });
         let cell = Cell { owner: *owner, lane_seq: last.lane_seq };
         let commands = group.commands;
         let write = |out: &mut Vec<u8>| {
@@ -217,38 +212,6 @@ fn distribute(context: &Context<'_>, group: &Group, read: &Bytes) -> Result<(), 
         member.answer.set(Some(executed.slice(start..at)));
     }
     Ok(())
-}
-
-/// A record's call within a transaction.
-struct Call<'a> {
-    future: Pin<Box<dyn Future<Output = Outcome> + 'a>>,
-    outcome: Option<Outcome>,
-}
-
-impl<'a> Call<'a> {
-    /// Writes its commands.
-    fn begin(redis: &'a Redis, record: &'a LaneRecord<'a>) -> Self {
-        let future = Box::pin(async move {
-            let mut reply = Reply::default();
-            redis.unary(&record.context, record.method, record.request, &mut reply).await?;
-            Ok(reply)
-        });
-        let mut call = Call { future, outcome: None };
-        call.outcome = call.poll();
-        call
-    }
-
-    /// What became of it, now that its replies are there.
-    fn end(&mut self) -> Option<Outcome> {
-        self.outcome.take().or_else(|| self.poll())
-    }
-
-    fn poll(&mut self) -> Option<Outcome> {
-        match self.future.as_mut().poll(&mut Task::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => Some(outcome),
-            Poll::Pending => None,
-        }
-    }
 }
 
 #[cfg(test)]

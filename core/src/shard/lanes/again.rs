@@ -31,6 +31,8 @@ type Chunk = io::Result<Vec<Owned>>;
 
 /// A reading under way; its thread ends with it.
 pub(super) struct Again {
+    /// The records behind this number of the lane are read.
+    pub(super) after_seq: u64,
     chunks: Receiver<Chunk>,
     bell: Arc<Bell>,
     rest: RefCell<VecDeque<Owned>>,
@@ -58,7 +60,7 @@ impl Again {
                 Err(error) => sender.pass(Err(error)),
             };
         })?;
-        Ok(Self { chunks, bell, rest: RefCell::default() })
+        Ok(Self { after_seq, chunks, bell, rest: RefCell::default() })
     }
 
     /// The next records, no more than a batch; none when all have been read.

@@ -98,10 +98,11 @@ async fn step(shard: &Shard, lane: &OutsideLane, again: &mut Option<Again>) -> R
     let next_seq = lane.queue.borrow().confirmed_seq + 1;
     match owned.first() {
         // What was read ahead may have come to an end before what has been written since.
-        None => {
+        None if reading.after_seq + 1 < next_seq => {
             *again = None;
             Ok(false)
         }
+        None => Err(log_gap(next_seq, "which ends before it")),
         Some(first) if first.lane_seq == next_seq => {
             let records: Vec<LaneRecord<'_>> =
                 owned.iter().map(|owned| of_owned(namespace, owned)).collect::<Result<_, _>>()?;
@@ -109,13 +110,7 @@ async fn step(shard: &Shard, lane: &OutsideLane, again: &mut Option<Again>) -> R
             apply(shard, lane, namespace, &records, last).await?;
             Ok(true)
         }
-        Some(first) => {
-            let text = format!(
-                "record {next_seq} of the lane is not in the log, which goes on with {}; look at what `prism wal verify` says",
-                first.lane_seq
-            );
-            Err(Error::new(Kind::FailedPrecondition, "LOG_GAP", text))
-        }
+        Some(first) => Err(log_gap(next_seq, &format!("which goes on with {}", first.lane_seq))),
     }
 }
 
@@ -225,6 +220,11 @@ async fn apply(
         }
         match (call, outcome) {
             (Some(call), outcome) => {
+                if let (true, Err(error)) = (call.logged.rest.answered, &outcome) {
+                    // Its caller gave up waiting, and knows that the record is in the log.
+                    shard.metrics.lane(lane.namespace).refused.increment();
+                    bury(shard, namespace, record, error).await;
+                }
                 call.logged.end(shard, outcome, record.context.now_us, now_ns);
             }
             (None, Ok(reply)) => shard.replies.give_back(reply),
@@ -291,6 +291,14 @@ fn method(id: u16) -> Result<Method, Error> {
         );
         Error::new(Kind::FailedPrecondition, "METHOD_UNKNOWN", text)
     })
+}
+
+#[cold]
+fn log_gap(seq: u64, found: &str) -> Error {
+    let text = format!(
+        "record {seq} of the lane is not in the log, {found}: was the log repaired? Look at what `prism wal verify` and `prism wal inspect` say"
+    );
+    Error::new(Kind::FailedPrecondition, "LOG_GAP", text)
 }
 
 #[cold]

@@ -179,9 +179,8 @@ impl Log {
             return Err(AppendError::Busy);
         }
         self.observe(now_us);
-        if let Err(error) = self.make_room(Class::Call, bytes) {
-            self.counters.refused_full += 1;
-            return Err(error);
+        if self.make_room(Class::Call, bytes).is_err() {
+            return Err(self.refusal());
         }
         let lane_seq = self
             .lanes

@@ -90,6 +90,17 @@ fn a_full_disk_refuses_calls_until_there_is_room() {
 }
 
 #[test]
+fn calls_that_outrun_the_making_of_segments_are_told_that_the_disk_is_behind() {
+    let config = LogConfig { gather_bytes_max: 1 << 20, ..small() };
+    let mut running = running(&config);
+    let refused = (0..1000).find_map(|_| running.append(1, &[9; 3000]).err());
+    assert_eq!(refused, Some(AppendError::Busy), "more segments may be made");
+    assert_eq!(running.log.status().counters.refused_full, 0);
+    running.settle();
+    running.append(1, b"now there is one").unwrap();
+}
+
+#[test]
 fn a_start_on_a_full_disk_says_so() {
     let config = small();
     let mut disk = Simulation::new(1_000_000);

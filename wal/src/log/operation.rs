@@ -66,7 +66,7 @@ pub struct Appended {
 pub enum AppendError {
     /// The log is full until something is trimmed (`WAL_FULL`); internal records may still fit.
     Full,
-    /// Too much is waiting for the disk; try again when a write has completed.
+    /// Too much is waiting for the disk, or a segment that is still being made; try again when a write has completed.
     Busy,
     /// Key or body is larger than this log takes.
     TooLarge {

@@ -51,6 +51,19 @@ impl Log {
         !next_page_fits || !self.has_room_for_calls(0)
     }
 
+    /// What a call without room is told: that the log is full, or, while a segment that may still be made is missing, that the
+    /// disk is behind.
+    #[cold]
+    pub(super) fn refusal(&mut self) -> AppendError {
+        let grows = self.segments.total() < self.config.segments_max as usize
+            && self.segments.spares() < self.config.segments_ready as usize;
+        if grows && self.create_not_before_us == 0 {
+            return AppendError::Busy;
+        }
+        self.counters.refused_full += 1;
+        AppendError::Full
+    }
+
     #[cold]
     pub(super) fn begin_batch(&mut self, class: Class, bytes: usize) -> Result<(), AppendError> {
         let pending = self.gather.as_ref().map_or(0, Gather::padded_bytes);
@@ -155,6 +168,9 @@ impl Log {
 
     pub(super) fn handle_created(&mut self, result: io::Result<()>) {
         let (_, file) = self.creating.take().expect("asked by the caller");
+        if result.is_ok() {
+            self.create_not_before_us = 0;
+        }
         match (result, file) {
             (Ok(()), FileId::Checkpoint) => self.checkpoint.exists = true,
             (Ok(()), FileId::Segment(number)) => self.segments.add_spare(number),

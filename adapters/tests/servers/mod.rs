@@ -107,6 +107,109 @@ impl Drop for OwnRedis {
     }
 }
 
+/// A PostgreSQL of a test's own, to be killed and configured at will. The role `prism` may do everything; nobody is asked for a
+/// password.
+pub(crate) struct OwnPostgres {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    directory: tempfile::TempDir,
+    options: Vec<String>,
+}
+
+impl OwnPostgres {
+    /// Makes one and starts it on a free port, with options of `postgres`.
+    pub(crate) fn start(options: &[&str]) -> Self {
+        // That `dev/servers` has installed it.
+        address("postgres");
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        // Whoever runs PostgreSQL has to come as far as here.
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        if is_root() {
+            let done = Command::new("chown").arg("postgres:").arg(directory.path()).status();
+            assert!(done.unwrap().success(), "the directory can be given to postgres");
+        }
+        let done = postgres_program("initdb")
+            .args(["-U", "prism", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"])
+            .args(["--no-sync", "-D"])
+            .arg(directory.path().join("data"))
+            .stdout(Stdio::null())
+            .status();
+        assert!(done.expect("initdb can be run").success());
+        let options: Vec<String> = options.iter().map(|option| option.to_string()).collect();
+        let child = Self::spawn(address, &directory, &options);
+        OwnPostgres { child, address, directory, options }
+    }
+
+    fn spawn(address: SocketAddr, directory: &tempfile::TempDir, options: &[String]) -> Child {
+        let child = postgres_program("postgres")
+            .args(["-p", &address.port().to_string(), "-c", "listen_addresses=127.0.0.1"])
+            .args(["-c", "unix_socket_directories=", "-c", "shared_buffers=16MB", "-D"])
+            .arg(directory.path().join("data"))
+            .args(options)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("postgres can be run");
+        let until = Instant::now() + LONG;
+        let port = address.port().to_string();
+        let is_ready = || {
+            let mut asked = postgres_program("pg_isready");
+            asked.args(["-q", "-h", "127.0.0.1", "-p", &port]).status().unwrap().success()
+        };
+        while !is_ready() {
+            assert!(Instant::now() < until, "the test's PostgreSQL does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child
+    }
+
+    /// Its end without a farewell: SIGQUIT, upon which it and its children leave as they are.
+    pub(crate) fn kill(&mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-QUIT", &pid]).status().unwrap().success());
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.child = Self::spawn(self.address, &self.directory, &self.options);
+    }
+
+    pub(crate) fn psql(&self, statements: &str) -> String {
+        psql(self.address, "postgres", statements)
+    }
+}
+
+impl Drop for OwnPostgres {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.kill();
+        }
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+/// A program of the newest PostgreSQL that is installed; it does not run as root.
+fn postgres_program(name: &str) -> Command {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let programs = versions.map(|version| version.path().join("bin").join(name));
+    let program = programs.filter(|program| program.exists()).max_by_key(|program| {
+        let version = program.iter().nth(4).and_then(|version| version.to_str());
+        version.and_then(|version| version.parse::<u32>().ok())
+    });
+    let program = program.unwrap_or_else(|| name.into());
+    if is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"]).arg(program);
+        return command;
+    }
+    Command::new(program)
+}
+
 #[derive(Default)]
 struct ProxyState {
     /// Nothing passes any more, and nobody is told.

@@ -176,8 +176,8 @@ async fn load(
                 let outcome = loop {
                     match write(&caller, &key, history.way, number, before).await {
                         // Many starts in a row use up the log until two snapshots are taken. It recovers by itself.
-                        Err(Refusal { reason, retry: Some(delay), .. }) if reason == "WAL_FULL" => {
-                            rt::sleep(delay).await;
+                        Err(refusal) if refusal.is_for_want_of_log() => {
+                            rt::sleep(refusal.retry.expect("when to try again")).await;
                         }
                         outcome => break outcome,
                     }

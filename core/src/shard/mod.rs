@@ -53,6 +53,7 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
     "CONNECTION_BUSY",
     "SHARD_BUSY",
     "WAL_FULL",
+    "WAL_BUSY",
     "WAL_FAILED",
     "BACKLOG_FULL",
     "LANE_BEHIND",

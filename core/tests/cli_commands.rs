@@ -29,7 +29,7 @@ fn help_goes_to_stdout_and_is_no_failure() {
     for command in ["serve", "kv", "interfaces", "doctor", "wal"] {
         check(&[command, "--help"], 0, "Usage: prism", "");
     }
-    for command in ["serve", "kv", "doctor", "wal"] {
+    for command in ["serve", "kv", "doctor", "wal", "schema"] {
         check(&[command, "--help"], 0, "Examples:\n", "");
     }
 }
@@ -63,6 +63,13 @@ fn a_wrong_configuration_ends_with_78_and_its_place() {
         "",
         "/no/such/file: the file cannot be read",
     );
+}
+
+#[test]
+fn the_schemas_of_both_files_are_printed() {
+    check(&["schema", "request"], 0, "\"title\": \"Prism namespace request\"", "");
+    check(&["schema", "platform"], 0, "\"title\": \"Prism platform\"", "");
+    check(&["schema", "platfrom"], 2, "", "a similar value exists: 'platform'");
 }
 
 #[test]

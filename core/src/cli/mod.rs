@@ -9,6 +9,7 @@ mod interfaces;
 mod kv;
 pub(crate) mod output;
 mod remote;
+mod schema;
 mod serve;
 mod wal;
 
@@ -53,6 +54,8 @@ enum Command {
     Kv(kv::KvArgs),
     /// List the data models, their interfaces and calls, and which backend offers them.
     Interfaces(OutputArgs),
+    /// Print the JSON Schema of a namespace request or of platform.yaml, for editors.
+    Schema(schema::SchemaArgs),
     /// Look into the write-ahead log of a data directory: inspect, verify, repair.
     Wal(wal::WalArgs),
     /// Examine this machine: kernel, io_uring, limits, disk, memory, ports; with a remedy for each finding.
@@ -85,6 +88,7 @@ pub fn run(serve: impl FnOnce(Config) -> Exit) -> ExitCode {
         Command::Serve(args) => serve::run(&args, serve),
         Command::Kv(args) => kv::run(args),
         Command::Interfaces(args) => interfaces::run(args.output),
+        Command::Schema(args) => schema::run(&args),
         Command::Wal(args) => wal::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

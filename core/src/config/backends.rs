@@ -148,6 +148,18 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
     backends
 }
 
+/// Whether this build can serve backends of a type.
+pub(super) fn is_served(kind: &str) -> bool {
+    type_name(kind).is_ok()
+}
+
+/// The keys that are read of a backend: of the section, which has a name and a type.
+pub(super) fn keys(section: Section<'_>, report: &Report) -> Vec<&'static str> {
+    let path = section.path().to_owned();
+    read(Some((Origin::File, vec![section])), report);
+    report.asked(&path)
+}
+
 fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
     let address = section.optional("address", host_and_port);
     if address.is_none() && section.lacks("address") {
@@ -156,7 +168,7 @@ fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
         report.error(section.origin, Problem::new(message, remedy));
     }
     let user = section.optional("user", |text| Ok(text.to_owned()));
-    let password = section.optional("password_file", secret_file);
+    let password = section.optional("password_file", |path| secret(path, report));
     let database = section.value("database", 0, database).value;
     if let (Some(user), true) = (&user, section.lacks("password_file")) {
         let remedy = "add `password_file: PATH`, or leave `user` out";
@@ -194,6 +206,9 @@ fn read_tls(section: Section<'_>, host: &str, report: &Report) -> Option<Tls> {
     };
     let remedy = "write `tls: {ca: PATH}`, with `certificate`, `key` and `server_name` where they are needed";
     let refuse = |message| report.error(origin, Problem::new(format!("{path}: {message}"), remedy));
+    if !report.reads_files() {
+        return None;
+    }
     Tls::load(files).map_err(refuse).ok()
 }
 
@@ -211,7 +226,8 @@ fn read_postgres(section: Section<'_>, report: &Report) -> Option<PostgresConfig
             report.error(section.origin, Problem::new(message, remedy));
         }
     }
-    let password = section.optional("password_file", secret_file).map(|secret| secret.value);
+    let password =
+        section.optional("password_file", |path| secret(path, report)).map(|secret| secret.value);
     let database = section.optional("database", text);
     let pool = section.optional("pool", pool);
     section.finish();
@@ -279,6 +295,11 @@ fn host_and_port(text: &str) -> Result<(String, u16), Problem> {
         return Err(problem());
     }
     Ok((host.to_owned(), port))
+}
+
+/// A secret from its file, or nothing where files are left unread.
+fn secret(path: &str, report: &Report) -> Result<String, Problem> {
+    if report.reads_files() { secret_file(path) } else { Ok(String::new()) }
 }
 
 fn secret_file(text: &str) -> Result<String, Problem> {

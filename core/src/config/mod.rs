@@ -5,10 +5,15 @@
 //! file or the machine by itself, except in [`load`].
 
 mod backends;
+pub mod described;
 mod error;
 mod grpc;
 mod machine;
+pub mod platform;
+#[cfg(test)]
+mod platform_tests;
 mod read;
+pub mod request;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -27,6 +32,7 @@ pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
 pub use read::{load, namespace_name_valid, read};
 pub use transport::Transport;
+pub use tree::Setting;
 pub use web::Web;
 
 /// Most shards that one process runs.

@@ -42,33 +42,40 @@ const WRITES_IN_FLIGHT_MAX: u32 = prism_wal::WRITES_IN_FLIGHT_MAX as u32;
 
 /// Reads the file at `path`, if there is one to read, and this machine, then calls [`read`].
 pub fn load(path: Option<&Path>, flags: &Flags) -> Result<Config, ConfigErrors> {
-    let name = path.map(|path| path.display().to_string()).unwrap_or_default();
-    let refuse = |message: String, remedy: &str| ConfigErrors {
-        file: name.clone(),
-        errors: vec![ConfigError { origin: Origin::File, message, remedy: remedy.into() }],
-    };
+    let remedy = "check the path given to --config, and that this user may read it";
     let text = match path {
         None => None,
-        Some(path) => {
-            let unreadable = |error: std::io::Error| {
-                let remedy = "check the path given to --config, and that this user may read it";
-                refuse(format!("the file cannot be read: {error}"), remedy)
-            };
-            let metadata = std::fs::metadata(path).map_err(unreadable)?;
-            if metadata.len() > FILE_BYTES_MAX {
-                let message = format!("the file is larger than {}", show_bytes(FILE_BYTES_MAX));
-                return Err(refuse(message, "is this the right file?"));
-            }
-            let bytes = std::fs::read(path).map_err(unreadable)?;
-            let text = String::from_utf8(bytes).map_err(|error| {
-                let offset = error.utf8_error().valid_up_to();
-                let message = format!("the file is not UTF-8 text (byte {offset})");
-                refuse(message, "save it as UTF-8")
-            })?;
-            Some((path, text))
-        }
+        Some(path) => Some((path, read_file(path, remedy)?)),
     };
     read(text.as_ref().map(|(path, text)| (*path, text.as_str())), flags, &Machine::read())
+}
+
+/// The text of a file, with `remedy` for what may be done where it cannot be read.
+pub(super) fn read_file(path: &Path, remedy: &str) -> Result<String, ConfigErrors> {
+    let refuse = |message: String, remedy: &str| ConfigErrors {
+        file: path.display().to_string(),
+        errors: vec![ConfigError { origin: Origin::File, message, remedy: remedy.into() }],
+    };
+    let unreadable =
+        |error: std::io::Error| refuse(format!("the file cannot be read: {error}"), remedy);
+    let before = std::fs::metadata(path).map_err(unreadable)?;
+    if before.len() > FILE_BYTES_MAX {
+        let message = format!("the file is larger than {}", show_bytes(FILE_BYTES_MAX));
+        return Err(refuse(message, "is this the right file?"));
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let after = std::fs::metadata(path).map_err(unreadable)?;
+    if before.is_file()
+        && (bytes.len() as u64 != after.len() || before.modified().ok() != after.modified().ok())
+    {
+        let message = "the file changed while it was read".to_owned();
+        return Err(refuse(message, "try again; replace files as a whole (`mv`), never in place"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let message = format!("the file is not UTF-8 text (byte {offset})");
+        refuse(message, "save it as UTF-8")
+    })
 }
 
 /// Turns a file's text, the flags over it and the machine's facts into a configuration, or into everything that is

@@ -13,31 +13,40 @@ fn read_text(text: &str) -> Result<Config, ConfigErrors> {
     read(Some((Path::new("prism.yaml"), text)), &Flags::default(), &machine())
 }
 
-/// Reads every `=== name` case of the transcript and compares what follows `---` with the errors shown. With
+/// Reads every `=== name` case of the transcript `name` and compares what follows its last `---` with what is shown. With
 /// `UPDATE_GOLDEN=1` the transcript is rewritten instead.
-#[test]
-fn every_wrong_configuration_is_answered_with_place_and_remedy() {
-    let transcript = include_str!("../../tests/golden/config_errors.txt");
+pub(super) fn check_transcript(
+    name: &str,
+    transcript: &str,
+    cases_min: usize,
+    show: impl Fn(&str) -> String,
+) {
     let mut rewritten = String::new();
     let mut cases = 0;
     for case in transcript.split("=== ").skip(1) {
-        let (name, rest) = case.split_once('\n').unwrap();
-        let (text, expected) = rest.split_once("---\n").unwrap();
-        let shown = match read_text(text) {
-            Ok(_) => "accepted".to_string(),
-            Err(errors) => errors.to_string(),
-        };
-        rewritten.push_str(&format!("=== {name}\n{text}---\n{shown}\n"));
+        let (title, rest) = case.split_once('\n').unwrap();
+        let (text, expected) = rest.rsplit_once("---\n").unwrap();
+        let shown = show(text);
+        rewritten.push_str(&format!("=== {title}\n{text}---\n{shown}\n"));
         if std::env::var_os("UPDATE_GOLDEN").is_none() {
-            assert_eq!(shown, expected.trim_end_matches('\n'), "case: {name}");
+            assert_eq!(shown, expected.trim_end_matches('\n'), "case: {title}");
         }
         cases += 1;
     }
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/config_errors.txt");
+        let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
         std::fs::write(path, rewritten).unwrap();
     }
-    assert!(cases >= 40, "only {cases} cases were found");
+    assert!(cases >= cases_min, "only {cases} cases were found");
+}
+
+#[test]
+fn every_wrong_configuration_is_answered_with_place_and_remedy() {
+    let transcript = include_str!("../../tests/golden/config_errors.txt");
+    check_transcript("config_errors.txt", transcript, 40, |text| match read_text(text) {
+        Ok(_) => "accepted".to_string(),
+        Err(errors) => errors.to_string(),
+    });
 }
 
 #[test]

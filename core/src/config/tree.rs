@@ -34,7 +34,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    fn what(&self) -> &'static str {
+    pub(super) fn what(&self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::Plain(_, what) => what,
@@ -45,18 +45,27 @@ impl Value {
     }
 }
 
-/// Parses one YAML document. An empty one is an empty section.
-pub(super) fn parse(text: &str) -> Result<Node, ConfigError> {
-    let options = serde_saphyr::options! {
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::Error,
         strict_booleans: true,
         with_snippet: false,
-    };
-    match serde_saphyr::from_str_with_options::<Option<Node>>(text, options) {
+    }
+}
+
+/// Parses one YAML document. An empty one is an empty section.
+pub(super) fn parse(text: &str) -> Result<Node, ConfigError> {
+    match serde_saphyr::from_str_with_options::<Option<Node>>(text, options()) {
         Ok(Some(node)) => Ok(node),
         Ok(None) => Ok(Node { origin: Origin::File, value: Value::Nothing }),
         Err(error) => Err(refusal(error.without_snippet())),
     }
+}
+
+/// Parses every YAML document of a file; empty ones count for nothing.
+pub(super) fn parse_all(text: &str) -> Result<Vec<Node>, ConfigError> {
+    serde_saphyr::from_multiple_with_options::<Node>(text, options())
+        .map_err(|error| refusal(error.without_snippet()))
 }
 
 /// A parser's error in the words of this file's reader rather than of the parser's caller.
@@ -168,12 +177,33 @@ impl<'de> Visitor<'de> for ValueVisitor {
 pub(super) struct Report {
     errors: RefCell<Vec<ConfigError>>,
     warnings: RefCell<Vec<String>>,
+    /// The keys that each section was asked for.
+    asked: RefCell<Vec<(String, Vec<&'static str>)>>,
+    /// Files that settings name (secrets, certificates) are left unread: who plans need not be who serves.
+    files_unread: bool,
 }
 
 impl Report {
+    /// A report of a reading that opens no file which settings name.
+    pub(super) fn without_files() -> Self {
+        Self { files_unread: true, ..Self::default() }
+    }
+
+    /// Whether files that settings name are to be read.
+    pub(super) fn reads_files(&self) -> bool {
+        !self.files_unread
+    }
+
     pub(super) fn error(&self, origin: Origin, problem: Problem) {
         let Problem { message, remedy } = problem;
         self.errors.borrow_mut().push(ConfigError { origin, message, remedy });
+    }
+
+    /// The keys that the section called `path` was asked for; empty until its end.
+    pub(super) fn asked(&self, path: &str) -> Vec<&'static str> {
+        let asked = self.asked.borrow();
+        let of_path = asked.iter().filter(|(of, _)| of == path);
+        of_path.flat_map(|(_, keys)| keys.iter().copied()).collect()
     }
 
     pub(super) fn warn(&self, warning: String) {
@@ -189,10 +219,12 @@ impl Report {
 }
 
 /// A setting that was read, with its origin for checks that need several of them.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Setting<T> {
-    pub(super) value: T,
-    pub(super) origin: Origin,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub origin: Origin,
 }
 
 /// A section of keys while it is read.
@@ -241,6 +273,30 @@ impl<'a> Section<'a> {
                 .entries
                 .iter()
                 .any(|(name, _)| matches!(&name.value, Value::Text(text) if text == key))
+    }
+
+    /// Whether a section stands here; anything else has been reported.
+    pub(super) fn is_section(&self) -> bool {
+        self.valid
+    }
+
+    /// The report that its errors go to.
+    pub(super) fn report(&self) -> &'a Report {
+        self.report
+    }
+
+    /// The text under `key`, without asking for the key.
+    pub(super) fn peek(&self, key: &str) -> Option<&'a str> {
+        let is_key = |node: &Node| matches!(&node.value, Value::Text(text) if text == key);
+        match &self.entries.iter().find(|(name, _)| is_key(name))?.1.value {
+            Value::Text(text) | Value::Plain(text, _) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// What stands under `key`, and the name of that place in messages.
+    pub(super) fn node(&self, key: &'static str) -> Option<(&'a Node, String)> {
+        self.find(key).map(|node| (node, self.name(key)))
     }
 
     fn find(&self, key: &'static str) -> Option<&'a Node> {
@@ -367,5 +423,6 @@ impl<'a> Section<'a> {
             let message = format!("unknown key `{name}`{within}");
             self.report.error(key.origin, Problem::new(message, remedy));
         }
+        self.report.asked.borrow_mut().push((self.path, known));
     }
 }

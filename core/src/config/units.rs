@@ -140,6 +140,122 @@ pub fn rate(text: &str) -> Result<f64, UnitError> {
     }
 }
 
+/// Bytes a second: `10MB/s`, `64KiB/s`.
+pub fn byte_rate(text: &str) -> Result<u64, UnitError> {
+    let size = text.trim().strip_suffix("/s").ok_or_else(|| UnitError {
+        message: format!("`{text}` is not a number of bytes a second"),
+        remedy: "write a size and `/s`, such as 10MB/s".into(),
+    })?;
+    bytes(size)
+}
+
+/// An objective for latency: a percentile stays under a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    /// Above 0 and below 100.
+    pub percentile: f64,
+    /// What it stays under.
+    pub below: Duration,
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p{} < {}", self.percentile, show_duration(self.below))
+    }
+}
+
+/// An objective for latency: `p99 < 10ms`; `<=` is taken for `<`.
+pub fn objective(text: &str) -> Result<Objective, UnitError> {
+    let refuse = || UnitError {
+        message: format!("`{text}` is not an objective for latency"),
+        remedy: "write a percentile and the time that it stays under, such as `p99 < 10ms`".into(),
+    };
+    let (percentile, below) = text.split_once('<').ok_or_else(refuse)?;
+    let percentile = percentile.trim().strip_prefix('p').ok_or_else(refuse)?;
+    let is_number = percentile.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let percentile: f64 = percentile.parse().ok().filter(|_| is_number).ok_or_else(refuse)?;
+    let below = duration(below.strip_prefix('=').unwrap_or(below))?;
+    if percentile <= 0.0 || percentile >= 100.0 || below.is_zero() {
+        return Err(refuse());
+    }
+    Ok(Objective { percentile, below })
+}
+
+/// A day of the Gregorian calendar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Date {
+    /// 1970 to 9999.
+    pub year: u16,
+    /// 1 to 12.
+    pub month: u8,
+    /// 1 to 31.
+    pub day: u8,
+}
+
+impl Date {
+    /// The day, in UTC, of a time in seconds since 1970 (Hinnant, "chrono-compatible low-level date algorithms").
+    pub fn of_unix_seconds(seconds: u64) -> Self {
+        let days = seconds / 86_400 + 719_468;
+        let (era, of_era) = (days / 146_097, days % 146_097);
+        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        // Months count from March, so that the leap day is the last of the year.
+        let from_march = (5 * of_year + 2) / 153;
+        let day = of_year - (153 * from_march + 2) / 5 + 1;
+        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        Self { year: year.min(9_999) as u16, month: month as u8, day: day as u8 }
+    }
+
+    fn days_of_month(year: u16, month: u8) -> u8 {
+        let is_leap =
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        match month {
+            2 => 28 + u8::from(is_leap),
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        }
+    }
+}
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+    }
+}
+
+/// A day as ISO 8601 writes it: `2027-01-31`.
+pub fn date(text: &str) -> Result<Date, UnitError> {
+    let read = || {
+        let mut parts = text.split('-');
+        let mut part = |digits: usize| {
+            let part = parts.next()?;
+            let fits = part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit());
+            fits.then(|| part.parse::<u16>().ok())?
+        };
+        let (year, month, day) = (part(4)?, part(2)? as u8, part(2)? as u8);
+        let is_day = parts.next().is_none()
+            && year >= 1970
+            && (1..=12).contains(&month)
+            && (1..=Date::days_of_month(year, month)).contains(&day);
+        is_day.then_some(Date { year, month, day })
+    };
+    read().ok_or_else(|| UnitError {
+        message: format!("`{text}` is not a day"),
+        remedy: "write year, month and day, such as 2027-01-31".into(),
+    })
+}
+
+/// Events a second for people: `5k/s`, `0.2/s`; reads back where it is a whole number a second.
+pub fn show_rate(rate: f64) -> String {
+    for (scale, letter) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
+        if rate >= scale && (rate * 1e3 / scale).fract() == 0.0 {
+            return format!("{}{letter}/s", rate / scale);
+        }
+    }
+    format!("{}/s", (rate * 1e3).round() / 1e3)
+}
+
 /// A size as the shortest exact text that [`bytes`] reads back to the same number.
 pub fn show_bytes(bytes: u64) -> String {
     let units: [(u64, &str); 8] = [
@@ -363,6 +479,42 @@ mod tests {
             rate("5kk").unwrap_err().to_string(),
             "`kk` is not a factor of a rate (write a number per second such as 200, 5k or 1.5M, or 300/min)"
         );
+    }
+
+    #[test]
+    fn rates_of_bytes_objectives_and_days_are_read_or_refused() {
+        assert_eq!(byte_rate("10MB/s"), Ok(10_000_000));
+        assert!(byte_rate("10MB").is_err() && byte_rate("10MB/min").is_err());
+        for text in ["p99 < 10ms", "p99<10ms", "p99 <= 10ms"] {
+            assert_eq!(objective(text).unwrap().to_string(), "p99 < 10ms", "{text}");
+        }
+        for text in ["p99", "99 < 10ms", "p100 < 1s", "p0 < 1s", "p-1 < 1s", "p99 < 0", "p99 < 5"] {
+            assert!(objective(text).is_err(), "{text}");
+        }
+        for text in ["1970-01-01", "2024-02-29", "2026-11-26", "9999-12-31"] {
+            assert_eq!(date(text).unwrap().to_string(), text);
+        }
+        for text in [
+            "2023-02-29",
+            "2027-13-01",
+            "2027-1-1",
+            "27-01-01",
+            "2027-01-01-1",
+            "soon",
+            "+027-01-01",
+        ] {
+            assert_eq!(date(text).unwrap_err().message, format!("`{text}` is not a day"));
+        }
+        for (seconds, expected) in
+            [(0, "1970-01-01"), (951_782_400, "2000-02-29"), (1_795_651_200, "2026-11-26")]
+        {
+            assert_eq!(Date::of_unix_seconds(seconds).to_string(), expected);
+        }
+        for (rate, expected) in
+            [(5_000.0, "5k/s"), (200.0, "200/s"), (1.5e6, "1.5M/s"), (0.2, "0.2/s")]
+        {
+            assert_eq!(show_rate(rate), expected);
+        }
     }
 
     #[test]

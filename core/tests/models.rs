@@ -255,6 +255,130 @@ fn sigkill_keeps_records_offsets_and_retention() {
     }
 }
 
+/// One group of the stream `s`, which shares by partition or by record.
+struct Workers(Caller, &'static str);
+
+impl Workers {
+    async fn create(&self, sharing: stream::Sharing) {
+        let request = stream::CreateConsumerGroupRequest {
+            namespace: "facts".to_owned(),
+            stream: "s".to_owned(),
+            group: self.1.to_owned(),
+            start: Some(Start { start: Some(start::Start::Earliest(())) }),
+            sharing: sharing.into(),
+            ..Default::default()
+        };
+        let method = Method::STREAM_CREATE_CONSUMER_GROUP;
+        let created = self.0.call::<stream::CreateConsumerGroupResponse>(method, &[], &request);
+        created.await.expect("created");
+    }
+
+    /// The next records, in the order in which they came.
+    async fn take(&self, count: usize) -> Vec<stream::RecordDelivery> {
+        use stream::join_consumer_group_response::Event;
+        let request = stream::JoinConsumerGroupRequest {
+            namespace: "facts".to_owned(),
+            stream: "s".to_owned(),
+            group: self.1.to_owned(),
+            member: "worker".to_owned(),
+        };
+        let (path, message) = (Method::STREAM_JOIN_CONSUMER_GROUP.path(), request.encode_to_vec());
+        let begun = self.0.client.stream(path, &[], &message, harness::PATIENCE);
+        let (mut reply, mut taken) = (begun.await.expect("begun"), Vec::new());
+        while taken.len() < count {
+            let message = reply.next().await.expect("readable").expect("it goes on");
+            let event = stream::JoinConsumerGroupResponse::decode(message).expect("valid").event;
+            if let Some(Event::Record(record)) = event {
+                taken.push(record);
+            }
+        }
+        taken
+    }
+
+    async fn acknowledge(&self, taken: &[stream::RecordDelivery]) {
+        let request = stream::AcknowledgeRequest {
+            namespace: "facts".to_owned(),
+            stream: "s".to_owned(),
+            group: self.1.to_owned(),
+            receipts: taken.iter().map(|one| one.receipt.clone()).collect(),
+        };
+        let method = Method::STREAM_ACKNOWLEDGE;
+        let answer = self.0.call::<stream::AcknowledgeResponse>(method, &[], &request).await;
+        let results = answer.expect("answered").0.results;
+        assert!(results.iter().all(|result| result.status.is_none()), "{results:?}");
+    }
+
+    async fn generation(&self) -> u64 {
+        let request = stream::GetConsumerGroupInfoRequest {
+            namespace: "facts".to_owned(),
+            stream: "s".to_owned(),
+            group: self.1.to_owned(),
+        };
+        let method = Method::STREAM_GET_CONSUMER_GROUP_INFO;
+        let told = self.0.call::<stream::GetConsumerGroupInfoResponse>(method, &[], &request);
+        told.await.expect("told").0.generation
+    }
+}
+
+#[test]
+fn sigkill_keeps_what_groups_have_acknowledged_and_their_generation() {
+    let directory = directory();
+    let groups =
+        [("by-partition", stream::Sharing::ByPartition), ("by-record", stream::Sharing::ByRecord)];
+    let mut before: Vec<(Vec<stream::RecordDelivery>, u64)> = vec![Default::default(); 2];
+    for round in 0..4_usize {
+        let server = start(directory.path());
+        let listen = server.listen;
+        before = run(async move {
+            let caller = Caller::to(listen, "facts").await;
+            for number in 0..20 {
+                let request = stream::AppendRequest {
+                    namespace: "facts".to_owned(),
+                    stream: "s".to_owned(),
+                    record: Some(stream::NewRecord {
+                        value: format!("{round}-{number}").into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                let method = Method::STREAM_APPEND;
+                let sent = caller.call::<stream::AppendResponse>(method, &[], &request).await;
+                sent.expect("appended");
+            }
+            let mut after = Vec::new();
+            for ((name, sharing), (left, generation)) in groups.into_iter().zip(before) {
+                let workers = Workers(Caller::to(listen, "facts").await, name);
+                workers.create(sharing).await;
+                assert!(workers.generation().await >= generation, "it never goes back");
+                if sharing == stream::Sharing::ByRecord && !left.is_empty() {
+                    // Receipts outlive the process.
+                    workers.acknowledge(&left[..1]).await;
+                }
+                let text = |one: &stream::RecordDelivery| one.record.clone().unwrap().value;
+                let skip = usize::from(sharing == stream::Sharing::ByRecord).min(left.len());
+                let expected: Vec<Bytes> = left[skip..]
+                    .iter()
+                    .map(text)
+                    .chain((0..20).map(|number| format!("{round}-{number}").into()))
+                    .collect();
+                let taken = workers.take(expected.len()).await;
+                assert_eq!(taken.iter().map(text).collect::<Vec<_>>(), expected, "{name} {round}");
+                // One in the middle stays open, and the end.
+                let (open, end) = (taken.len() / 2, taken.len() - 3);
+                let done: Vec<_> = (0..end).filter(|number| *number != open).collect();
+                let done: Vec<_> = done.into_iter().map(|number| taken[number].clone()).collect();
+                workers.acknowledge(&done).await;
+                let left = std::iter::once(open).chain(end..taken.len());
+                let left = left.map(|number| taken[number].clone()).collect();
+                after.push((left, workers.generation().await));
+            }
+            after
+        });
+        // The snapshot of an orderly end and the log of a kill lead to the same.
+        if round % 2 == 0 { server.kill() } else { server.stop() }
+    }
+}
+
 #[test]
 fn a_follower_ends_with_the_server_and_its_place_is_free_when_it_leaves() {
     let directory = directory();

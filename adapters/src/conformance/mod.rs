@@ -23,6 +23,7 @@ mod offered;
 mod pubsub;
 mod queue;
 mod stream;
+mod stream_groups;
 
 use std::future::Future;
 use std::time::Duration;
@@ -181,9 +182,11 @@ async fn run_interface<C: Client>(client: &C, interface: Interface, ran: &mut Ve
         | Interface::PubSubWildcards
         | Interface::PubSubFiltering
         | Interface::PubSubOrdering => pubsub::run(client, interface, ran).await,
-        Interface::StreamBasic | Interface::StreamRetention | Interface::StreamPartitioning => {
-            stream::run(client, interface, ran).await
-        }
+        Interface::StreamBasic
+        | Interface::StreamConsumerGroups
+        | Interface::StreamReplay
+        | Interface::StreamRetention
+        | Interface::StreamPartitioning => stream::run(client, interface, ran).await,
         other => panic!("{other} is offered, but there are no cases for it yet"),
     }
 }

@@ -9,10 +9,11 @@
 //! - `store`: changes, expiry (`wheel`) and the memory that is taken
 //! - `keyvalue`, `scan`: the interfaces
 //! - `rooms`, `sources`: where the other models' data is, and how those who wait for it are told
-//! - `queue`, `stream`, `pubsub`: the models
+//! - `queue`, `stream`, `pubsub`: the models; `delivery`: what those have in common that share records among readers
 //! - `outcomes`: what became of calls with an idempotency key
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
+mod delivery;
 mod entry;
 mod files;
 mod format;
@@ -51,7 +52,7 @@ use self::queue::Queues;
 pub use self::snapshot::{Snapshot, SnapshotStep};
 use self::sources::Sources;
 use self::store::Store;
-use self::stream::Streams;
+use self::stream::{Groups, Streams};
 use crate::backend::Admission;
 use crate::error::{Error, Kind};
 
@@ -89,6 +90,9 @@ pub struct Memstore {
     queue_sources: Sources,
     streams: RefCell<Streams>,
     stream_sources: Sources,
+    groups: Groups,
+    /// By stream and group.
+    group_sources: Sources,
     subscriptions: Subscriptions,
     limits: MemstoreLimits,
     /// Signs page tokens; another one in every process, because positions are.
@@ -109,6 +113,8 @@ crate::backend! {
         queue_priority,
         queue_delayed,
         stream_basic,
+        stream_consumer_groups,
+        stream_replay,
         stream_retention,
         stream_partitioning,
         pubsub_basic,
@@ -136,13 +142,15 @@ impl Memstore {
     }
 
     fn assemble(limits: MemstoreLimits, store: Store, outcomes: Outcomes) -> Memstore {
-        let memstore = Memstore {
+        let mut memstore = Memstore {
             store: RefCell::new(store),
             outcomes: RefCell::new(outcomes),
             queues: RefCell::default(),
             queue_sources: Sources::default(),
             streams: RefCell::default(),
             stream_sources: Sources::default(),
+            groups: Groups::default(),
+            group_sources: Sources::default(),
             subscriptions: Subscriptions::default(),
             limits,
             page_signer: RandomState::new(),
@@ -151,6 +159,7 @@ impl Memstore {
         *memstore.queues.borrow_mut() = queues;
         let streams = memstore.restore_streams();
         *memstore.streams.borrow_mut() = streams;
+        memstore.groups = memstore.restore_groups();
         memstore
     }
 
@@ -279,6 +288,7 @@ fn takes_space(method: Method, request: &[u8]) -> bool {
         | Method::STREAM_APPEND
         | Method::STREAM_APPEND_BATCH
         | Method::STREAM_APPEND_TO_PARTITION
+        | Method::STREAM_CREATE_CONSUMER_GROUP
         | Method::STREAM_SET_RETENTION => true,
         Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
             let mut operations = request.operations.iter();
@@ -296,6 +306,9 @@ fn memory_full(message: String) -> Error {
 impl Admission for Memstore {
     #[inline]
     fn admit(&self, method: Method, request: &[u8]) -> Result<(), Error> {
+        if matches!(method, Method::STREAM_SEEK_TO_OFFSET | Method::STREAM_SEEK_TO_TIMESTAMP) {
+            return self.admit_seek(method, request);
+        }
         let needed = self.used_bytes() + request.len() + ENTRY_BYTES;
         if needed <= self.limits.bytes_max {
             return Ok(());

@@ -20,6 +20,7 @@ const ROOMS_FROM: u16 = 0xff00;
 pub(super) enum Room {
     Queues = ROOMS_FROM,
     Streams = ROOMS_FROM + 1,
+    Groups = ROOMS_FROM + 2,
 }
 
 /// The key of an entry: what it is, of whom, and its number there.

@@ -6,13 +6,19 @@
 //! - `state`: partitions, and what retention leaves of them
 //! - `calls`: the interfaces
 //! - `walk`: reading
+//! - `groups`: consumer groups, what is state of them and what is not
+//! - `group_calls`, `members`: their interfaces, and a member's stream
 
 mod calls;
+mod group_calls;
+mod groups;
+mod members;
 mod state;
 mod walk;
 
 use std::collections::HashMap;
 
+pub(super) use self::groups::Groups;
 pub(super) use self::state::Stream;
 
 /// The streams of a shard, by namespace and name.

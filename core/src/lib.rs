@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod logging;
 pub mod metrics;
 mod namespaces;
+pub mod plan;
 mod registry;
 mod remote;
 mod request;

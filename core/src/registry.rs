@@ -93,6 +93,13 @@ impl Registry {
         self.namespaces.iter().find(|placed| placed.name == name)?.backend.as_deref()
     }
 
+    /// Every namespace that it ever held: name, backend where that is known, home.
+    pub(crate) fn placed(&self) -> impl Iterator<Item = (&str, Option<&str>, usize)> {
+        self.namespaces
+            .iter()
+            .map(|placed| (placed.name.as_str(), placed.backend.as_deref(), placed.home))
+    }
+
     /// The ids of the namespaces whose data lies elsewhere than in the backend `embedded`.
     pub(crate) fn outside(&self, embedded: &str) -> Vec<u32> {
         let outside = |placed: &&Placed| placed.backend.as_deref().is_some_and(|of| of != embedded);

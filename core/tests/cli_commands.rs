@@ -29,7 +29,7 @@ fn help_goes_to_stdout_and_is_no_failure() {
     for command in ["serve", "kv", "interfaces", "doctor", "wal"] {
         check(&[command, "--help"], 0, "Usage: prism", "");
     }
-    for command in ["serve", "kv", "doctor", "wal", "schema"] {
+    for command in ["serve", "kv", "doctor", "wal", "schema", "plan", "explain"] {
         check(&[command, "--help"], 0, "Examples:\n", "");
     }
 }
@@ -70,6 +70,71 @@ fn the_schemas_of_both_files_are_printed() {
     check(&["schema", "request"], 0, "\"title\": \"Prism namespace request\"", "");
     check(&["schema", "platform"], 0, "\"title\": \"Prism platform\"", "");
     check(&["schema", "platfrom"], 2, "", "a similar value exists: 'platform'");
+}
+
+/// Nothing there: 2, something would change. There: 0. Refused: 78, with the rule. Wrong files: 78, with the place.
+#[test]
+fn a_plan_tells_by_its_code_whether_something_would_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(path("namespaces")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(path(name), text).unwrap();
+    let request =
+        "namespace: orders\nteam: payments\nclient_api: queue\nneeds: {durability: strong}\n";
+    write("namespaces/orders.yaml", request);
+    let (requests, data) = (path("namespaces"), path("data"));
+    let plan = |requests: &str, code, stdout: &str, stderr: &str| {
+        check(&["plan", requests, "--data-dir", &data], code, stdout, stderr);
+    };
+    plan(&requests, 2, "+ create   orders\n1 to create, 0 there, 0 refused\nplatform: none", "");
+    write("platform.yaml", "teams: [{name: payments}]\n");
+    plan(&requests, 2, "/../platform.yaml\n", "");
+    write("platform.yaml", "teams: [{name: paymets}]\n");
+    plan(&requests, 78, "orders.yaml:2:7: TEAM_UNKNOWN: there is no team `payments`\n", "");
+    write("platform.yaml", "taems: []\n");
+    plan(&requests, 78, "", "platform.yaml:1:1: unknown key `taems`\n    did you mean `teams`?\n");
+    std::fs::remove_file(path("platform.yaml")).unwrap();
+    plan(&path("none.yaml"), 78, "", "none.yaml: the file cannot be read: ");
+
+    // What a Prism with that data directory serves is there.
+    write(
+        "prism.yaml",
+        "namespaces: [{name: orders, client_api: queue}, {name: other, client_api: queue}]\n",
+    );
+    let arguments = ["--config", &path("prism.yaml"), "--data-dir", &data, "--shards", "1"];
+    let ports = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut server = Command::new(env!("CARGO_BIN_EXE_prism"))
+        .arg("serve")
+        .args(arguments)
+        .args(ports)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    plan(
+        &requests,
+        0,
+        "= there    orders\nleft alone: other\n0 to create, 1 there, 0 refused\n",
+        "",
+    );
+    let json = prism(&["plan", &requests, "--data-dir", &data, "-o", "json"]);
+    assert!(text(&json.stdout).contains("\"change\": \"none\""), "{}", text(&json.stdout));
+
+    let explain = |name: &str, code, stdout: &str, stderr: &str| {
+        check(
+            &["explain", name, "--requests", &requests, "--data-dir", &data],
+            code,
+            stdout,
+            stderr,
+        );
+    };
+    explain("orders", 0, "home: shard 0, because: it lives there, and stays\n", "");
+    explain("ordres", 4, "", "does not ask for a namespace `ordres`; did you mean `orders`?");
 }
 
 #[test]

@@ -12,9 +12,9 @@ pub enum Exit {
     Ok = 0,
     /// It failed; stderr says why.
     Failure = 1,
-    /// The command line is wrong.
+    /// The command line is wrong; or `plan` found that something would change ([`Exit::CHANGES`]).
     Usage = 2,
-    /// The key does not exist (`kv get`, `kv exists`, `kv ttl`).
+    /// The key does not exist (`kv get`, `kv exists`, `kv ttl`), or no such namespace is asked for (`explain`).
     NotFound = 4,
     /// A condition did not hold, so nothing was changed (`kv set --if`, `kv cas`).
     NotApplied = 5,
@@ -28,17 +28,20 @@ pub enum Exit {
     LogFailed = 74,
     /// Stopped before everything had drained; what is left is safe in the log.
     Undrained = 75,
-    /// The configuration is wrong.
+    /// The configuration is wrong, or a namespace request is refused.
     Config = 78,
 }
 
 impl Exit {
+    /// Something would change (`plan`); the same code as a wrong command line, as tools that plan have it.
+    pub const CHANGES: Self = Self::Usage;
+
     /// Every exit code with what it means, in the order of the codes.
     pub const ALL: [(Self, &str); 11] = [
         (Self::Ok, "done"),
         (Self::Failure, "failed; stderr says why"),
-        (Self::Usage, "the command line is wrong"),
-        (Self::NotFound, "the key does not exist"),
+        (Self::Usage, "the command line is wrong; of `plan`: something would change"),
+        (Self::NotFound, "the key or namespace does not exist"),
         (Self::NotApplied, "a condition did not hold; nothing was changed"),
         (Self::Damaged, "data is damaged"),
         (Self::Unavailable, "the server cannot be reached or refuses for now; try again"),

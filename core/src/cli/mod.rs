@@ -8,6 +8,7 @@ mod first_screen;
 mod interfaces;
 mod kv;
 pub(crate) mod output;
+mod plan;
 mod remote;
 mod schema;
 mod serve;
@@ -54,6 +55,10 @@ enum Command {
     Kv(kv::KvArgs),
     /// List the data models, their interfaces and calls, and which backend offers them.
     Interfaces(OutputArgs),
+    /// Tell what namespace requests become, and why; changes nothing.
+    Plan(plan::PlanArgs),
+    /// Tell why a namespace is planned as it is.
+    Explain(plan::ExplainArgs),
     /// Print the JSON Schema of a namespace request or of platform.yaml, for editors.
     Schema(schema::SchemaArgs),
     /// Look into the write-ahead log of a data directory: inspect, verify, repair.
@@ -88,6 +93,8 @@ pub fn run(serve: impl FnOnce(Config) -> Exit) -> ExitCode {
         Command::Serve(args) => serve::run(&args, serve),
         Command::Kv(args) => kv::run(args),
         Command::Interfaces(args) => interfaces::run(args.output),
+        Command::Plan(args) => plan::run(&args),
+        Command::Explain(args) => plan::explain(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Wal(args) => wal::run(&args),
         Command::Doctor(args) => doctor::run(&args),

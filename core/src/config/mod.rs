@@ -16,7 +16,7 @@ mod read;
 pub mod request;
 mod show;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 mod tree;
 pub mod units;

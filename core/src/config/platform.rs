@@ -188,6 +188,11 @@ fn backend_keys(kind: &str) -> Vec<&'static str> {
     backends::keys(Section::new(&node, "", &report), &report)
 }
 
+/// Whether this build can serve backends of a type that a platform declares.
+pub fn is_served(kind: BackendType) -> bool {
+    backends::is_served(kind.name())
+}
+
 fn backend_words() -> Vec<&'static str> {
     BackendType::ALL.iter().map(|kind| kind.name()).collect()
 }

@@ -15,7 +15,7 @@ fn read_text(text: &str) -> Result<Config, ConfigErrors> {
 
 /// Reads every `=== name` case of the transcript `name` and compares what follows its last `---` with what is shown. With
 /// `UPDATE_GOLDEN=1` the transcript is rewritten instead.
-pub(super) fn check_transcript(
+pub(crate) fn check_transcript(
     name: &str,
     transcript: &str,
     cases_min: usize,

@@ -15,6 +15,7 @@ pub mod error;
 pub mod filter;
 pub mod glob;
 pub mod interfaces;
+pub mod kafka;
 pub mod lane;
 pub mod limits;
 pub mod memory;

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use harness::{Caller, PATIENCE, Refusal, Server, directory, run, serve, together};
 use prism_adapters::Backend as _;
 use prism_adapters::conformance::{self, Client, Failure, Versions};
+use prism_adapters::kafka::Kafka;
 use prism_adapters::memory::Memstore;
 use prism_io::rt;
 use prism_proto::catalogue::{Interfaces, Method, Model};
 use servers::OwnRedis;
 
-/// A namespace as its callers see it, and what its versions promise.
-struct Served(Caller, Versions, Model);
+/// A namespace as its callers see it, what its versions promise, and what it offers.
+struct Served(Caller, Versions, Interfaces);
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
@@ -28,7 +29,7 @@ impl From<Refusal> for Failure {
 
 impl Client for Served {
     fn offers(&self) -> Interfaces {
-        Memstore::SERVES.intersection(self.2.interfaces())
+        self.2
     }
 
     fn namespace(&self) -> &str {
@@ -90,10 +91,11 @@ impl conformance::Opened for Open {
 /// Runs the suite on every namespace, side by side over one connection.
 fn conforms(server: &Server, namespaces: Vec<&'static str>, versions: Versions) {
     let listen = server.listen;
+    let offers = Memstore::SERVES.intersection(Model::KeyValue.interfaces());
     let suites = run(async move {
         let caller = Caller::to(listen, "").await;
         together(namespaces.into_iter().map(|namespace| {
-            let served = Served(caller.of(namespace), versions, Model::KeyValue);
+            let served = Served(caller.of(namespace), versions, offers);
             async move {
                 let ran = conformance::run(&served).await;
                 conformance::random_sequence(&served, 1, 300).await;
@@ -221,7 +223,8 @@ fn models_conform(model: Model) {
     let suites = run(async move {
         // On a connection each: the largest messages of all of them are more than one connection may have under way.
         together(names.into_iter().map(|name| async move {
-            let served = Served(Caller::to(listen, &name).await, Versions::None, model);
+            let offers = Memstore::SERVES.intersection(model.interfaces());
+            let served = Served(Caller::to(listen, &name).await, Versions::None, offers);
             conformance::run(&served).await
         }))
         .await
@@ -277,5 +280,43 @@ fn a_namespace_on_postgres_conforms_and_its_data_is_plain_there() {
     assert_eq!(servers::psql(address, DATABASE, greeting), "hello");
     let cell = servers::psql(address, DATABASE, "SELECT lane_seq > 100 FROM strong.cell");
     assert_eq!(cell, "t", "logged writes go by the lane's cell");
+    server.stop();
+}
+
+/// Namespaces on a real Kafka, one at home on either shard, called through either.
+#[test]
+fn namespaces_on_kafka_conform_also_across_the_mesh() {
+    let address = servers::address("kafka");
+    let directory = directory();
+    let mut config = format!(
+        "backends:\n  - {{name: log, type: kafka, brokers: [\"{address}\"], partitions: 3}}\nnamespaces:\n"
+    );
+    let models = [Model::Stream];
+    let names: Vec<(String, Model)> = models
+        .iter()
+        .flat_map(|model| {
+            (0..4).map(|number| (format!("on-kafka-{}-{number}", model.name()), *model))
+        })
+        .collect();
+    for (name, model) in &names {
+        let api = model.name();
+        config +=
+            &format!("  - {{name: {name}, client_api: {api}, backend: log, durability: memory}}\n");
+    }
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    let listen = server.listen;
+    let suites = run(async move {
+        together(names.into_iter().map(|(name, model)| async move {
+            let offers = Kafka::SERVES.intersection(model.interfaces());
+            let served = Served(Caller::to(listen, &name).await, Versions::None, offers);
+            conformance::run(&served).await
+        }))
+        .await
+    });
+    for ran in suites {
+        assert!(ran.len() > 10, "{ran:?}");
+    }
+    server.assert_well();
+    assert!(server.metric("prism_mesh_sent_total") > 100.0, "calls cross the mesh");
     server.stop();
 }

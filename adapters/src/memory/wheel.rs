@@ -214,9 +214,9 @@ mod tests {
         wheel.schedule(0, 3, 10_000_000, 0);
         wheel.reschedule(first, 3_600_000_000);
         wheel.cancel(second);
-        assert_eq!(drain(&mut wheel, 9_999_999), []);
+        assert!(drain(&mut wheel, 9_999_999).is_empty());
         assert_eq!(drain(&mut wheel, 10_000_000), [3]);
-        assert_eq!(drain(&mut wheel, 3_599_999_999), []);
+        assert!(drain(&mut wheel, 3_599_999_999).is_empty());
         assert_eq!(drain(&mut wheel, 3_600_000_000), [1]);
     }
 

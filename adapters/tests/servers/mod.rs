@@ -2,12 +2,17 @@
 
 #![allow(dead_code)] // Each test binary uses a part of it.
 
+mod kafka;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+#[allow(unused_imports)]
+pub(crate) use kafka::OwnKafka;
 
 /// Longer than anything that is waited for takes.
 pub(crate) const LONG: Duration = Duration::from_secs(20);

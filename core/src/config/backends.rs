@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use prism_adapters::Backend as _;
+use prism_adapters::kafka::{Kafka, KafkaConfig};
 use prism_adapters::memory::Memstore;
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
 use prism_adapters::redis::{Login, Redis, RedisConfig, Tls, TlsFiles};
@@ -16,7 +17,7 @@ use prism_proto::catalogue::Interfaces;
 use super::error::{Origin, Problem};
 use super::read::{file, span};
 use super::tree::{Report, Section};
-use super::{Durability, namespace_name_valid};
+use super::{Durability, kafka, namespace_name_valid};
 
 /// Redis with `appendfsync everysec` loses a second, or two while its disk is busy.
 const LOSS_WINDOW: Duration = Duration::from_secs(3);
@@ -56,6 +57,8 @@ pub enum BackendKind {
     Redis(Box<RedisConfig>),
     /// A PostgreSQL server.
     Postgres(Box<PostgresConfig>),
+    /// A Kafka cluster.
+    Kafka(Box<KafkaConfig>),
 }
 
 impl Backend {
@@ -75,6 +78,7 @@ impl Backend {
             BackendKind::Memory => Memstore::NAME,
             BackendKind::Redis(_) => Redis::NAME,
             BackendKind::Postgres(_) => Postgres::NAME,
+            BackendKind::Kafka(_) => Kafka::NAME,
         }
     }
 
@@ -84,6 +88,7 @@ impl Backend {
             BackendKind::Memory => Memstore::SERVES,
             BackendKind::Redis(_) => Redis::SERVES,
             BackendKind::Postgres(_) => Postgres::SERVES,
+            BackendKind::Kafka(_) => Kafka::SERVES,
         }
     }
 
@@ -93,6 +98,8 @@ impl Backend {
             BackendKind::Memory | BackendKind::Redis(_) | BackendKind::Postgres(_) => {
                 Durability::Strong
             }
+            // Its lanes have no cell yet. What it has confirmed is on every replica that is in sync.
+            BackendKind::Kafka(_) => Durability::Memory,
         }
     }
 }
@@ -125,10 +132,13 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
             section.value("loss_window", LOSS_WINDOW, span(Duration::ZERO, LOSS_WINDOW_MAX));
         let on_data_loss = section.value("on_data_loss", OnDataLoss::Stop, on_data_loss);
         // A type that is not known is taken for the first, so that the rest is looked at too.
-        let kind = match kind.as_ref().is_some_and(|kind| kind.value == Postgres::NAME) {
-            true => read_postgres(section, report)
+        let kind = match kind.as_ref().map(|kind| kind.value) {
+            Some(Postgres::NAME) => read_postgres(section, report)
                 .map(|postgres| BackendKind::Postgres(Box::new(postgres))),
-            false => read_redis(section, report)
+            Some(Kafka::NAME) => {
+                kafka::read(section, report).map(|kafka| BackendKind::Kafka(Box::new(kafka)))
+            }
+            _ => read_redis(section, report)
                 .map(|redis| BackendKind::Redis(Box::new(redis)))
                 .filter(|_| kind.is_some()),
         };
@@ -261,13 +271,14 @@ fn type_name(text: &str) -> Result<&'static str, Problem> {
     match text {
         Redis::NAME => Ok(Redis::NAME),
         Postgres::NAME => Ok(Postgres::NAME),
+        Kafka::NAME => Ok(Kafka::NAME),
         Memstore::NAME => Err(Problem::new(
             "the embedded store needs no entry",
             "leave `backend` out of the namespaces that use it",
         )),
         _ => Err(Problem::new(
             format!("`{text}` is not served yet"),
-            format!("served now: {}, {}", Redis::NAME, Postgres::NAME),
+            format!("served now: {}, {}, {}", Redis::NAME, Postgres::NAME, Kafka::NAME),
         )),
     }
 }
@@ -280,7 +291,7 @@ fn on_data_loss(text: &str) -> Result<OnDataLoss, Problem> {
     }
 }
 
-fn host_and_port(text: &str) -> Result<(String, u16), Problem> {
+pub(super) fn host_and_port(text: &str) -> Result<(String, u16), Problem> {
     let problem = || {
         let remedy = "write it as `127.0.0.1:6379`, `[::1]:6379` or `redis.internal:6379`";
         Problem::new(format!("`{text}` is not a host and a port"), remedy)
@@ -297,8 +308,13 @@ fn host_and_port(text: &str) -> Result<(String, u16), Problem> {
     Ok((host.to_owned(), port))
 }
 
+/// An address as `address` takes it back.
+pub(super) fn show_address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// A secret from its file, or nothing where files are left unread.
-fn secret(path: &str, report: &Report) -> Result<String, Problem> {
+pub(super) fn secret(path: &str, report: &Report) -> Result<String, Problem> {
     if report.reads_files() { secret_file(path) } else { Ok(String::new()) }
 }
 

@@ -8,6 +8,7 @@ mod backends;
 pub mod described;
 mod error;
 mod grpc;
+mod kafka;
 mod machine;
 pub mod platform;
 #[cfg(test)]

@@ -115,7 +115,7 @@ fn misfit(schema: &Json, node: &tree::Node) -> Option<String> {
         }
         tree::Value::List(items) => match schema.get("items") {
             Some(schema) => items.iter().find_map(|item| misfit(schema, item)),
-            None => Some(format!("a list at {:?}", node.origin)),
+            None => schema.get("type").map(|_| format!("a list at {:?}", node.origin)),
         },
         tree::Value::Nothing => None,
         tree::Value::Text(text) | tree::Value::Plain(text, _) => {

@@ -7,6 +7,8 @@ use std::fmt;
 use prism_adapters::redis::TlsFiles;
 use prism_io::tls::Roots;
 
+use super::backends::show_address;
+use super::kafka;
 use super::transport::show_transport;
 use super::units::{show_bytes, show_duration};
 use super::{BackendKind, Config, show_cores};
@@ -34,18 +36,21 @@ impl fmt::Display for Config {
             writeln!(f, "  - name: {}", backend.name)?;
             writeln!(f, "    type: {}", backend.type_name())?;
             if let BackendKind::Redis(redis) = &backend.kind {
-                writeln!(f, "    address: {}", quoted(&host_and_port(&redis.host, redis.port))?)?;
+                writeln!(f, "    address: {}", quoted(&show_address(&redis.host, redis.port))?)?;
                 writeln!(f, "    database: {}", redis.database)?;
                 if let Some(tls) = &redis.tls {
                     show_tls(f, &tls.files)?;
                 }
             }
             if let BackendKind::Postgres(postgres) = &backend.kind {
-                let address = host_and_port(&postgres.host, postgres.port);
+                let address = show_address(&postgres.host, postgres.port);
                 writeln!(f, "    address: {}", quoted(&address)?)?;
                 writeln!(f, "    user: {}", quoted(&postgres.user)?)?;
                 writeln!(f, "    database: {}", quoted(&postgres.database)?)?;
                 writeln!(f, "    pool: {}", postgres.pool)?;
+            }
+            if let BackendKind::Kafka(config) = &backend.kind {
+                kafka::show(f, config)?;
             }
         }
         writeln!(f, "busy_poll: {}", show_duration(self.busy_poll))?;
@@ -107,9 +112,4 @@ fn show_tls(f: &mut fmt::Formatter<'_>, tls: &TlsFiles) -> fmt::Result {
         writeln!(f, "      key: {}", quoted(&key.to_string_lossy())?)?;
     }
     Ok(())
-}
-
-/// An address as `address` takes it back.
-fn host_and_port(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

@@ -157,6 +157,8 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "backends: [{name: cache, type: redis, address: \"[::1]:6379\", database: 3}]\nnamespaces: [{name: a, client_api: keyvalue, \
          backend: cache, durability: memory}]",
         "backends: [{name: db, type: postgres, address: \"db.internal:5432\", user: \"a b\", database: orders, pool: 3}]",
+        "backends: [{name: log, type: kafka, brokers: [\"a.internal:9092\", \"[::1]:9093\"], tls: {}, partitions: 12, replication: 3, \
+         retention: 30days, linger: 2ms, readers_max: 7}]",
     ] {
         let config = read_text(text).unwrap();
         assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");

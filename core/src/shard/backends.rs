@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use prism_adapters::kafka::Kafka;
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::memory::Memstore;
 use prism_adapters::postgres::{Postgres, PostgresConfig};
@@ -23,6 +24,8 @@ pub(crate) enum Attached {
     Redis(Redis),
     /// A PostgreSQL server.
     Postgres(Postgres),
+    /// A Kafka cluster.
+    Kafka(Kafka),
     /// One that no namespace of this shard uses.
     Unused,
 }
@@ -47,7 +50,13 @@ impl Attached {
                 let config = PostgresConfig { application_name, ..(**config).clone() };
                 Attached::Postgres(Postgres::start(config))
             }
-            BackendKind::Redis(_) | BackendKind::Postgres(_) => Attached::Unused,
+            // One client for all shards: it has no shard's name.
+            BackendKind::Kafka(config) if used(index) => {
+                Attached::Kafka(Kafka::start((**config).clone()))
+            }
+            BackendKind::Redis(_) | BackendKind::Postgres(_) | BackendKind::Kafka(_) => {
+                Attached::Unused
+            }
         };
         backends.iter().enumerate().map(attach).collect()
     }
@@ -71,6 +80,9 @@ impl Attached {
             Attached::Postgres(postgres) => {
                 postgres.unary_checked(context, method, request, offered, reply).await
             }
+            Attached::Kafka(kafka) => {
+                kafka.unary_checked(context, method, request, offered, reply).await
+            }
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -84,7 +96,9 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.resume(context, owner).await,
             Attached::Postgres(postgres) => postgres.resume(context, owner).await,
-            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
+            Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
+                unreachable!("no lane leads there")
+            }
         }
     }
 
@@ -93,7 +107,9 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.set_cell(context, cell).await,
             Attached::Postgres(postgres) => postgres.set_cell(context, cell).await,
-            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
+            Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
+                unreachable!("no lane leads there")
+            }
         }
     }
 
@@ -107,7 +123,9 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.apply(owner, records, outcomes).await,
             Attached::Postgres(postgres) => postgres.apply(owner, records, outcomes).await,
-            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
+            Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
+                unreachable!("no lane leads there")
+            }
         }
     }
 
@@ -117,6 +135,7 @@ impl Attached {
             Attached::Memory(store) => store.ready(context, method, request).await,
             Attached::Redis(redis) => redis.ready(context, method, request).await,
             Attached::Postgres(postgres) => postgres.ready(context, method, request).await,
+            Attached::Kafka(kafka) => kafka.ready(context, method, request).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -133,6 +152,7 @@ impl Attached {
             Attached::Memory(store) => store.stream(context, method, request, sink).await,
             Attached::Redis(redis) => redis.stream(context, method, request, sink).await,
             Attached::Postgres(postgres) => postgres.stream(context, method, request, sink).await,
+            Attached::Kafka(kafka) => kafka.stream(context, method, request, sink).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }

@@ -172,6 +172,23 @@ impl<Q, A> Port<Q, A> {
         if self.shared.foreign_gone.load(Ordering::SeqCst) {
             self.shared.drain();
         }
+        self.answer(slot, guard).await
+    }
+
+    /// A call whose request goes over by a queue of the other side's own: `begin` puts it there, together with the ticket.
+    pub async fn hand_over(&self, begin: impl FnOnce(Ticket<Q, A>)) -> Result<A, Failure> {
+        if self.facts.get().under_way >= self.calls_max {
+            self.count(|facts| facts.refused += 1);
+            return Err(Failure::Full);
+        }
+        let (slot, generation) = self.take_slot();
+        let guard = Guard { port: self, slot };
+        self.count(|facts| (facts.calls, facts.under_way) = (facts.calls + 1, facts.under_way + 1));
+        begin(Ticket { slot, generation, shared: Some(self.shared.clone()) });
+        self.answer(slot, guard).await
+    }
+
+    async fn answer(&self, slot: u32, guard: Guard<'_, Q, A>) -> Result<A, Failure> {
         let answer = poll_fn(|context| {
             let stage = &mut self.slots.borrow_mut()[slot as usize].stage;
             match stage {

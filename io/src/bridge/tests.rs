@@ -132,3 +132,23 @@ fn the_other_side_hears_that_the_shard_has_left() {
         assert!(hears.recv_timeout(PATIENCE).unwrap());
     });
 }
+
+#[test]
+fn a_request_may_go_over_by_a_queue_of_the_other_side() {
+    run(async {
+        let (port, _foreign) = bridge::<(), u64>(1);
+        rt::spawn(port.clone().receive());
+        let (put, take) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for (number, ticket) in take {
+                let ticket: Ticket<(), u64> = ticket;
+                ticket.complete(number * 2);
+            }
+        });
+        for number in 0..100 {
+            let answer = port.hand_over(|ticket| put.send((number, ticket)).unwrap()).await;
+            assert_eq!(answer, Ok(number * 2));
+        }
+        assert_eq!(port.hand_over(drop).await, Err(Failure::Lost));
+    });
+}

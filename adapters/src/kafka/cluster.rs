@@ -1,0 +1,380 @@
+//! One Kafka cluster as the whole process shares it: its producer, and the clients that ask it things.
+//!
+//! What is asked here blocks its thread: never a shard's, but one beside them ([`super::link`]). Sending does not block: it copies
+//! the record into the client's queue.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use prism_io::bell::Bell;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewTopic, ResourceSpecifier,
+    TopicReplication,
+};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message as _;
+use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::config::{KafkaConfig, RECORD_BYTES_MAX};
+use super::delivery::Parcel;
+use super::errors::Fault;
+
+/// A topic that is asked for only to see whether anybody answers; it need not be there.
+const PROBE: &str = "prism.probe";
+
+/// After so long it is asked again for what passes by itself.
+const PASSING: Duration = Duration::from_millis(20);
+
+/// Events that the client keeps until somebody looks, dropped at a time.
+const EVENTS_PER_LOOK: usize = 1000;
+
+/// The clusters of this process that shards hold. Locked when a shard starts, never by a call.
+static CLUSTERS: Mutex<Vec<Weak<Cluster>>> = Mutex::new(Vec::new());
+
+/// What the clients of a cluster say of its health.
+#[derive(Default)]
+pub(super) struct Health {
+    /// The last trouble, in the client's words. Locked only when there is trouble.
+    said: Mutex<String>,
+    /// Of the shards, to be rung when no broker is to be reached.
+    bells: Mutex<Vec<Weak<Bell>>>,
+}
+
+impl Health {
+    pub(super) fn said(&self) -> String {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A bell that rings when something is wrong with the whole cluster.
+    pub(super) fn alarm(&self) -> Arc<Bell> {
+        let bell = Arc::new(Bell::default());
+        let mut bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
+        bells.retain(|bell| bell.strong_count() > 0);
+        bells.push(Arc::downgrade(&bell));
+        bell
+    }
+
+    fn note(&self, error: &KafkaError, reason: &str) {
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = reason.to_owned();
+        let fault = Fault::of(error);
+        if !fault.is_outage && fault.reason != "BACKEND_CREDENTIALS_REFUSED" {
+            return;
+        }
+        let bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
+        bells.iter().filter_map(Weak::upgrade).for_each(|bell| bell.ring());
+    }
+}
+
+/// Hears what a client has to say beside its answers.
+pub(super) struct Watcher {
+    health: Arc<Health>,
+    /// Counts what a look at the client's queue took out and did not hand on.
+    pub(super) served: AtomicU64,
+}
+
+impl Watcher {
+    pub(super) fn new(health: &Arc<Health>) -> Self {
+        Watcher { health: health.clone(), served: AtomicU64::new(0) }
+    }
+}
+
+impl ClientContext for Watcher {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {
+        // What matters comes as an error too.
+        self.served.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn stats_raw(&self, _: &[u8]) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.health.note(&error, reason);
+    }
+}
+
+impl ConsumerContext for Watcher {}
+
+impl ProducerContext for Watcher {
+    type DeliveryOpaque = Box<Parcel>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, parcel: Box<Parcel>) {
+        parcel.land(match result {
+            Ok(message) => Ok((message.partition() as u32, message.offset())),
+            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(Code::Unknown)),
+        });
+    }
+}
+
+/// A record to be sent.
+pub(super) type Outgoing<'a> = BaseRecord<'a, [u8], [u8], Box<Parcel>>;
+
+/// Where a topic's partitions begin and end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// The oldest record's offset, or the next one's.
+    pub(super) first: Vec<i64>,
+    /// The next record's offset.
+    pub(super) end: Vec<i64>,
+    /// The first offset that is not older than what was asked for; empty if nothing was.
+    pub(super) since: Vec<i64>,
+}
+
+/// See the module.
+pub(super) struct Cluster {
+    config: KafkaConfig,
+    producer: ThreadedProducer<Watcher>,
+    lookout: BaseConsumer<Watcher>,
+    admin: AdminClient<Watcher>,
+    pub(super) health: Arc<Health>,
+}
+
+impl Cluster {
+    /// The cluster of this configuration, shared with whoever holds it already.
+    pub(super) fn of(config: &KafkaConfig) -> Result<Arc<Self>, Fault> {
+        let mut clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.retain(|cluster| cluster.strong_count() > 0);
+        let mut known = clusters.iter().filter_map(Weak::upgrade);
+        if let Some(cluster) = known.find(|cluster| cluster.config == *config) {
+            return Ok(cluster);
+        }
+        drop(known);
+        let cluster = Arc::new(Cluster::start(config).map_err(|error| Fault::unusable(&error))?);
+        clusters.push(Arc::downgrade(&cluster));
+        Ok(cluster)
+    }
+
+    fn start(config: &KafkaConfig) -> Result<Self, KafkaError> {
+        let health = Arc::new(Health::default());
+        let mut lookout = config.client();
+        lookout.set("allow.auto.create.topics", "false").set("isolation.level", "read_committed");
+        Ok(Cluster {
+            producer: config.producer().create_with_context(Watcher::new(&health))?,
+            lookout: lookout.create_with_context(Watcher::new(&health))?,
+            admin: config.client().create_with_context(Watcher::new(&health))?,
+            health,
+            config: config.clone(),
+        })
+    }
+
+    /// Puts a record in line. Does not block.
+    pub(super) fn send(&self, record: Outgoing<'_>) {
+        if let Err((error, record)) = self.producer.send(record) {
+            let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
+            record.delivery_opaque.land(Err(code));
+        }
+    }
+
+    /// Whether anybody answers.
+    pub(super) fn probe(&self, timeout: Duration) -> Result<(), Fault> {
+        self.drain_events();
+        let probed = self.lookout.fetch_metadata(Some(PROBE), timeout);
+        probed.map(drop).map_err(|error| match Fault::of(&error) {
+            fault if fault.is_outage => Fault::unreachable(&self.health.said()),
+            fault => fault,
+        })
+    }
+
+    /// The partitions of a topic; absent where there is none of this name.
+    pub(super) fn partitions(&self, topic: &str) -> Result<Option<u32>, Fault> {
+        self.drain_events();
+        let timeout = self.config.answer_timeout;
+        let read = self.lookout.fetch_metadata(Some(topic), timeout).map_err(self.fault())?;
+        let Some(found) = read.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(None);
+        };
+        match found.error().map(Code::from) {
+            None => Ok(Some(found.partitions().len() as u32).filter(|count| *count > 0)),
+            Some(Code::UnknownTopicOrPartition) => Ok(None),
+            Some(code) => Err(Fault::of_code(code, "")),
+        }
+    }
+
+    /// The partitions of a topic, which is made as the configuration says if it is not there.
+    pub(super) fn topic(&self, topic: &str) -> Result<u32, Fault> {
+        if let Some(partitions) = self.partitions(topic)? {
+            return Ok(partitions);
+        }
+        let record_bytes = RECORD_BYTES_MAX.to_string();
+        let retention = self.config.retention.map_or(-1, |span| span.as_millis() as i64);
+        let settings = [
+            ("max.message.bytes", record_bytes.as_str()),
+            ("retention.ms", &retention.to_string()),
+            ("message.timestamp.type", "CreateTime"),
+        ];
+        self.make(topic, self.config.partitions, &settings)?;
+        Ok(self.partitions(topic)?.unwrap_or(self.config.partitions))
+    }
+
+    /// Makes a topic. One that is there is left as it is.
+    pub(super) fn make(
+        &self,
+        topic: &str,
+        partitions: u32,
+        settings: &[(&str, &str)],
+    ) -> Result<(), Fault> {
+        let replicas = self.config.replication.map_or(-1, i32::from);
+        let mut new = NewTopic::new(topic, partitions as i32, TopicReplication::Fixed(replicas));
+        for (name, value) in settings {
+            new = new.set(name, value);
+        }
+        let made = wait(self.admin.create_topics([&new], &self.options())).map_err(self.fault())?;
+        for outcome in made {
+            match outcome {
+                Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
+                Err((_, code)) => return Err(Fault::of_code(code, &code.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a topic's partitions begin, end, and pass a moment.
+    pub(super) fn bounds(
+        &self,
+        topic: &str,
+        partitions: u32,
+        since_ms: Option<i64>,
+    ) -> Result<Bounds, Fault> {
+        let offsets = |at| {
+            self.patiently(|| match self.offsets(topic, partitions, at) {
+                // Of a topic that is new the client may not know every partition yet.
+                Err(mut fault) if fault.is_missing && self.partitions(topic)?.is_some() => {
+                    fault.is_passing = true;
+                    Err(fault)
+                }
+                offsets => offsets,
+            })
+        };
+        let first = offsets(Offset::Beginning)?;
+        let end = offsets(Offset::End)?;
+        let since = match since_ms {
+            None => Vec::new(),
+            Some(ms) => offsets(Offset::Offset(ms))?,
+        };
+        let known = |(offset, otherwise): (Option<i64>, i64)| offset.unwrap_or(otherwise);
+        let end: Vec<i64> = end.into_iter().map(|offset| offset.unwrap_or(0)).collect();
+        Ok(Bounds {
+            first: first.into_iter().zip(end.iter().copied()).map(known).collect(),
+            since: since.into_iter().zip(end.iter().copied()).map(known).collect(),
+            end,
+        })
+    }
+
+    /// Asks again as long as a topic's leaders are being chosen, as they are when it is new or a broker has gone.
+    fn patiently<T>(&self, ask: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
+        let until = Instant::now() + self.config.answer_timeout;
+        loop {
+            match ask() {
+                Err(fault) if fault.is_passing && Instant::now() < until => {
+                    std::thread::sleep(PASSING);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// One offset per partition; absent where there is none.
+    fn offsets(&self, topic: &str, partitions: u32, at: Offset) -> Result<Vec<Option<i64>>, Fault> {
+        let mut list = TopicPartitionList::with_capacity(partitions as usize);
+        for partition in 0..partitions {
+            list.add_partition_offset(topic, partition as i32, at).map_err(self.fault())?;
+        }
+        let timeout = self.config.answer_timeout;
+        let found = self.lookout.offsets_for_times(list, timeout).map_err(self.fault())?;
+        let mut offsets = vec![None; partitions as usize];
+        for found in found.elements() {
+            found.error().map_err(self.fault())?;
+            if let (Offset::Offset(offset), Some(place)) =
+                (found.offset(), offsets.get_mut(found.partition() as usize))
+            {
+                *place = Some(offset);
+            }
+        }
+        Ok(offsets)
+    }
+
+    /// The settings of a topic, with whether they are its own.
+    pub(super) fn settings(&self, topic: &str) -> Result<BTreeMap<String, (String, bool)>, Fault> {
+        let resources = [ResourceSpecifier::Topic(topic)];
+        let read = wait(self.admin.describe_configs(&resources, &self.options()));
+        let mut settings = BTreeMap::new();
+        for resource in read.map_err(self.fault())? {
+            let resource = resource.map_err(|code| Fault::of_code(code, &code.to_string()))?;
+            for entry in resource.entries {
+                let is_own = entry.source == ConfigSource::DynamicTopic;
+                settings.insert(entry.name, (entry.value.unwrap_or_default(), is_own));
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Gives a topic settings; its other own ones stay.
+    pub(super) fn set(&self, topic: &str, settings: &[(&str, String)]) -> Result<(), Fault> {
+        // The client replaces all of a topic's own settings at once.
+        let known = self.settings(topic)?;
+        let mut change = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        for (name, (value, is_own)) in &known {
+            if *is_own {
+                change = change.set(name, value);
+            }
+        }
+        for (name, value) in settings {
+            change = change.set(name, value);
+        }
+        for outcome in
+            wait(self.admin.alter_configs([&change], &self.options())).map_err(self.fault())?
+        {
+            outcome.map_err(|(_, code)| Fault::of_code(code, &code.to_string()))?;
+        }
+        // It is taken down first, and known to the brokers a little later.
+        self.patiently(|| {
+            let told = self.settings(topic)?;
+            let is_told =
+                |(name, value): &(&str, String)| told.get(*name).is_some_and(|one| one.0 == *value);
+            settings.iter().all(is_told).then_some(()).ok_or_else(Fault::not_yet)
+        })
+    }
+
+    /// The failure of a question, with what is known beside it.
+    pub(super) fn fault(&self) -> impl Fn(KafkaError) -> Fault + '_ {
+        |error| match Fault::of(&error) {
+            fault if fault.reason == "BACKEND_UNREACHABLE" => {
+                Fault::unreachable(&self.health.said())
+            }
+            fault => fault,
+        }
+    }
+
+    pub(super) fn config(&self) -> &KafkaConfig {
+        &self.config
+    }
+
+    fn options(&self) -> AdminOptions {
+        let timeout = Some(self.config.answer_timeout);
+        AdminOptions::new().request_timeout(timeout).operation_timeout(timeout)
+    }
+
+    /// Nobody else looks at what the client says.
+    fn drain_events(&self) {
+        for _ in 0..EVENTS_PER_LOOK {
+            let served = self.lookout.context().served.load(Ordering::Relaxed);
+            if self.lookout.poll(Duration::ZERO).is_none()
+                && self.lookout.context().served.load(Ordering::Relaxed) == served
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits, on a thread that may, for what the administrating client's own thread completes.
+fn wait<F: Future>(question: F) -> F::Output {
+    tokio::runtime::Handle::current().block_on(question)
+}

@@ -1,0 +1,441 @@
+//! A shard's way to a cluster: calls over the bridge, and a circuit that opens while no broker answers.
+//!
+//! Records go straight into the client's own bounded queue; their confirmations come back over the bridge. What blocks (making
+//! topics, asking for offsets, starting and stopping consumers) is done by threads beside the shards, a bounded number at a
+//! time. A watch task probes the cluster when something is wrong with it; while it is away calls are refused at once.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use prism_io::bell::Bell;
+use prism_io::bridge::{Failure, Foreign, Port, bridge, spawn_beside};
+use prism_io::clock::monotonic_ns;
+use prism_io::rt::{self, Signal};
+
+use super::cluster::Cluster;
+use super::config::KafkaConfig;
+use super::delivery::{Duty, Group, Landed, Parcel};
+use super::errors::Fault;
+use super::reader::{Idle, Lease, Reader};
+use crate::breaker::{Breaker, Circuit};
+use crate::call::Context;
+use crate::error::Error;
+use crate::news::News;
+
+/// Questions that are under way at once, each on a thread of its own.
+const QUESTIONS_MAX: usize = 32;
+
+/// Consumers that are kept for the next readers.
+const READERS_IDLE_MAX: usize = 4;
+
+/// Topics whose partitions are remembered; more than that, and all are asked for again.
+const TOPICS_MAX: usize = 16 * 1024;
+
+/// What is asked beside the shard.
+type Question = Box<dyn FnOnce(&Cluster) + Send>;
+
+/// What the adapter has done so far; counted by its shard, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KafkaFacts {
+    /// Records that were handed to the client.
+    pub records: u64,
+    /// Records that were confirmed.
+    pub confirmed: u64,
+    /// Questions beside records.
+    pub questions: u64,
+    /// Times that the cluster was found to be away.
+    pub outages: u64,
+    /// Calls that were refused at once, because the cluster was away.
+    pub refused: u64,
+    /// Readers that have a consumer.
+    pub readers: usize,
+    /// Appends under way.
+    pub appends_under_way: usize,
+}
+
+/// See the module.
+pub(super) struct Link {
+    config: KafkaConfig,
+    cluster: Result<Arc<Cluster>, Fault>,
+    questions: Rc<Port<Question, ()>>,
+    deliveries: Rc<Port<(), Vec<Landed>>>,
+    /// Nothing is asked through it; it is there as long as the port is.
+    _deliveries: Foreign<(), Vec<Landed>>,
+    breaker: RefCell<Breaker>,
+    /// Why calls are refused while the circuit is not closed.
+    outage: RefCell<Fault>,
+    /// Set when there is something for the watch to do.
+    work: Signal,
+    in_doubt: Cell<bool>,
+    stopped: Cell<bool>,
+    alarm: Option<Arc<Bell>>,
+    idle: Idle,
+    /// Partitions by topic.
+    topics: RefCell<HashMap<Box<str>, u32, ahash::RandomState>>,
+    /// Topics that are being asked for or made, and who waits for that.
+    asked: RefCell<HashMap<Box<str>, Rc<News>, ahash::RandomState>>,
+    facts: Cell<KafkaFacts>,
+}
+
+impl Link {
+    /// Begins. Needs a runtime around it.
+    pub(super) fn start(config: KafkaConfig) -> Rc<Self> {
+        let (questions, foreign) = bridge(QUESTIONS_MAX);
+        let (deliveries, _deliveries) = bridge(config.calls_max);
+        let mut cluster = Cluster::of(&config);
+        rt::spawn(questions.clone().receive());
+        rt::spawn(deliveries.clone().receive());
+        if let Ok(known) = &cluster
+            && spawn_beside(answer_questions(known.clone(), foreign)).is_err()
+        {
+            cluster = Err(Fault::closed());
+        }
+        let alarm = cluster.as_ref().ok().map(|cluster| cluster.health.alarm());
+        let link = Rc::new(Link {
+            breaker: RefCell::new(Breaker::new(config.backoff)),
+            outage: RefCell::new(Fault::closed()),
+            work: Signal::default(),
+            in_doubt: Cell::new(true),
+            stopped: Cell::new(false),
+            alarm,
+            idle: Idle::default(),
+            topics: RefCell::default(),
+            asked: RefCell::default(),
+            facts: Cell::default(),
+            config,
+            cluster,
+            questions,
+            deliveries,
+            _deliveries,
+        });
+        link.work.set();
+        rt::spawn(link.clone().watch());
+        rt::spawn(link.clone().hear());
+        link
+    }
+
+    /// Ends it for good.
+    pub(super) fn stop(&self) {
+        self.stopped.set(true);
+        self.work.set();
+        if let Some(alarm) = &self.alarm {
+            alarm.ring();
+        }
+        let mut readers = self.idle.resting.take();
+        readers.append(&mut self.idle.returned.take());
+        if !readers.is_empty() {
+            // Each says good-bye to the cluster first.
+            std::thread::spawn(move || drop(readers));
+        }
+    }
+
+    pub(super) fn config(&self) -> &KafkaConfig {
+        &self.config
+    }
+
+    pub(super) fn facts(&self) -> KafkaFacts {
+        let appends_under_way = self.deliveries.facts().under_way;
+        KafkaFacts { appends_under_way, ..self.facts.get() }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut KafkaFacts)) {
+        let mut facts = self.facts.get();
+        count(&mut facts);
+        self.facts.set(facts);
+    }
+
+    /// The cluster, unless calls are refused.
+    pub(super) fn cluster(&self, context: &Context<'_>) -> Result<&Arc<Cluster>, Error> {
+        let cluster = self.cluster.as_ref().map_err(|fault| self.error(context, fault))?;
+        if self.breaker.borrow().circuit() != Circuit::Closed || self.stopped.get() {
+            self.count(|facts| facts.refused += 1);
+            return Err(self.error(context, &self.outage.borrow()));
+        }
+        Ok(cluster)
+    }
+
+    /// A call's failure.
+    pub(super) fn error(&self, context: &Context<'_>, fault: &Fault) -> Error {
+        if fault.is_outage {
+            self.doubt();
+        }
+        fault.error(context, self.retry_delay())
+    }
+
+    /// Has the watch look whether the cluster is there.
+    fn doubt(&self) {
+        if !self.in_doubt.replace(true) {
+            self.work.set();
+        }
+    }
+
+    fn retry_delay(&self) -> Duration {
+        match self.breaker.borrow().circuit() {
+            Circuit::Open { until_ns } => {
+                Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()))
+                    .max(self.config.backoff.delay_min)
+            }
+            Circuit::Closed | Circuit::HalfOpen => self.config.backoff.delay_min,
+        }
+    }
+
+    /// Asks the cluster something that blocks.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        context: &Context<'_>,
+        question: impl FnOnce(&Cluster) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.cluster(context)?;
+        self.count(|facts| facts.questions += 1);
+        self.ask_anyway(question).await.map_err(|fault| self.error(context, &fault))
+    }
+
+    /// The same without a look at the circuit.
+    pub(super) async fn ask_anyway<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Cluster) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (tell, told) = sync_channel(1);
+        let question: Question = Box::new(move |cluster| {
+            let _ = tell.send(question(cluster));
+        });
+        let timeout = self.config.answer_timeout;
+        match rt::timeout(timeout, self.questions.call(question)).await {
+            None => Err(Fault::unresponsive(timeout)),
+            Some(Err(Failure::Full)) => Err(Fault::busy()),
+            Some(Err(Failure::Lost)) => Err(Fault::closed()),
+            Some(Ok(())) => told.try_recv().unwrap_or_else(|_| Err(Fault::closed())),
+        }
+    }
+
+    /// Sends `count` records, put in line by `send` with the parcels that it is given, and waits until all have landed.
+    pub(super) async fn deliver(
+        &self,
+        context: &Context<'_>,
+        count: usize,
+        send: impl FnOnce(&Cluster, Parcels),
+    ) -> Result<Vec<Result<(u32, i64), Fault>>, Error> {
+        let cluster = self.cluster(context)?;
+        self.count(|facts| facts.records += count as u64);
+        let landed = self.deliveries.hand_over(|duty| send(cluster, Parcels::new(count, duty)));
+        let landed = landed.await.map_err(|failure| match failure {
+            Failure::Full => self.error(context, &Fault::busy()),
+            Failure::Lost => self.error(context, &Fault::closed()),
+        })?;
+        let outcome =
+            |landed: Landed| landed.map_err(|code| Fault::of_code(code, &cluster.health.said()));
+        let landed: Vec<_> = landed.into_iter().map(outcome).collect();
+        let confirmed = landed.iter().filter(|landed| landed.is_ok()).count() as u64;
+        self.count(|facts| facts.confirmed += confirmed);
+        if landed.iter().any(|landed| landed.as_ref().is_err_and(|fault| fault.is_outage)) {
+            self.doubt();
+        }
+        Ok(landed)
+    }
+
+    /// The partitions of a topic; absent where it is not there and is not to be made.
+    pub(super) async fn partitions(
+        &self,
+        context: &Context<'_>,
+        topic: &str,
+        make: bool,
+    ) -> Result<Option<u32>, Error> {
+        loop {
+            if let Some(partitions) = self.topics.borrow().get(topic) {
+                return Ok(Some(*partitions));
+            }
+            let asked = self.asked.borrow().get(topic).map(News::listen);
+            match asked {
+                Some(told) => told.await,
+                None => break,
+            }
+        }
+        let asking = Asking::begin(&self.asked, topic);
+        let name = topic.to_owned();
+        let found = self
+            .ask(context, move |cluster| match make {
+                true => cluster.topic(&name).map(Some),
+                false => cluster.partitions(&name),
+            })
+            .await;
+        if let Ok(Some(partitions)) = &found {
+            let mut topics = self.topics.borrow_mut();
+            if topics.len() >= TOPICS_MAX {
+                topics.clear();
+            }
+            topics.insert(topic.into(), *partitions);
+        }
+        drop(asking);
+        found
+    }
+
+    /// Has a topic be asked for again, after one that is not there any more.
+    pub(super) fn forget(&self, topic: &str) {
+        self.topics.borrow_mut().remove(topic);
+    }
+
+    /// A reader of these partitions of a topic from these offsets.
+    pub(super) async fn reader(
+        self: &Rc<Self>,
+        context: &Context<'_>,
+        topic: &str,
+        places: Vec<(u32, i64)>,
+    ) -> Result<Lease, Error> {
+        let readers_max = self.config.readers_max;
+        if self.facts.get().readers >= readers_max {
+            return Err(self.error(context, &Fault::too_many_readers(readers_max)));
+        }
+        let counted = Counted::new(self.clone());
+        let (topic, idle) = (topic.to_owned(), self.idle.resting.borrow_mut().pop());
+        let reader =
+            self.ask(context, move |cluster| Reader::at(idle, cluster, &topic, &places)).await?;
+        Ok(Lease::new(reader, counted))
+    }
+
+    /// Takes a reader back.
+    pub(super) fn give_back(&self, reader: Reader) {
+        self.idle.returned.borrow_mut().push(reader);
+        self.work.set();
+    }
+
+    /// Does what there is to do beside calls, until it is stopped.
+    async fn watch(self: Rc<Self>) {
+        while !self.stopped.get() {
+            self.work.wait().await;
+            while let Some(reader) = self.next_returned() {
+                let rested = self.ask_anyway(move |_| Ok(Some(reader).filter(Reader::rest))).await;
+                if let Ok(Some(reader)) = rested {
+                    self.keep(reader);
+                }
+            }
+            while self.in_doubt.get() && !self.stopped.get() {
+                self.look_after().await;
+            }
+        }
+    }
+
+    /// Keeps a reader that rests, or ends it.
+    fn keep(&self, reader: Reader) {
+        let mut resting = self.idle.resting.borrow_mut();
+        match resting.len() < READERS_IDLE_MAX && !self.stopped.get() {
+            true => resting.push(reader),
+            // It says good-bye to the cluster first.
+            false => drop(std::thread::spawn(move || drop(reader))),
+        }
+    }
+
+    fn next_returned(&self) -> Option<Reader> {
+        self.idle.returned.borrow_mut().pop()
+    }
+
+    /// Probes the cluster once, and waits for the time of the next probe if it is away.
+    async fn look_after(&self) {
+        self.breaker.borrow_mut().attempt();
+        let timeout = self.config.answer_timeout;
+        let probed = self.ask_anyway(move |cluster| cluster.probe(timeout)).await;
+        let Err(fault) = probed else {
+            self.in_doubt.set(false);
+            return self.breaker.borrow_mut().succeeded();
+        };
+        self.count(|facts| facts.outages += 1);
+        self.outage.replace(fault);
+        let until_ns = self.breaker.borrow_mut().failed(monotonic_ns());
+        while !self.stopped.get() && monotonic_ns() < until_ns {
+            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+            // In steps, so that a link that is stopped does not outlive it for long.
+            rt::sleep(left.clamp(Duration::from_millis(1), Duration::from_millis(250))).await;
+        }
+    }
+
+    /// Hears the alarm of the cluster's clients.
+    async fn hear(self: Rc<Self>) {
+        let Some(alarm) = self.alarm.clone() else { return };
+        let mut heard = 0;
+        while !self.stopped.get() {
+            alarm.wait(heard).await;
+            heard = alarm.heard();
+            self.doubt();
+        }
+    }
+}
+
+/// What goes with the records of one call.
+pub(super) enum Parcels {
+    One(Option<Duty>),
+    Parts(Arc<Group>),
+}
+
+impl Parcels {
+    fn new(count: usize, duty: Duty) -> Self {
+        match count {
+            1 => Parcels::One(Some(duty)),
+            _ => Parcels::Parts(Group::new(count, duty)),
+        }
+    }
+
+    /// That of the record at `index`; each is to be asked for once.
+    pub(super) fn of(&mut self, index: usize) -> Box<Parcel> {
+        Box::new(match self {
+            Parcels::One(duty) => {
+                Parcel::One(duty.take().unwrap_or_else(|| unreachable!("one record, one parcel")))
+            }
+            Parcels::Parts(group) => Parcel::Part(group.clone(), index),
+        })
+    }
+}
+
+/// Somebody asks for a topic; whoever waits for that hears when it ends, however it does.
+struct Asking<'a> {
+    asked: &'a RefCell<HashMap<Box<str>, Rc<News>, ahash::RandomState>>,
+    topic: Box<str>,
+}
+
+impl<'a> Asking<'a> {
+    fn begin(
+        asked: &'a RefCell<HashMap<Box<str>, Rc<News>, ahash::RandomState>>,
+        topic: &str,
+    ) -> Self {
+        asked.borrow_mut().insert(topic.into(), Rc::default());
+        Asking { asked, topic: topic.into() }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let asked = self.asked.borrow_mut().remove(&self.topic);
+        if let Some(asked) = asked {
+            asked.tell();
+        }
+    }
+}
+
+/// A reader that is counted.
+pub(super) struct Counted(pub(super) Rc<Link>);
+
+impl Counted {
+    fn new(link: Rc<Link>) -> Self {
+        link.count(|facts| facts.readers += 1);
+        Counted(link)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.count(|facts| facts.readers -= 1);
+    }
+}
+
+/// Answers a shard's questions on threads that may block, until the shard has left.
+async fn answer_questions(cluster: Arc<Cluster>, questions: Foreign<Question, ()>) {
+    while let Some((question, ticket)) = questions.next().await {
+        let cluster = cluster.clone();
+        drop(tokio::task::spawn_blocking(move || {
+            question(&cluster);
+            ticket.complete(());
+        }));
+    }
+}

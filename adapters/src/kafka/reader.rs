@@ -1,0 +1,137 @@
+//! A consumer that one reader has for itself, and keeps for the next one.
+//!
+//! The client fetches ahead, up to a bound in bytes, and rings a bell when there is something. The shard looks and never blocks;
+//! a reader that does not look stops its own fetch, and nobody else's.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prism_io::bell::Bell;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::cluster::{Cluster, Watcher};
+use super::errors::Fault;
+use super::link::Counted;
+
+/// What a look found.
+pub(super) enum Found<'a> {
+    /// A record.
+    Record(BorrowedMessage<'a>),
+    /// The end of a partition, as it was when the broker was asked.
+    End(u32),
+    /// A failure; the consumer goes on by itself where that can help.
+    Failure(KafkaError),
+    /// Nothing for now.
+    Nothing,
+}
+
+/// See the module.
+pub(super) struct Reader {
+    consumer: BaseConsumer<Watcher>,
+    bell: Arc<Bell>,
+}
+
+impl Reader {
+    fn new(cluster: &Cluster) -> Result<Self, Fault> {
+        let config = cluster.config().consumer();
+        let mut consumer: BaseConsumer<Watcher> =
+            config.create_with_context(Watcher::new(&cluster.health)).map_err(cluster.fault())?;
+        let bell = Arc::new(Bell::default());
+        let ring = bell.clone();
+        consumer.set_nonempty_callback(move || ring.ring());
+        Ok(Reader { consumer, bell })
+    }
+
+    /// One that reads these partitions of a topic from these offsets. Blocks.
+    pub(super) fn at(
+        idle: Option<Reader>,
+        cluster: &Cluster,
+        topic: &str,
+        places: &[(u32, i64)],
+    ) -> Result<Self, Fault> {
+        let reader = match idle {
+            Some(reader) => reader,
+            None => Reader::new(cluster)?,
+        };
+        let mut list = TopicPartitionList::with_capacity(places.len());
+        for (partition, offset) in places {
+            list.add_partition_offset(topic, *partition as i32, Offset::Offset(*offset))
+                .map_err(cluster.fault())?;
+        }
+        reader.consumer.assign(&list).map_err(cluster.fault())?;
+        Ok(reader)
+    }
+
+    /// Stops fetching. Blocks.
+    pub(super) fn rest(&self) -> bool {
+        self.consumer.unassign().is_ok()
+    }
+
+    /// How often there was something. Ask before looking.
+    pub(super) fn heard(&self) -> u64 {
+        self.bell.heard()
+    }
+
+    /// Waits until there was something since.
+    pub(super) async fn wait(&self, heard: u64) {
+        self.bell.wait(heard).await;
+    }
+
+    /// Looks whether there is something.
+    pub(super) fn look(&self) -> Found<'_> {
+        loop {
+            let served = self.consumer.context().served.load(Ordering::Relaxed);
+            match self.consumer.poll(Duration::ZERO) {
+                Some(Ok(record)) => return Found::Record(record),
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    return Found::End(partition as u32);
+                }
+                Some(Err(error)) => return Found::Failure(error),
+                // Something that is not for us is taken for nothing by the client: then there may be more.
+                None if self.consumer.context().served.load(Ordering::Relaxed) != served => {}
+                None => return Found::Nothing,
+            }
+        }
+    }
+}
+
+/// A reader while it is used; goes back by itself.
+pub(super) struct Lease {
+    reader: Option<Reader>,
+    counted: Counted,
+}
+
+impl Lease {
+    pub(super) fn new(reader: Reader, counted: Counted) -> Self {
+        Lease { reader: Some(reader), counted }
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        self.reader.as_ref().unwrap_or_else(|| unreachable!("it goes back when it is dropped"))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            self.counted.0.give_back(reader);
+        }
+    }
+}
+
+/// Readers that are not used.
+#[derive(Default)]
+pub(super) struct Idle {
+    /// Those that still have to stop fetching.
+    pub(super) returned: RefCell<Vec<Reader>>,
+    pub(super) resting: RefCell<Vec<Reader>>,
+}

@@ -148,7 +148,9 @@ pub fn run(load: &Load) -> Result<Report> {
     for worker in workers {
         worker.join().map_err(|_| Error::other("a thread of the generator broke down"))?;
     }
-    Ok(report(load, tallies, used.since(&usage)))
+    // What was answered is counted from the one to the other, whenever this thread woke up.
+    let measured_ns = used.at_ns.min(end_ns).saturating_sub(measure_ns);
+    Ok(report(load, tallies, measured_ns, used.since(&usage)))
 }
 
 fn pin_and_run(
@@ -191,7 +193,7 @@ impl Usage {
     }
 }
 
-fn report(load: &Load, tallies: Vec<Tally>, used: Usage) -> Report {
+fn report(load: &Load, tallies: Vec<Tally>, measured_ns: u64, used: Usage) -> Report {
     let (mut reads, mut writes) = (histogram(), histogram());
     let mut report = Report { endpoint: load.endpoint.to_string(), ..Report::default() };
     for tally in tallies {
@@ -220,8 +222,8 @@ fn report(load: &Load, tallies: Vec<Tally>, used: Usage) -> Report {
             Some(rate) => format!("open loop, {rate} per second over {shape} at most, {what}"),
             None => format!("closed loop, {shape}, {what}"),
         },
-        seconds: used.at_ns as f64 / 1e9,
-        requests_per_second: report.requests as f64 * 1e9 / used.at_ns.max(1) as f64,
+        seconds: measured_ns as f64 / 1e9,
+        requests_per_second: report.requests as f64 * 1e9 / measured_ns.max(1) as f64,
         wanted_per_second: load.rate,
         latency: Latency::of(&all),
         reads: Latency::of(&reads),

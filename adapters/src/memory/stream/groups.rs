@@ -299,9 +299,11 @@ impl Group {
         if self.receipt_of(name, (generation, partition, offset)) != receipt {
             return Err(Refused::Expired);
         }
-        match generation == self.generation {
-            true => Ok((partition as usize, offset)),
-            false => Err(Refused::Stale),
+        // A receipt is no secret: it could have been made up.
+        let partition = usize::try_from(partition).ok().filter(|one| *one < PARTITIONS);
+        match partition.ok_or(Refused::Expired)? {
+            _ if generation != self.generation => Err(Refused::Stale),
+            partition => Ok((partition, offset)),
         }
     }
 }
@@ -387,6 +389,8 @@ mod tests {
         for wrong in ["", "1", "1-2-3", "x-y-z-0", "1-2-4e-0000000000000000"] {
             assert_eq!(group.read_receipt(&name, wrong), Err(Refused::Expired));
         }
+        let made_up = group.receipt(&name, PARTITIONS, 77);
+        assert_eq!(group.read_receipt(&name, &made_up), Err(Refused::Expired));
         group.rebalance();
         assert_eq!(group.read_receipt(&name, &receipt), Err(Refused::Stale));
         let namesake = Group::new(Revision::logged(2), group.settings, [0; PARTITIONS]);

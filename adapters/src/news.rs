@@ -63,6 +63,31 @@ impl Drop for Listener {
     }
 }
 
+impl Listener {
+    /// Ready when either was told something.
+    pub fn or<'a>(&'a mut self, other: &'a mut Listener) -> Either<'a> {
+        Either(self, other)
+    }
+}
+
+/// See [`Listener::or`].
+#[derive(Debug)]
+pub struct Either<'a>(&'a mut Listener, &'a mut Listener);
+
+impl Future for Either<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Either(one, other) = &mut *self;
+        // Both are asked, so that either wakes.
+        let ready = Pin::new(&mut **one).poll(context).is_ready();
+        match Pin::new(&mut **other).poll(context).is_ready() || ready {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

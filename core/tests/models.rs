@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use harness::{Caller, Server, directory, run, serve, together};
 use prism_proto::catalogue::Method;
+use prism_proto::prism::pubsub::v1 as pubsub;
 use prism_proto::prism::queue::v1 as queue;
 use prism_proto::prism::stream::v1 as stream;
 use prism_proto::prism::r#type::v1::{Delivery, Message, Start, start};
 use prost::Message as _;
 use prost_types::Duration as Span;
 
-const CONFIG: &str = "wal: {segment_bytes: 20MiB}\nnamespaces:\n  - {name: jobs, client_api: queue}\n  - {name: facts, client_api: stream}\n";
+const CONFIG: &str = "wal: {segment_bytes: 20MiB}\nnamespaces:\n  - {name: jobs, client_api: queue}\n  - {name: facts, client_api: stream}\n  - {name: news, client_api: pubsub}\n";
 
 fn start(path: &Path) -> Server {
     serve(path).shards(2).config(CONFIG).start()
@@ -373,6 +374,88 @@ fn sigkill_keeps_what_groups_have_acknowledged_and_their_generation() {
                 after.push((left, workers.generation().await));
             }
             after
+        });
+        // The snapshot of an orderly end and the log of a kill lead to the same.
+        if round % 2 == 0 { server.kill() } else { server.stop() }
+    }
+}
+
+/// The durable subscription `d` of the topic `t`.
+struct Reader(Caller);
+
+impl Reader {
+    async fn publish(&self, text: &str) {
+        let request = pubsub::PublishPersistentRequest {
+            namespace: "news".to_owned(),
+            topic: "t".to_owned(),
+            message: Some(Message { payload: text.to_owned().into(), ..Default::default() }),
+        };
+        let method = Method::PUBSUB_PUBLISH_PERSISTENT;
+        let sent = self.0.call::<pubsub::PublishPersistentResponse>(method, &[], &request).await;
+        sent.expect("published");
+    }
+
+    async fn take(&self, count: usize) -> Vec<Delivery> {
+        use pubsub::subscribe_durable_response::Event;
+        let request = pubsub::SubscribeDurableRequest {
+            namespace: "news".to_owned(),
+            topic: "t".to_owned(),
+            subscription_id: "d".to_owned(),
+            start: Some(Start { start: Some(start::Start::Earliest(())) }),
+            ..Default::default()
+        };
+        let (path, message) = (Method::PUBSUB_SUBSCRIBE_DURABLE.path(), request.encode_to_vec());
+        let begun = self.0.client.stream(path, &[], &message, harness::PATIENCE);
+        let (mut reply, mut taken) = (begun.await.expect("begun"), Vec::new());
+        while taken.len() < count {
+            let message = reply.next().await.expect("readable").expect("it goes on");
+            let event = pubsub::SubscribeDurableResponse::decode(message).expect("valid").event;
+            if let Some(Event::Delivery(event)) = event {
+                taken.extend(event.delivery);
+            }
+        }
+        taken
+    }
+
+    async fn acknowledge(&self, taken: &[Delivery]) {
+        let request = pubsub::AcknowledgeRequest {
+            namespace: "news".to_owned(),
+            topic: "t".to_owned(),
+            subscription_id: "d".to_owned(),
+            receipts: taken.iter().map(|one| one.receipt.clone()).collect(),
+        };
+        let method = Method::PUBSUB_ACKNOWLEDGE;
+        let answer = self.0.call::<pubsub::AcknowledgeResponse>(method, &[], &request).await;
+        let results = answer.expect("answered").0.results;
+        assert!(results.iter().all(|result| result.status.is_none()), "{results:?}");
+    }
+}
+
+#[test]
+fn sigkill_keeps_events_subscriptions_and_what_they_have_acknowledged() {
+    let directory = directory();
+    let mut before: Vec<Delivery> = Vec::new();
+    for round in 0..4_usize {
+        let server = start(directory.path());
+        let listen = server.listen;
+        before = run(async move {
+            let reader = Reader(Caller::to(listen, "news").await);
+            // Receipts outlive the process, and what is acknowledged never comes again.
+            if !before.is_empty() {
+                reader.acknowledge(&before[..1]).await;
+            }
+            let mut expected = texts(&before[before.len().min(1)..]);
+            for number in 0..20 {
+                // Nobody is subscribed at this moment.
+                reader.publish(&format!("{round}-{number}")).await;
+                expected.push(format!("{round}-{number}"));
+            }
+            let taken = reader.take(expected.len()).await;
+            assert_eq!(texts(&taken), expected, "round {round}");
+            let (open, end) = (taken.len() / 2, taken.len() - 3);
+            let (first, second) = (&taken[..open], &taken[open + 1..end]);
+            reader.acknowledge(&[first, second].concat()).await;
+            [&taken[open..=open], &taken[end..]].concat()
         });
         // The snapshot of an orderly end and the log of a kill lead to the same.
         if round % 2 == 0 { server.kill() } else { server.stop() }

@@ -21,6 +21,7 @@ mod live;
 mod model;
 mod offered;
 mod pubsub;
+mod pubsub_durable;
 mod queue;
 mod stream;
 mod stream_groups;
@@ -180,6 +181,7 @@ async fn run_interface<C: Client>(client: &C, interface: Interface, ran: &mut Ve
         | Interface::QueueDelayed => queue::run(client, interface, ran).await,
         Interface::PubSubBasic
         | Interface::PubSubWildcards
+        | Interface::PubSubPersistent
         | Interface::PubSubFiltering
         | Interface::PubSubOrdering => pubsub::run(client, interface, ran).await,
         Interface::StreamBasic

@@ -36,14 +36,15 @@ pub(super) async fn run<C: Client>(client: &C, interface: Interface, ran: &mut V
         Interface::PubSubOrdering => {
             cases!(client, ran, pubsub_ordering: [a_key_keeps_its_order_for_everybody]);
         }
-        other => panic!("{other} is not of topics, or there are no cases for it yet"),
+        Interface::PubSubPersistent => super::pubsub_durable::run(client, ran).await,
+        other => panic!("{other} is not of topics"),
     }
 }
 
 /// A subscription's stream.
-struct Subscriber<O> {
-    opened: O,
-    id: String,
+pub(super) struct Subscriber<O> {
+    pub(super) opened: O,
+    pub(super) id: String,
 }
 
 impl<O: Opened> Subscriber<O> {
@@ -59,7 +60,7 @@ impl<O: Opened> Subscriber<O> {
         }
     }
 
-    async fn next(&mut self) -> pubsub::EventDelivery {
+    pub(super) async fn next(&mut self) -> pubsub::EventDelivery {
         let message = self.opened.next().await.expect("an event").expect("an event");
         match decode(message) {
             pubsub::subscribe_response::Event::Delivery(delivery) => delivery,
@@ -67,7 +68,7 @@ impl<O: Opened> Subscriber<O> {
         }
     }
 
-    async fn texts(&mut self, count: usize) -> Vec<String> {
+    pub(super) async fn texts(&mut self, count: usize) -> Vec<String> {
         let mut texts = Vec::new();
         for _ in 0..count {
             let payload = self.next().await.delivery.unwrap().message.unwrap().payload;
@@ -83,11 +84,11 @@ fn decode(message: bytes::Bytes) -> pubsub::subscribe_response::Event {
     response.event.expect("something has happened")
 }
 
-fn text_event(text: &str) -> Message {
+pub(super) fn text_event(text: &str) -> Message {
     Message { payload: text.as_bytes().to_vec().into(), ..Default::default() }
 }
 
-async fn open<'c, C: Client>(
+pub(super) async fn open<'c, C: Client>(
     caller: &Caller<'c, C>,
     method: Method,
     request: &impl prost::Message,
@@ -95,7 +96,7 @@ async fn open<'c, C: Client>(
     Subscriber::start(caller.client.open(method, request.encode_to_vec()).await?).await
 }
 
-async fn subscribe<'c, C: Client>(
+pub(super) async fn subscribe<'c, C: Client>(
     caller: &Caller<'c, C>,
     topic: &str,
     subscription_id: &str,
@@ -119,7 +120,7 @@ async fn try_publish<C: Client>(
     Ok(answer.message_id)
 }
 
-async fn publish<C: Client>(caller: &Caller<'_, C>, topic: &str, text: &str) -> String {
+pub(super) async fn publish<C: Client>(caller: &Caller<'_, C>, topic: &str, text: &str) -> String {
     try_publish(caller, topic, text_event(text)).await.expect("published")
 }
 

@@ -27,8 +27,12 @@ impl Progress {
         Progress { start, next: start, beyond: BTreeMap::new() }
     }
 
+    /// There are not so many gaps that nothing new is delivered.
+    pub(super) fn takes_more(&self) -> bool {
+        self.beyond.len() < GAPS_MAX
+    }
+
     /// The first record that is not done.
-    #[cfg(test)]
     pub(super) fn next(&self) -> u64 {
         self.next
     }
@@ -142,7 +146,7 @@ impl Flow {
             }
             self.again.pop_first();
         }
-        if progress.beyond.len() >= GAPS_MAX {
+        if !progress.takes_more() {
             return None;
         }
         self.sent = progress.past(self.sent);
@@ -153,6 +157,11 @@ impl Flow {
                 return Some(number);
             }
         }
+    }
+
+    /// Leaves out what is before a number and was never delivered.
+    pub(super) fn skip(&mut self, upto: u64) {
+        self.sent = self.sent.max(upto);
     }
 
     /// Delivers what [`Flow::head`] has told; which attempt it is.

@@ -47,7 +47,7 @@ pub use self::outcomes::{
     Lookup, OUTCOME_BYTES_MAX, OUTCOMES_MAX, Outcome, OutcomeKey, Outcomes, Ticket, WINDOW_DEFAULT,
     WINDOW_MIN,
 };
-use self::pubsub::Subscriptions;
+use self::pubsub::{Subscriptions, Topics};
 use self::queue::Queues;
 pub use self::snapshot::{Snapshot, SnapshotStep};
 use self::sources::Sources;
@@ -94,6 +94,9 @@ pub struct Memstore {
     /// By stream and group.
     group_sources: Sources,
     subscriptions: Subscriptions,
+    topics: RefCell<Topics>,
+    /// By topic and, behind a slash, by durable subscription.
+    event_sources: Sources,
     limits: MemstoreLimits,
     /// Signs page tokens; another one in every process, because positions are.
     page_signer: RandomState,
@@ -119,6 +122,7 @@ crate::backend! {
         stream_partitioning,
         pubsub_basic,
         pubsub_wildcards,
+        pubsub_persistent,
         pubsub_filtering,
         pubsub_ordering,
 }
@@ -152,6 +156,8 @@ impl Memstore {
             groups: Groups::default(),
             group_sources: Sources::default(),
             subscriptions: Subscriptions::default(),
+            topics: RefCell::default(),
+            event_sources: Sources::default(),
             limits,
             page_signer: RandomState::new(),
         };
@@ -160,6 +166,8 @@ impl Memstore {
         let streams = memstore.restore_streams();
         *memstore.streams.borrow_mut() = streams;
         memstore.groups = memstore.restore_groups();
+        let topics = memstore.restore_topics();
+        *memstore.topics.borrow_mut() = topics;
         memstore
     }
 
@@ -237,9 +245,21 @@ impl Memstore {
         self.outcomes.borrow_mut()
     }
 
+    /// An event that is kept for durable subscriptions only, of which there are none.
+    fn keeps_none_of(&self, method: Method) -> bool {
+        let is_passing = matches!(
+            method,
+            Method::PUBSUB_PUBLISH
+                | Method::PUBSUB_PUBLISH_BATCH
+                | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES
+                | Method::PUBSUB_PUBLISH_ORDERED
+        );
+        is_passing && !self.has_durable_subscriptions()
+    }
+
     #[cold]
     fn admit_when_full(&self, method: Method, request: &[u8]) -> Result<(), Error> {
-        if !takes_space(method, request) {
+        if !takes_space(method, request) || self.keeps_none_of(method) {
             return Ok(());
         }
         let message = format!(
@@ -259,7 +279,7 @@ impl Memstore {
         method: Method,
         request: &[u8],
     ) -> Result<(), Error> {
-        if !takes_space(method, request) {
+        if !takes_space(method, request) || self.keeps_none_of(method) {
             return Ok(());
         }
         let store = self.store.borrow();
@@ -289,6 +309,12 @@ fn takes_space(method: Method, request: &[u8]) -> bool {
         | Method::STREAM_APPEND_BATCH
         | Method::STREAM_APPEND_TO_PARTITION
         | Method::STREAM_CREATE_CONSUMER_GROUP
+        | Method::PUBSUB_PUBLISH
+        | Method::PUBSUB_PUBLISH_BATCH
+        | Method::PUBSUB_PUBLISH_PERSISTENT
+        | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES
+        | Method::PUBSUB_PUBLISH_ORDERED
+        | Method::PUBSUB_SUBSCRIBE_DURABLE
         | Method::STREAM_SET_RETENTION => true,
         Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
             let mut operations = request.operations.iter();

@@ -21,6 +21,7 @@ pub(super) enum Room {
     Queues = ROOMS_FROM,
     Streams = ROOMS_FROM + 1,
     Groups = ROOMS_FROM + 2,
+    Topics = ROOMS_FROM + 3,
 }
 
 /// The key of an entry: what it is, of whom, and its number there.

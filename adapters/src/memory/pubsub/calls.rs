@@ -1,7 +1,7 @@
 //! The interfaces of PubSubService on memstore.
 
 use prism_proto::prism::pubsub::v1 as reply;
-use prism_proto::prism::r#type::v1::Delivery;
+use prism_proto::prism::r#type::v1::{Delivery, Position};
 use prism_proto::view::pubsub::{
     PublishBatchRequest, PublishOrderedRequest, PublishRequest, PublishWithAttributesRequest,
     SubscribeFilteredRequest, SubscribePatternRequest, SubscribeRequest, UnsubscribeRequest,
@@ -24,8 +24,9 @@ impl PubSubBasic for Memstore {
         request: PublishRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let message_id = self.publish_event(context, request.topic, request.message, 0);
-        reply::PublishResponse { message_id, position: None }.encode_raw(&mut reply.head);
+        let (message_id, position) =
+            self.publish_event(context, request.topic, request.message, 0, false);
+        reply::PublishResponse { message_id, position }.encode_raw(&mut reply.head);
         Ok(())
     }
 
@@ -36,8 +37,9 @@ impl PubSubBasic for Memstore {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let results = request.messages.iter().enumerate().map(|(index, message)| {
-            let message_id = self.publish_event(context, request.topic, Some(message), index);
-            reply::PublishBatchResult { status: None, message_id, position: None }
+            let (message_id, position) =
+                self.publish_event(context, request.topic, Some(message), index, false);
+            reply::PublishBatchResult { status: None, message_id, position }
         });
         let answer = reply::PublishBatchResponse { results: results.collect() };
         answer.encode_raw(&mut reply.head);
@@ -48,10 +50,12 @@ impl PubSubBasic for Memstore {
         &self,
         context: &Context<'_>,
         request: UnsubscribeRequest<'_>,
-        _: &mut Reply,
+        reply: &mut Reply,
     ) -> Result<(), Error> {
-        // Whether there was one is not said: replay, which knows no subscribers, has to give the same answer.
         self.subscriptions.delete(context.namespace, request.subscription_id);
+        // Only of a durable one is it said: replay, which knows no other subscribers, has to give the same answer.
+        let existed = self.forget_durable(context, request.subscription_id).then_some(true);
+        reply::UnsubscribeResponse { existed }.encode_raw(&mut reply.head);
         Ok(())
     }
 
@@ -85,8 +89,9 @@ impl PubSubFiltering for Memstore {
         request: PublishWithAttributesRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let message_id = self.publish_event(context, request.topic, request.message, 0);
-        let answer = reply::PublishWithAttributesResponse { message_id, position: None };
+        let (message_id, position) =
+            self.publish_event(context, request.topic, request.message, 0, false);
+        let answer = reply::PublishWithAttributesResponse { message_id, position };
         answer.encode_raw(&mut reply.head);
         Ok(())
     }
@@ -112,30 +117,30 @@ impl PubSubOrdering for Memstore {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         // Every subscriber hears everything in the order of its records.
-        let message_id = self.publish_event(context, request.topic, request.message, 0);
-        reply::PublishOrderedResponse { message_id, position: None }.encode_raw(&mut reply.head);
+        let (message_id, position) =
+            self.publish_event(context, request.topic, request.message, 0, false);
+        reply::PublishOrderedResponse { message_id, position }.encode_raw(&mut reply.head);
         Ok(())
     }
 }
 
 impl Memstore {
-    fn publish_event(
+    /// Gives an event to those who are subscribed, and keeps it where it is to be kept: its identity, and where it is.
+    pub(super) fn publish_event(
         &self,
         context: &Context<'_>,
         topic: &str,
         message: Option<view::Message<'_>>,
         index: usize,
-    ) -> String {
+        is_persistent: bool,
+    ) -> (String, Option<Position>) {
         let sent = message.unwrap_or_default();
         let id = message_id(context, index);
-        let event = Event {
-            topic: topic.into(),
-            sent_us: context.now_us,
-            expires_us: expires_us(&sent),
-            message: owned(&sent, id.clone()),
-        };
+        let (message, expires_us) = (owned(&sent, id.clone()), expires_us(&sent));
+        let position = self.keep_event(context, topic, (&message, expires_us), is_persistent);
+        let event = Event { topic: topic.into(), sent_us: context.now_us, expires_us, message };
         self.subscriptions.publish(context.namespace, event);
-        id
+        (id, position)
     }
 
     /// Sends what a subscription hears, as fast as its stream takes it. The messages of all three kinds of streams are the same.
@@ -179,7 +184,7 @@ impl Memstore {
     }
 }
 
-fn response(event: reply::subscribe_response::Event) -> bytes::Bytes {
+pub(super) fn response(event: reply::subscribe_response::Event) -> bytes::Bytes {
     reply::SubscribeResponse { event: Some(event) }.encode_to_vec().into()
 }
 

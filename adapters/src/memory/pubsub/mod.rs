@@ -1,13 +1,17 @@
-//! memstore's topics, as far as events are for those who are subscribed when they are published.
+//! memstore's topics: events for those who are subscribed when they are published, and for durable subscriptions.
 //!
-//! A subscription is there as long as streams are attached to it; what it has not sent yet waits in a line of its own, bounded in
+//! A subscription that is not durable is there as long as streams are attached to it; what it has not sent yet waits in a line of its own, bounded in
 //! events and bytes, of which all lines of a shard together hold a bounded amount. A subscriber that stays behind by more loses its subscription and
-//! is told so; it holds nobody up. Nothing of it is state: replay publishes to nobody.
+//! is told so; it holds nobody up. Nothing of these is state: replay publishes to nobody.
 //!
 //! - `subscriptions`: who hears what
 //! - `calls`: the interfaces
+//! - `topics`, `durable`: what is kept for durable subscriptions, and their interface
 
 mod calls;
+mod durable;
 mod subscriptions;
+mod topics;
 
 pub(super) use self::subscriptions::Subscriptions;
+pub(super) use self::topics::Topics;

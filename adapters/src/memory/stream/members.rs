@@ -3,10 +3,6 @@
 //! Members come and go without a record; that partitions are shared anew has one, written by whichever member comes to it first.
 //! A stream holds one record, and waits for news of its stream and of its group.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context as TaskContext, Poll};
-
 use bytes::Bytes;
 use prism_proto::catalogue::Method;
 use prism_proto::prism::stream::v1 as reply;
@@ -19,7 +15,6 @@ use super::group_calls::{group_not_found, source_name};
 use super::groups::{Handed, Name};
 use crate::call::{Context, NO_END, PageSink, Revision};
 use crate::error::{Error, Kind};
-use crate::news::Listener;
 
 /// How often a member hears something when nothing happens.
 const HEARTBEAT_US: u64 = 15_000_000;
@@ -60,8 +55,8 @@ impl Memstore {
                 }
                 Next::Wait(until_us) => {
                     let heartbeat_us = said_us.saturating_add(HEARTBEAT_US);
-                    let either = Either(records.told(), changes.told());
-                    sink.wait(either, until_us.min(heartbeat_us)).await?;
+                    sink.wait(records.told().or(changes.told()), until_us.min(heartbeat_us))
+                        .await?;
                     if sink.now_us() >= heartbeat_us {
                         said_us = sink.now_us();
                         let generation = told.as_ref().map_or(0, |told: &Told| told.generation);
@@ -190,20 +185,6 @@ impl Drop for Attempt<'_> {
         if store.groups.with(*name, |group| group.gives_rebalance_up(*number)) == Some(true) {
             store.tell_group(name);
         }
-    }
-}
-
-/// Ready when either has been told something.
-struct Either<'a>(&'a mut Listener, &'a mut Listener);
-
-impl Future for Either<'_> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<()> {
-        let Either(one, other) = &mut *self;
-        let one = Pin::new(&mut **one).poll(context);
-        let other = Pin::new(&mut **other).poll(context);
-        if one.is_ready() || other.is_ready() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

@@ -148,15 +148,34 @@ impl ReadHalf {
     /// Reads into the spare capacity of `buffer`, behind what it holds already. Zero bytes: the peer is done. With TLS the buffer
     /// may grow, by what one read of records holds.
     pub async fn read(&mut self, buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
-        debug_assert!(buffer.capacity() > buffer.len(), "a read needs room");
         if let Some(opening) = &mut self.opening {
             return opening.read(&mut self.socket, buffer).await;
         }
+        debug_assert!(buffer.capacity() > buffer.len(), "a read needs room");
         use monoio::buf::IoBufMut;
         let filled = buffer.len();
         let (result, slice) = self.socket.read(buffer.slice_mut(filled..)).await;
         rt::note_activity();
         (result, slice.into_inner())
+    }
+
+    /// A buffer of `bytes` to read into. With TLS it is none: one that all connections of a thread share is found when something has come.
+    pub(crate) fn buffer(&self, bytes: usize) -> BytesMut {
+        match self.is_secured() {
+            true => BytesMut::new(),
+            false => BytesMut::with_capacity(bytes),
+        }
+    }
+
+    /// Whether TLS is spoken: what a read waits for are records, in a buffer of their own.
+    pub(crate) fn is_secured(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// Takes a buffer for plaintext back, unless there is something left in it.
+    pub(crate) fn give_back(&self, buffer: BytesMut) -> BytesMut {
+        debug_assert!(self.is_secured());
+        if buffer.is_empty() { secured::keep_plain(buffer) } else { buffer }
     }
 
     /// Reads what is there already, like [`ReadHalf::read`]; `WouldBlock` when that is nothing.
@@ -225,7 +244,7 @@ impl WriteHalf {
             }
         }
         sealing.flush(&mut self.socket, self.descriptor, &progress).await?;
-        sealing.trim();
+        sealing.rest();
         Ok(())
     }
 

@@ -184,6 +184,8 @@ async fn answer(
 ) -> Result<Step, Error> {
     let namespace = permit(shard, call.method, &message, seen)?;
     let held = shard.hold(namespace, call, message.len())?;
+    let message =
+        if may_wait(shard, call, namespace) { kept(shard, call, message) } else { message };
     if namespace.home != shard.index {
         progress.forwarded.set(true);
         if call.method.access() == Access::Write {
@@ -200,6 +202,26 @@ async fn answer(
         }
         _ => write(shard, call, namespace, message, held, progress).await,
     }
+}
+
+/// Whether a call may wait for more than the disk, and its message with it.
+fn may_wait(shard: &Shard, call: &Call, namespace: &Namespace) -> bool {
+    namespace.home != shard.index
+        || namespace.backend != 0
+        || call.method == Method::QUEUE_RECEIVE
+        || !call.metadata.is_empty()
+}
+
+/// The message of a call that may wait: the namespace's budget has room for it, not for the read buffer that it is a slice of.
+fn kept(shard: &Shard, call: &Call, message: Bytes) -> Bytes {
+    let Origin::Caller { connection, .. } = &call.origin else { return message };
+    let (bytes, before) = (message.len(), message.as_ptr());
+    let message = connection.keep(message);
+    if message.as_ptr() != before {
+        shard.metrics.connections.payload_copies.increment();
+        shard.metrics.connections.payload_copied_bytes.add(bytes as u64);
+    }
+    message
 }
 
 async fn read(

@@ -178,7 +178,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         sync_us: opened.sync_us,
     };
     let options = Options {
-        limits: grpc_limits(&config),
+        limits: grpc_limits(&config).shared(),
         route,
         connections_max: (config.limits.connections_max as usize).div_ceil(launch.shards),
         connections_per_peer_max: (config.transport.connections_per_peer_max as usize)

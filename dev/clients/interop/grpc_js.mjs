@@ -1,8 +1,10 @@
-// gRPC's interop cases with @grpc/grpc-js: `node grpc_js.mjs ADDRESS FOLDER-OF-PROTOS`, with NODE_MODULES naming where it is installed.
+// gRPC's interop cases with @grpc/grpc-js: `node grpc_js.mjs ADDRESS FOLDER-OF-PROTOS [CERTIFICATE]`, with NODE_MODULES naming where it is
+// installed; with a certificate over TLS, to a server that has it.
 //
 // What each case has to do stands in gRPC's interop-test-descriptions.md.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 
@@ -10,7 +12,7 @@ const require = createRequire(path.join(process.env.NODE_MODULES, "x.js"));
 const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 
-const [address, protos] = process.argv.slice(2);
+const [address, protos, certificate] = process.argv.slice(2);
 const LARGE_REQUEST = 271828;
 const LARGE_RESPONSE = 314159;
 const REQUEST_SIZES = [27182, 8, 1828, 45904];
@@ -19,10 +21,13 @@ const GZIP = 2;
 
 const loaded = loader.loadSync("grpc/testing/test.proto", { includeDirs: [protos], keepCase: true });
 const testing = grpc.loadPackageDefinition(loaded).grpc.testing;
+const credentials = certificate
+  ? grpc.credentials.createSsl(readFileSync(certificate))
+  : grpc.credentials.createInsecure();
 const clients = [];
 
 function client(options = {}, service = testing.TestService) {
-  const made = new service(address, grpc.credentials.createInsecure(), options);
+  const made = new service(address, credentials, options);
   clients.push(made);
   return made;
 }

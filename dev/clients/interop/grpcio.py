@@ -1,4 +1,5 @@
-"""gRPC's interop cases with grpcio: `grpcio.py ADDRESS DESCRIPTORS`, where the latter is a FileDescriptorSet of grpc.testing.
+"""gRPC's interop cases with grpcio: `grpcio.py ADDRESS DESCRIPTORS [CERTIFICATE]`, where the second is a FileDescriptorSet of
+grpc.testing; with a certificate over TLS, to a server that has it.
 
 What each case has to do stands in gRPC's interop-test-descriptions.md. Nothing is generated: messages are made from the
 descriptors.
@@ -7,6 +8,7 @@ descriptors.
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -20,8 +22,11 @@ TIMEOUT = 20
 class Stub:
     """The calls of grpc.testing.TestService, and its messages by name."""
 
-    def __init__(self, address, descriptors):
-        self.channel = grpc.insecure_channel(address)
+    def __init__(self, address, descriptors, certificate):
+        if certificate:
+            self.channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate))
+        else:
+            self.channel = grpc.insecure_channel(address)
         pool = descriptor_pool.DescriptorPool()
         files = descriptor_pb2.FileDescriptorSet.FromString(descriptors)
         for file in files.file:
@@ -247,9 +252,10 @@ CASES = [
 
 
 def main():
-    address, descriptors = sys.argv[1:]
+    address, descriptors, *more = sys.argv[1:]
+    certificate = Path(more[0]).read_bytes() if more else None
     with open(descriptors, "rb") as file:
-        stub = Stub(address, file.read())
+        stub = Stub(address, file.read(), certificate)
     failed = 0
     for case in CASES:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-//! gRPC's interop cases with tonic: `interop-tonic ADDRESS`. What each has to do stands in gRPC's `interop-test-descriptions.md`.
+//! gRPC's interop cases with tonic: `interop-tonic ADDRESS [CERTIFICATE]`, over TLS to a server with that certificate. What each has to do stands in gRPC's `interop-test-descriptions.md`.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::metadata::{MetadataMap, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
 type Client = TestServiceClient<Channel>;
@@ -31,18 +31,26 @@ const SPECIAL: &str = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-B
 const CASE_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn main() {
-    let address = std::env::args().nth(1).expect("usage: interop-tonic ADDRESS");
+    let address = std::env::args().nth(1).expect("usage: interop-tonic ADDRESS [CERTIFICATE]");
+    let certificate = std::env::args().nth(2);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let failed = runtime.block_on(run(&address));
+    let failed = runtime.block_on(run(&address, certificate.as_deref()));
     std::process::exit(i32::from(failed > 0));
 }
 
-async fn run(address: &str) -> usize {
-    let channel = Endpoint::from_shared(format!("http://{address}"))
-        .expect("an address")
-        .connect()
-        .await
-        .expect("a connection");
+async fn connect(address: &str, certificate: Option<&str>) -> Channel {
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).expect("an address");
+    if let Some(certificate) = certificate {
+        let pem = std::fs::read(certificate).expect("a certificate");
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+        endpoint = endpoint.tls_config(tls.domain_name("localhost")).expect("a certificate");
+    }
+    endpoint.connect().await.expect("a connection")
+}
+
+async fn run(address: &str, certificate: Option<&str>) -> usize {
+    let channel = connect(address, certificate).await;
     let plain = TestServiceClient::new(channel.clone());
     // Takes compressed answers, and sends compressed requests.
     let takes = TestServiceClient::new(channel.clone()).accept_compressed(Gzip);

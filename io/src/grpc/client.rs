@@ -158,7 +158,7 @@ impl ClientConnection {
     /// A connection that has just been made; the preface is in the output. `authority` is the host and port of the server.
     pub fn new(limits: &Limits, authority: &str, now_ns: u64) -> Self {
         Self {
-            core: Connection::new(Role::Client, limits, now_ns),
+            core: Connection::new(Role::Client, limits.shared(), now_ns),
             sink: AnswerSink::default(),
             messages: VecDeque::new(),
             events: VecDeque::new(),

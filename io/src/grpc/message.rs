@@ -43,6 +43,16 @@ impl<'a> Message<'a> {
     }
 }
 
+/// A message up to this size may be a slice of a frame, and with it of a whole read buffer; a larger one was gathered, and is by itself.
+const SLICED_BYTES_MAX: usize = 64 << 10;
+
+/// Makes a message that is kept independent of the buffer that it was read into, which it would keep as well.
+pub(crate) fn unshare(message: &mut Bytes) {
+    if message.len() <= SLICED_BYTES_MAX {
+        *message = Bytes::copy_from_slice(message);
+    }
+}
+
 /// The prefix of a message of `bytes` bytes.
 #[inline]
 pub(crate) fn prefix(compressed: bool, bytes: usize) -> [u8; PREFIX_BYTES] {

@@ -11,7 +11,7 @@ use super::head::{
     CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, ContentType, GRPC_ENCODING, GRPC_STATUS,
     custom_fields,
 };
-use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError, prefix};
+use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError, prefix, unshare};
 use super::metadata::encode_base64;
 use super::request::{Event, HeadSink, RequestHead, RouteFn};
 use super::status::{Code, Status, percent_encode};
@@ -85,9 +85,6 @@ impl Recycle for Call {
     }
 }
 
-/// A message up to this size may be a slice of a frame, and is copied if it has to wait; a larger one was gathered.
-const COPIED_BYTES_MAX: usize = 64 << 10;
-
 fn encode_ok_head(encoder: &mut Encoder, out: &mut Vec<u8>) {
     encoder.field(out, b":status", b"200", Indexing::Index);
     encoder.field(out, CONTENT_TYPE, CONTENT_TYPE_GRPC, Indexing::Index);
@@ -116,6 +113,11 @@ const INFLATE_BYTES_TURN: usize = 4 << 20;
 impl ServerConnection {
     /// A connection that has just been accepted; nothing is sent before the client's preface.
     pub fn new(limits: &Limits, route_of: RouteFn, now_ns: u64) -> Self {
+        Self::with_shared(limits.shared(), route_of, now_ns)
+    }
+
+    /// The same for one of many connections, which share what [`Limits::shared`] gave.
+    pub fn with_shared(limits: Rc<Limits>, route_of: RouteFn, now_ns: u64) -> Self {
         Self {
             core: Connection::new(Role::Server, limits, now_ns),
             sink: HeadSink::new(route_of),
@@ -286,7 +288,7 @@ impl ServerConnection {
 
     #[inline]
     fn data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
-        let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = self.core.limits;
+        let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = *self.core.limits;
         let payload_bytes = payload.len() as u32;
         let entry = self.core.streams.at(stream.slot());
         let call = &mut entry.app;
@@ -398,16 +400,14 @@ impl ServerConnection {
         if self.gathered + message.len() > self.core.limits.gather_bytes_max as usize {
             return false;
         }
-        if message.len() <= COPIED_BYTES_MAX {
-            *message = Bytes::copy_from_slice(message);
-        }
+        unshare(message);
         call.held = message.len();
         self.gathered += call.held;
         true
     }
 
     fn stream_data(&mut self, stream: StreamId, mut payload: Bytes, end: bool) -> Option<Event> {
-        let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = self.core.limits;
+        let Limits { message_bytes_max: max, gather_bytes_max: gather, .. } = *self.core.limits;
         let payload_bytes = payload.len() as u32;
         let mut held = 0;
         let call = &mut self.core.streams.at(stream.slot()).app;
@@ -780,7 +780,7 @@ impl ServerConnection {
             return self.web_send(stream, message);
         }
         let bytes = PREFIX_BYTES + message.len();
-        let Limits { queue_bytes_max: queue, send_bytes_max: max, .. } = self.core.limits;
+        let Limits { queue_bytes_max: queue, send_bytes_max: max, .. } = *self.core.limits;
         if bytes > queue as usize || message.len() > max as usize {
             self.core.refusals.count(Refusal::Queued);
             self.violation(stream, Code::ResourceExhausted, "a message too large to be sent");
@@ -877,18 +877,28 @@ impl ServerConnection {
         &self.core.output
     }
 
+    /// Takes a buffer for what is to be written, if it has none.
+    #[inline]
+    pub(crate) fn lend(&mut self, buffer: impl FnOnce() -> Output) {
+        if self.core.output.inline.capacity() == 0 {
+            self.core.output = buffer();
+        }
+    }
+
     /// Takes all that is to be written in exchange for another output, which is emptied. Two of them take turns.
     #[inline]
     pub fn swap_output(&mut self, output: &mut Output) {
         self.core.swap_output(output);
     }
 
-    /// Gives back what a burst of calls has left behind; does nothing while calls are open. For connections that are idle.
-    pub fn shrink(&mut self) {
-        self.core.shrink();
-        if self.events.is_empty() {
+    /// Gives back what calls have left behind; false, and nothing is, while calls are open. For connections that are idle.
+    pub fn shrink(&mut self) -> bool {
+        let shrunk = self.events.is_empty() && self.core.shrink();
+        if shrunk {
             self.events = VecDeque::new();
+            self.scratch = Vec::new();
         }
+        shrunk
     }
 
     /// Begins to drain: no new streams after a round trip, then the end once the open ones are done.

@@ -100,7 +100,7 @@ pub struct BareConnection {
 impl BareConnection {
     /// An end that has just been connected. A client's preface is in the output; a server waits for it.
     pub fn new(role: Role, limits: &Limits, now_ns: u64) -> Self {
-        Self { core: Connection::new(role, limits, now_ns), sink: Gather::default() }
+        Self { core: Connection::new(role, limits.shared(), now_ns), sink: Gather::default() }
     }
 
     /// Takes the whole frames from the front of `input` and leaves the rest. Poll the events of an earlier call first.

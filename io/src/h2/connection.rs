@@ -15,6 +15,7 @@ use super::stream::{RecentlyClosed, Recycle, StreamId, StreamTable};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
+use std::rc::Rc;
 
 /// Which end of the connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +151,8 @@ pub(crate) struct Clocks {
 
 pub(crate) struct Connection<T> {
     pub(crate) role: Role,
-    pub(crate) limits: Limits,
+    /// The same for many connections, so that what they all read is in the processor's caches once.
+    pub(crate) limits: Rc<Limits>,
     pub(crate) now_ns: u64,
     pub(crate) phase: Phase,
     pub(crate) clocks: Clocks,
@@ -207,12 +209,12 @@ fn random() -> u64 {
 }
 
 impl<T: Recycle> Connection<T> {
-    pub(crate) fn new(role: Role, limits: &Limits, now_ns: u64) -> Self {
-        let limits = limits.clamped();
+    /// `limits` have to be clamped.
+    pub(crate) fn new(role: Role, limits: Rc<Limits>, now_ns: u64) -> Self {
+        debug_assert_eq!(*limits, limits.clamped());
         let budget = |rate| Budget::new(rate, now_ns);
         let mut connection = Self {
             role,
-            limits,
             now_ns,
             phase: match role {
                 Role::Server => Phase::Preface,
@@ -269,6 +271,7 @@ impl<T: Recycle> Connection<T> {
             settings_acknowledged: false,
             drain: Drain::No,
             peer_goaway: None,
+            limits,
         };
         if role == Role::Client {
             connection.output.inline.extend_from_slice(PREFACE);
@@ -542,14 +545,16 @@ impl<T: Recycle> Connection<T> {
         }
     }
 
-    /// Gives back what a burst has left behind, if nothing is going on.
-    pub(crate) fn shrink(&mut self) {
+    /// Gives back what streams have left behind, if nothing is going on; whether that is so.
+    pub(crate) fn shrink(&mut self) -> bool {
         if self.streams.len() > 0 || !self.inbox.is_empty() || !self.output.is_empty() {
-            return;
+            return false;
         }
         self.streams.shrink();
         self.ready = VecDeque::new();
         self.writable = VecDeque::new();
         self.output = Output::default();
+        self.heads = RememberedHeads::default();
+        true
     }
 }

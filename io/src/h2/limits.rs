@@ -1,5 +1,7 @@
 //! The bounds of a connection, each with its default and what happens at it, and the token buckets that enforce rates.
 
+use std::rc::Rc;
+
 /// Bounds of an HTTP/2 connection and of the gRPC calls on it. Every field has a safe default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -135,6 +137,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The nearest values that are allowed, for many connections.
+    pub fn shared(&self) -> Rc<Self> {
+        Rc::new(self.clamped())
+    }
+
     /// The nearest values that the RFC allows and that do not contradict each other.
     pub fn clamped(mut self) -> Self {
         use super::frame::{FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX, WINDOW_DEFAULT, WINDOW_MAX};

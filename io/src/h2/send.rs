@@ -350,7 +350,7 @@ impl<T: Recycle> Connection<T> {
 
     /// Whether more may be queued on a stream; if not, its `Writable` is wanted.
     pub(crate) fn is_writable(&mut self, slot: usize) -> bool {
-        let Limits { stream_queue_bytes, .. } = self.limits;
+        let Limits { stream_queue_bytes, .. } = *self.limits;
         let stream = self.streams.at(slot);
         let room = stream.queue_bytes < stream_queue_bytes as usize;
         stream.wants_room |= !room;

@@ -58,7 +58,41 @@ impl WriteHalf {
     /// some.
     pub async fn write_output(
         &mut self,
+        output: Output,
+        progress: impl Fn(usize),
+    ) -> (io::Result<()>, Output) {
+        match self.write_at_once(&output) {
+            Ok(written) => {
+                progress(written);
+                self.write_rest(output, written, progress).await
+            }
+            Err(error) => (Err(error), output),
+        }
+    }
+
+    /// Writes as much of `output` as the kernel takes without waiting, and says how much that was; with TLS nothing.
+    #[inline]
+    pub(crate) fn write_at_once(&self, output: &Output) -> io::Result<usize> {
+        if self.sealing.is_some() {
+            return Ok(0);
+        }
+        let (mut written, mut parts) = (0, Vec::new());
+        while written < output.len() {
+            match self.send_parts_at_once(output, written, &mut parts) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
+    }
+
+    /// Like [`WriteHalf::write_output`], of what is behind the first `written` bytes.
+    pub(crate) async fn write_rest(
+        &mut self,
         mut output: Output,
+        mut written: usize,
         progress: impl Fn(usize),
     ) -> (io::Result<()>, Output) {
         if self.sealing.is_some() {
@@ -67,7 +101,6 @@ impl WriteHalf {
         }
         let all = output.len();
         let mut parts = Vec::new();
-        let mut written = 0;
         while written < all {
             match self.send_parts_at_once(&output, written, &mut parts) {
                 Ok(count) => {

@@ -5,7 +5,7 @@
 //! answer to a key update) leaves with the next write, or at the end. A peer that hangs up without saying so first is
 //! told from one that has closed: the bytes before it may be only a part of what was meant.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
@@ -21,8 +21,8 @@ use super::{Stream, receive_at_once};
 use crate::rt;
 use crate::tls::{Acceptor, Cleartext, Connector, Failure, Phase, Sealed, Session};
 
-/// The buffer that records are read into, while there is little to read. 4 KiB.
-const RECORDS_BYTES_MIN: usize = 4 * 1024;
+/// The buffer that records are read into, while there is little to read. 3 KiB: one of sixteen small calls.
+const RECORDS_BYTES_MIN: usize = 3 * 1024;
 /// And the largest, for a peer that sends much. 64 KiB: four large records.
 const RECORDS_BYTES_MAX: usize = 64 * 1024;
 /// What a peer may have us hold of its handshake: the largest message that rustls takes, in records.
@@ -35,6 +35,22 @@ const KEPT_BYTES_MAX: usize = 16 * 1024;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// And what it may still send until then.
 const LAST_WORDS_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// What plaintext is opened into, and what is sealed: one of each for all connections of a thread, because none waits with it. A
+    /// connection that is idle has only the buffer that its next records come into.
+    static PLAIN: Cell<BytesMut> = Cell::default();
+    static SEALED: Cell<Sealed> = Cell::default();
+}
+
+/// Keeps a buffer for plaintext until something has come, and gives none in exchange.
+pub(super) fn keep_plain(mut buffer: BytesMut) -> BytesMut {
+    if buffer.capacity() > 0 {
+        buffer.clear();
+        PLAIN.set(buffer);
+    }
+    BytesMut::new()
+}
 
 /// What both halves share.
 struct Shared {
@@ -276,6 +292,10 @@ impl Opening {
             return;
         }
         let shared = &mut *self.shared.borrow_mut();
+        if plain.capacity() == 0 {
+            *plain = PLAIN.take();
+        }
+        // Takes the same memory again, unless a slice of what came by it is still held somewhere.
         plain.reserve(self.records.len());
         match shared.session.receive(&mut self.records, plain, &mut shared.urgent) {
             Ok(Phase::PeerClosed) => self.ended = Some(Ok(())),
@@ -324,6 +344,9 @@ impl Sealing {
     /// Adds `part` to what the next [`Sealing::flush`] writes. Returns whether it is time for that.
     pub(super) fn seal(&mut self, part: &[u8]) -> io::Result<bool> {
         let shared = &mut *self.shared.borrow_mut();
+        if self.sealed.is_unused() {
+            self.sealed = SEALED.take();
+        }
         shared.take_urgent(&mut self.sealed);
         shared.session.seal(part, &mut self.sealed).map_err(io::Error::other)?;
         Ok(self.sealed.len() >= SEALED_BYTES_MAX)
@@ -367,9 +390,13 @@ impl Sealing {
         Ok(())
     }
 
-    /// Gives a large buffer back once everything is written.
-    pub(super) fn trim(&mut self) {
-        self.sealed.clear(KEPT_BYTES_MAX);
+    /// Gives the buffers back once everything is written.
+    pub(super) fn rest(&mut self) {
+        let sealed = std::mem::take(&mut self.sealed);
+        // What one connection has left unsent, no other may find.
+        if sealed.is_blank() {
+            SEALED.set(sealed);
+        }
     }
 
     /// Says goodbye, and writes what is still to be said.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use super::buffers;
 use super::guard::Traffic;
 use super::listen::Open;
 use super::protocol::Protocol;
@@ -19,10 +20,19 @@ use super::registry::{Entry, Passed};
 use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
 use crate::clock;
 use crate::grpc::compress::inflate;
+use crate::grpc::message::unshare;
 use crate::grpc::{Code, Compressing, Event, Message, SendError, Status};
 use crate::h2::{CloseReason, Output, Pace, Refusal, StreamId};
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
+
+/// Looks after a connection without a call before it rests.
+const RESTS_AFTER: u8 = 2;
+
+/// A message that is kept may keep so many times its own size, and a small read buffer.
+const KEPT_TIMES_MAX: usize = 4;
+/// What it costs to keep a message of a stream that nobody has taken yet, beside its bytes: its place in the queue and the allocator's own.
+const WAITING_OVERHEAD_BYTES: usize = 64;
 
 /// Buffers above this many bytes are given back when they are empty.
 const KEPT_BYTES_MAX: usize = 16 * 1024;
@@ -65,14 +75,26 @@ pub struct Connection {
     held_bytes: Cell<usize>,
     faulted: Cell<bool>,
     streams: RefCell<Vec<(StreamId, Rc<StreamState>)>>,
+    /// Streams that have got messages in the pass that was last, which may still be slices of its buffer.
+    fresh: RefCell<Vec<Rc<StreamState>>>,
+    /// Messages of streams that wait to be taken, with what it costs to keep each.
+    waiting_bytes: Cell<usize>,
+    /// The buffer that the messages of this pass are slices of, in bytes.
+    pass_bytes: Cell<usize>,
     bytes_in_flight: Cell<u64>,
     received_ns: Cell<u64>,
+    /// Looks after it ([`Connection::handle_timeout`]) without a call, after which it has given back what its calls have left behind.
+    rests_after: Cell<u8>,
 }
 
 #[derive(Default)]
 struct StreamState {
     /// As they came, and whether they are compressed; what is held of them counts against the client's window.
     messages: RefCell<VecDeque<(Bytes, bool)>>,
+    /// How many of them, from the front, no longer share the buffer that they were read into.
+    by_themselves: Cell<usize>,
+    /// It is in the list of those that have got messages in the pass that was last.
+    is_fresh: Cell<bool>,
     half_closed: Cell<bool>,
     closed: Cell<bool>,
     waiters: RefCell<Vec<Waker>>,
@@ -88,6 +110,20 @@ impl StreamState {
 
     fn wake(&self) {
         self.waiters.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Nobody has taken these messages at once: they must not keep the buffers that they were read into.
+    fn unshare(&self) {
+        let mut messages = self.messages.borrow_mut();
+        let already = self.by_themselves.replace(messages.len());
+        messages.iter_mut().skip(already).for_each(|(message, _)| unshare(message));
+        self.is_fresh.set(false);
+    }
+
+    fn pop(&self) -> Option<(Bytes, bool)> {
+        let taken = self.messages.borrow_mut().pop_front();
+        self.by_themselves.set(self.by_themselves.get().saturating_sub(1));
+        taken
     }
 
     fn close(&self) {
@@ -134,8 +170,12 @@ impl Connection {
             held_bytes: Cell::new(0),
             faulted: Cell::new(false),
             streams: RefCell::default(),
+            fresh: RefCell::default(),
+            waiting_bytes: Cell::new(0),
+            pass_bytes: Cell::new(0),
             bytes_in_flight: Cell::new(0),
             received_ns: Cell::new(0),
+            rests_after: Cell::new(RESTS_AFTER),
         }
     }
 
@@ -149,6 +189,13 @@ impl Connection {
         &self.bytes_in_flight
     }
 
+    /// For whoever keeps a message for longer than a turn: a small one that is a slice of a large read buffer is copied, so that what is kept
+    /// is at most a few times what was sent.
+    pub fn keep(&self, message: Bytes) -> Bytes {
+        let is_worth_it = KEPT_TIMES_MAX * message.len() + READ_BYTES_MIN < self.pass_bytes.get();
+        if is_worth_it { Bytes::copy_from_slice(&message) } else { message }
+    }
+
     /// When the pass over the input began that is going on, monotonic ns.
     pub fn received_ns(&self) -> u64 {
         self.received_ns.get()
@@ -156,7 +203,9 @@ impl Connection {
 
     /// Answers a unary call. Does nothing when the caller has gone.
     pub fn respond(&self, stream: StreamId, message: Message<'_>, trailers: &[(&str, &[u8])]) {
-        self.grpc.borrow_mut().respond(stream, message, trailers);
+        let mut grpc = self.grpc.borrow_mut();
+        grpc.lend(buffers::take);
+        grpc.respond(stream, message, trailers);
         self.has_work();
     }
 
@@ -228,7 +277,7 @@ impl Connection {
         let passed = Passed {
             counts: grpc.counts(),
             open_streams: grpc.open_streams() as u64,
-            buffered_bytes: grpc.buffered_bytes() as u64,
+            buffered_bytes: (grpc.buffered_bytes() + self.waiting_bytes.get()) as u64,
             received_bytes: self.received_bytes.get(),
             sent_bytes: self.sent_bytes.get(),
         };
@@ -267,12 +316,27 @@ impl Connection {
     pub(super) fn handle_timeout(&self, now_ns: u64) {
         self.check_progress(now_ns);
         self.show();
+        self.unshare();
+        self.rest();
         let mut grpc = self.grpc.borrow_mut();
         if grpc.poll_timeout().is_some_and(|due| due <= now_ns) {
             grpc.handle_timeout(now_ns);
             drop(grpc);
             self.account();
             self.has_work();
+        }
+    }
+
+    /// Gives back what calls have left behind, once there was none for some time.
+    fn rest(&self) {
+        match self.rests_after.get() {
+            0 => {}
+            1 => {
+                if self.grpc.borrow_mut().shrink() {
+                    self.rests_after.set(0);
+                }
+            }
+            looks => self.rests_after.set(looks - 1),
         }
     }
 
@@ -283,7 +347,7 @@ impl Connection {
         // What an ended one still holds is on its way out.
         let held = match grpc.is_closed() {
             true => 0,
-            false => grpc.buffered_bytes() + self.writing_bytes.get(),
+            false => grpc.buffered_bytes() + self.writing_bytes.get() + self.waiting_bytes.get(),
         };
         self.traffic.hold(self.held_bytes.replace(held), held);
     }
@@ -309,6 +373,26 @@ impl Connection {
         self.streams.borrow().iter().find(|(id, _)| *id == stream).map(|(_, state)| state.clone())
     }
 
+    /// A message for a call that streams waits until it is taken.
+    fn queue(&self, state: &Rc<StreamState>, message: Bytes, compressed: bool) {
+        self.waiting_bytes.set(self.waiting_bytes.get() + message.len() + WAITING_OVERHEAD_BYTES);
+        state.messages.borrow_mut().push_back((message, compressed));
+        if !state.is_fresh.replace(true) {
+            self.fresh.borrow_mut().push(state.clone());
+        }
+        state.wake();
+    }
+
+    fn forget_waiting<'a>(&self, messages: impl IntoIterator<Item = &'a Bytes>) {
+        let bytes = messages.into_iter().map(|message| message.len() + WAITING_OVERHEAD_BYTES);
+        self.waiting_bytes.set(self.waiting_bytes.get() - bytes.sum::<usize>());
+    }
+
+    /// What the pass before has brought, and nobody has taken since, is kept by itself.
+    fn unshare(&self) {
+        self.fresh.borrow_mut().drain(..).for_each(|state| state.unshare());
+    }
+
     fn close_streams(&self) {
         for (_, state) in self.streams.borrow().iter() {
             state.close();
@@ -329,10 +413,7 @@ impl Connection {
                     service.open(call, route, head);
                 }
                 Event::Message { stream, message, compressed } => match self.state(stream) {
-                    Some(state) => {
-                        state.messages.borrow_mut().push_back((message, compressed));
-                        state.wake();
-                    }
+                    Some(state) => self.queue(&state, message, compressed),
                     // Nobody listens any more: the window is given back all the same.
                     None => self.grpc.borrow_mut().release(stream, message.len()),
                 },
@@ -401,7 +482,7 @@ impl Connection {
     /// Reads until the peer or the connection ends.
     async fn read_all<S: Service>(self: &Rc<Self>, mut read: ReadHalf, service: &S) {
         let mut size = READ_BYTES_MIN;
-        let mut buffer = BytesMut::with_capacity(size);
+        let mut buffer = read.buffer(size);
         loop {
             while !self.ended.get() && self.is_full() {
                 self.drained.wait().await;
@@ -417,7 +498,8 @@ impl Connection {
                 Ok(count) => count,
             };
             let full = buffer.len() == buffer.capacity();
-            self.take_in(&mut buffer, count, service).await;
+            self.take_in(&mut buffer, count, service);
+            self.go_on(service).await;
             if full && !self.is_full() {
                 match self.read_more(&mut read, &mut buffer, service).await {
                     Ok(Some(0)) => {
@@ -428,6 +510,10 @@ impl Connection {
                     Err(_) => break,
                 }
             }
+            if read.is_secured() {
+                buffer = read.give_back(buffer);
+                continue;
+            }
             size = if full {
                 (size * 2).min(KEPT_BYTES_MAX)
             } else {
@@ -435,6 +521,8 @@ impl Connection {
             };
             if buffer.is_empty() && buffer.capacity() > 2 * size {
                 buffer = BytesMut::with_capacity(size);
+            } else if buffer.is_empty() && buffer.try_reclaim(size) {
+                // From its front again: of a buffer that is walked through, the caches hold nothing.
             } else if buffer.capacity() - buffer.len() < READ_BYTES_MIN / 4 || full {
                 buffer.reserve(size);
             }
@@ -474,7 +562,8 @@ impl Connection {
         let result = match read.read_at_once(&mut large) {
             Ok(count) => {
                 if count > 0 {
-                    self.take_in(&mut large, count, service).await;
+                    self.take_in(&mut large, count, service);
+                    self.go_on(service).await;
                 }
                 Ok(Some(count))
             }
@@ -488,12 +577,8 @@ impl Connection {
     }
 
     /// One pass over `count` bytes that were read, and what was left before them.
-    async fn take_in<S: Service>(
-        self: &Rc<Self>,
-        buffer: &mut BytesMut,
-        count: usize,
-        service: &S,
-    ) {
+    #[inline]
+    fn take_in<S: Service>(self: &Rc<Self>, buffer: &mut BytesMut, count: usize, service: &S) {
         if self.ended.get() || self.grpc.borrow().is_closed() {
             // What comes after the end is read so that the peer can read our last words, and thrown away.
             buffer.clear();
@@ -502,11 +587,22 @@ impl Connection {
         self.traffic.received_bytes.set(self.traffic.received_bytes.get() + count as u64);
         self.received_bytes.set(self.received_bytes.get() + count as u64);
         self.received_ns.set(clock::monotonic_ns());
-        self.grpc.borrow_mut().receive(buffer, self.received_ns.get());
+        self.rests_after.set(RESTS_AFTER);
+        self.unshare();
+        self.pass_bytes.set(buffer.capacity());
+        {
+            let mut grpc = self.grpc.borrow_mut();
+            grpc.lend(buffers::take);
+            grpc.receive(buffer, self.received_ns.get());
+        }
         self.deliver(service);
         service.turn_ended();
         self.account();
         self.has_work();
+    }
+
+    /// Goes on with a pass that has stopped for the others' sake.
+    async fn go_on<S: Service>(self: &Rc<Self>, service: &S) {
         while self.grpc.borrow().is_paused() && !self.ended.get() {
             rt::yield_now().await;
             self.grpc.borrow_mut().resume();
@@ -517,11 +613,13 @@ impl Connection {
         }
     }
 
-    /// One write; `None` when the connection was aborted in the meantime. The ring keeps what it reads from until it is done.
-    async fn write(
+    /// Writes what the kernel did not take at once; `None` when the connection was aborted in the meantime. The ring keeps what it reads
+    /// from until it is done.
+    async fn write_rest(
         &self,
         write: &mut WriteHalf,
         output: Output,
+        written: usize,
     ) -> Option<(std::io::Result<()>, Output)> {
         let progressed = |count: usize| {
             let (bytes, writes) = self.progress.get();
@@ -530,10 +628,10 @@ impl Connection {
         let (bytes, writes) = self.progress.get();
         self.progress.set((bytes, writes + 1));
         self.writing.set(true);
-        self.writing_bytes.set(output.len());
+        self.writing_bytes.set(output.len() - written);
         self.account();
         let result = {
-            let mut writing = pin!(write.write_output(output, progressed));
+            let mut writing = pin!(write.write_rest(output, written, progressed));
             let mut aborted = pin!(self.aborted.wait());
             std::future::poll_fn(|context| match writing.as_mut().poll(context) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
@@ -548,13 +646,13 @@ impl Connection {
 
     /// Writes until the connection ends.
     async fn write_all<S: Service>(self: &Rc<Self>, mut write: WriteHalf, service: &S) {
-        let mut output = Output::default();
         while !self.ended.get() {
             self.work.wait().await;
             while !self.ended.get() {
-                output.clear();
+                let mut output = Output::default();
                 self.grpc.borrow_mut().swap_output(&mut output);
                 if output.is_empty() {
+                    buffers::give_back(output, KEPT_BYTES_MAX);
                     self.account();
                     break;
                 }
@@ -562,21 +660,17 @@ impl Connection {
                 self.deliver(service);
                 self.traffic.sent_bytes.set(self.traffic.sent_bytes.get() + output.len() as u64);
                 self.sent_bytes.set(self.sent_bytes.get() + output.len() as u64);
-                let written = self.write(&mut write, output).await;
-                output = match written {
-                    Some((Ok(()), buffers)) => buffers,
-                    Some((Err(_), _)) | None => {
-                        self.end();
-                        Output::default()
-                    }
+                let output = match write.write_at_once(&output) {
+                    Ok(written) if written == output.len() => Some((Ok(()), output)),
+                    Ok(written) => self.write_rest(&mut write, output, written).await,
+                    Err(error) => Some((Err(error), output)),
                 };
+                match output {
+                    Some((Ok(()), output)) => buffers::give_back(output, KEPT_BYTES_MAX),
+                    Some((Err(_), _)) | None => self.end(),
+                }
                 self.drained.set();
             }
-            if output.inline.capacity() > KEPT_BYTES_MAX {
-                output = Output::default();
-            }
-            // The other one of the two that take turns.
-            self.grpc.borrow_mut().shrink_above(KEPT_BYTES_MAX);
             if self.grpc.borrow().is_closed() && self.is_flushed() {
                 break;
             }
@@ -646,7 +740,8 @@ impl StreamCall {
 
     async fn take(&self) -> Result<Option<(Bytes, bool)>, StreamClosed> {
         std::future::poll_fn(|context| {
-            if let Some((message, compressed)) = self.state.messages.borrow_mut().pop_front() {
+            if let Some((message, compressed)) = self.state.pop() {
+                self.connection.forget_waiting([&message]);
                 self.connection.grpc.borrow_mut().release(self.stream, message.len());
                 self.connection.has_work();
                 return Poll::Ready(Ok(Some((message, compressed))));
@@ -758,6 +853,8 @@ impl StreamCall {
 
 impl Drop for StreamCall {
     fn drop(&mut self) {
+        let left = self.state.messages.take();
+        self.connection.forget_waiting(left.iter().map(|(message, _)| message));
         self.connection.streams.borrow_mut().retain(|(stream, _)| *stream != self.stream);
         self.connection.grpc.borrow_mut().abandon(self.stream);
         self.connection.has_work();

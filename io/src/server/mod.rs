@@ -5,6 +5,7 @@
 //! end of the turn, leaves in one write. A reader that does not read stops being read from. Idle connections hold one small
 //! buffer; what comes in bulk goes through one large buffer that all connections of a thread share. It never looks into a message and decides nothing about a call.
 
+mod buffers;
 mod connection;
 mod guard;
 mod listen;
@@ -36,8 +37,8 @@ pub const OUTPUT_BYTES_PAUSE: usize = 1024 * 1024;
 /// What one shard's connections have in common.
 #[derive(Clone)]
 pub struct Options {
-    /// Bounds on what a peer may do.
-    pub limits: Limits,
+    /// Bounds on what a peer may do ([`Limits::shared`]).
+    pub limits: Rc<Limits>,
     /// Which paths there are.
     pub route: RouteFn,
     /// Most connections of this shard; more are closed at once and counted.
@@ -54,7 +55,7 @@ impl Options {
     /// gRPC alone, without bounds on one peer and on what all connections hold: for tests and measurements.
     pub fn new(limits: Limits, route: RouteFn, connections_max: usize) -> Self {
         Self {
-            limits,
+            limits: limits.shared(),
             route,
             connections_max,
             connections_per_peer_max: connections_max,

@@ -42,7 +42,8 @@ macro_rules! either {
 
 impl Protocol {
     pub(super) fn new(options: &Options, now_ns: u64) -> Self {
-        let mut connection = ServerConnection::new(&options.limits, options.route, now_ns);
+        let mut connection =
+            ServerConnection::with_shared(options.limits.clone(), options.route, now_ns);
         if let Some(web) = &options.web {
             connection.serve_web(web.clone());
         }
@@ -144,17 +145,24 @@ impl Protocol {
         either!(mut self.output())
     }
 
+    /// Takes a buffer for what is to be written, if it has none.
+    #[inline]
+    pub(super) fn lend(&mut self, buffer: impl FnOnce() -> Output) {
+        if let Spoken::Http2(connection) = &mut self.spoken {
+            connection.lend(buffer);
+        }
+    }
+
     #[inline]
     pub(super) fn swap_output(&mut self, output: &mut Output) {
         either!(mut self.swap_output(output));
     }
 
-    /// Gives back what a burst has left behind, if its output took more than `bytes` and no call is open.
-    pub(super) fn shrink_above(&mut self, bytes: usize) {
-        if let Spoken::Http2(connection) = &mut self.spoken
-            && connection.output().inline.capacity() > bytes
-        {
-            connection.shrink();
+    /// Gives back what calls have left behind; false while one is open.
+    pub(super) fn shrink(&mut self) -> bool {
+        match &mut self.spoken {
+            Spoken::Http2(connection) => connection.shrink(),
+            Spoken::Http1(_) => true,
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Sealed {
     /// Written before, as far as it reaches; only the first `filled` bytes mean anything.
     bytes: Vec<u8>,
     filled: usize,
+    /// Short parts on their way into one record.
+    gathered: Vec<u8>,
 }
 
 impl Sealed {
@@ -49,6 +51,16 @@ impl Sealed {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.filled == 0
+    }
+
+    /// Whether it has not even a buffer.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.bytes.capacity() == 0 && self.gathered.capacity() == 0
+    }
+
+    /// Whether it holds nothing, nor anything on its way into a record.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.filled == 0 && self.gathered.is_empty()
     }
 
     /// What is to be sent.
@@ -106,8 +118,6 @@ pub struct Session {
     failed: Option<Error>,
     peer_closed: bool,
     close_sent: bool,
-    /// Short parts on their way into one record.
-    gathered: Vec<u8>,
 }
 
 enum Side {
@@ -140,8 +150,7 @@ impl Session {
     }
 
     fn new(side: Side) -> Self {
-        let gathered = Vec::new();
-        Self { side, failed: None, peer_closed: false, close_sent: false, gathered }
+        Self { side, failed: None, peer_closed: false, close_sent: false }
     }
 
     fn common(&self) -> &CommonState {
@@ -216,10 +225,10 @@ impl Session {
     /// Appends the records of `part` to `sealed`. A short part may wait for the next one, or for [`Session::flush`].
     pub fn seal(&mut self, part: &[u8], sealed: &mut Sealed) -> Result<(), Error> {
         if part.len() < GATHER_BYTES_MAX {
-            if self.gathered.len() + part.len() > RECORD_BYTES_MAX {
+            if sealed.gathered.len() + part.len() > RECORD_BYTES_MAX {
                 self.flush(sealed)?;
             }
-            self.gathered.extend_from_slice(part);
+            sealed.gathered.extend_from_slice(part);
             return Ok(());
         }
         self.flush(sealed)?;
@@ -228,13 +237,13 @@ impl Session {
 
     /// Seals the short parts that wait.
     pub fn flush(&mut self, sealed: &mut Sealed) -> Result<(), Error> {
-        if self.gathered.is_empty() {
+        if sealed.gathered.is_empty() {
             return Ok(());
         }
-        let gathered = std::mem::take(&mut self.gathered);
+        let gathered = std::mem::take(&mut sealed.gathered);
         let result = self.seal_whole(&gathered, sealed);
-        self.gathered = gathered;
-        self.gathered.clear();
+        sealed.gathered = gathered;
+        sealed.gathered.clear();
         result
     }
 

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use super::request::put_cors;
 use super::{Schema, Web};
 use crate::grpc::compress::{GZIP, InflateError, deflate, inflate};
-use crate::grpc::message::PREFIX_BYTES;
+use crate::grpc::message::{PREFIX_BYTES, unshare};
 use crate::grpc::metadata::{decode_base64, encode_base64};
 use crate::grpc::status::percent_encode;
 use crate::grpc::{Code, Message, Route, Status};
@@ -199,6 +199,13 @@ impl Exchange {
 
     pub(super) fn put_whole(&mut self, body: Bytes) {
         self.body = Body::Whole(body);
+    }
+
+    /// The rest of the body is still to come: what there is of it must not keep its whole read buffer.
+    pub(crate) fn unshare(&mut self) {
+        if let Body::Whole(piece) = &mut self.body {
+            unshare(piece);
+        }
     }
 
     /// Takes a piece of the body.

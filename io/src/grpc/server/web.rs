@@ -141,7 +141,12 @@ impl ServerConnection {
                 self.inflated += exchange.inflated_bytes();
                 message
             }
-            Ok(()) => return None,
+            Ok(()) => {
+                if exchange.held_bytes() > held_bytes {
+                    exchange.unshare();
+                }
+                return None;
+            }
             Err(refused) => Err(refused),
         };
         match outcome {

@@ -12,6 +12,7 @@ pub mod logging;
 pub mod metrics;
 mod namespaces;
 pub mod plan;
+mod planned;
 mod registry;
 mod remote;
 mod request;

@@ -66,7 +66,7 @@ impl Namespaces {
             .enumerate()
             .map(|(index, namespace)| {
                 let backend = &config.backends[namespace.backend].name;
-                let (id, home) = registry.place(&namespace.name, backend, shards);
+                let (id, home) = registry.place(&namespace.name, backend, namespace.home, shards);
                 let message_bytes_max = namespace.max_message_size as usize;
                 Namespace {
                     id,

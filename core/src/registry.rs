@@ -112,15 +112,22 @@ impl Registry {
         ((number >> 64) as u64, number as u64)
     }
 
-    /// The id and home of a namespace on a backend; a new one gets the next id and a home among `shards`.
-    pub(crate) fn place(&mut self, name: &str, backend: &str, shards: usize) -> (u32, usize) {
+    /// The id and home of a namespace on a backend; a new one gets the next id and a home among `shards`, `pin` where that is
+    /// one of them.
+    pub(crate) fn place(
+        &mut self,
+        name: &str,
+        backend: &str,
+        pin: Option<usize>,
+        shards: usize,
+    ) -> (u32, usize) {
         if let Some(placed) = self.namespaces.iter_mut().find(|placed| placed.name == name) {
             placed.backend = Some(backend.to_owned());
             return (placed.id, placed.home);
         }
         // Id 0 is for records of the log itself.
         let id = self.namespaces.iter().map(|placed| placed.id).max().unwrap_or(0) + 1;
-        let home = rendezvous(name, shards);
+        let home = pin.filter(|pin| *pin < shards).unwrap_or_else(|| rendezvous(name, shards));
         let backend = Some(backend.to_owned());
         self.namespaces.push(Placed { id, name: name.to_owned(), home, backend });
         (id, home)

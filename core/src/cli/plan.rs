@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::json;
@@ -12,13 +11,14 @@ use super::{Exit, complain};
 use crate::config::Machine;
 use crate::config::platform::{Platform, Purpose, load_platform};
 use crate::config::request::{Document, load_requests};
-use crate::config::units::Date;
-use crate::plan::{Capabilities, Input, Outcome, Placed, outcome_json, outcome_text, plan_all};
+use crate::plan::{Outcome, Placed, outcome_json, outcome_text};
+use crate::planned::{placed, plan_beside, platform_beside};
 use crate::registry::Registry;
 
 const PLAN_HELP: &str = "\
 Without --platform the file platform.yaml beside FILE, or in the folder above, is taken; without one, the embedded store.
-Ends with 0 where nothing would change, with 2 where something would, and with 78 where a request is refused.
+Ends with 0 where nothing would change, with 2 where something would, and with 78 where a request is refused. What there is
+is what the data directory remembers: names, backends and homes.
 
 Examples:
   prism plan orders.yaml
@@ -193,23 +193,12 @@ fn plan_files(requests: &Path, beside: &Beside) -> Result<Planned, Exit> {
         complain(&error);
         Exit::DataDirectory
     })?;
-    let place = |(name, backend, home): (&str, Option<&str>, usize)| {
-        (name.to_owned(), Placed { backend: backend.map(str::to_owned), home })
-    };
-    let placed: BTreeMap<_, _> = registry.placed().map(place).collect();
     let shards = match registry.shards {
         0 => Machine::read().cores.len().max(1),
         shards => shards,
     };
-    let capabilities = Capabilities::of_this_build();
-    let input = Input {
-        platform: &platform,
-        capabilities: &capabilities,
-        shards,
-        today: today(),
-        placed: &placed,
-    };
-    let outcomes = plan_all(&documents, &input);
+    let placed = placed(&registry);
+    let outcomes = plan_beside(&documents, &platform, &placed, shards);
     Ok(Planned { documents, outcomes, placed, platform: platform_name })
 }
 
@@ -230,20 +219,4 @@ fn platform(requests: &Path, beside: &Beside) -> Result<(Platform, String), Exit
         complain(format_args!("{}: {warning}", path.display()));
     }
     Ok((platform, path.display().to_string()))
-}
-
-/// `platform.yaml` in the folder of the requests, or in the one above.
-fn platform_beside(requests: &Path) -> Option<PathBuf> {
-    let folder = match requests.is_dir() {
-        true => requests.to_owned(),
-        false => requests.parent()?.to_owned(),
-    };
-    [folder.join("platform.yaml"), folder.join("../platform.yaml")]
-        .into_iter()
-        .find(|path| path.is_file())
-}
-
-fn today() -> Date {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Date::of_unix_seconds(since.as_secs())
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Exit, complain};
 use crate::config::{self, Config, Flags};
 use crate::doctor::FILES_BESIDE_CONNECTIONS;
-use crate::logging;
+use crate::{logging, planned};
 
 const AFTER_HELP: &str = "\
 Without --config every client API that works has one namespace of its own name, durable at level wal.
@@ -83,6 +83,10 @@ pub(super) fn run(args: &ServeArgs, serve: impl FnOnce(Config) -> Exit) -> Exit 
             return Exit::Config;
         }
     };
+    if let Err(errors) = planned::resolve(&mut config) {
+        errors.iter().for_each(|error| eprintln!("{error}"));
+        return Exit::Config;
+    }
     let flush = match logging::start(&config.log) {
         Ok(flush) => flush,
         Err(error) => {

@@ -31,6 +31,7 @@ pub use backends::{BACKENDS_MAX, Backend, BackendKind, OnDataLoss};
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
 pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
+pub(crate) use read::{BACKLOG_RECORDS, IDEMPOTENCY_WINDOW, MESSAGE_BYTES_MIN};
 pub use read::{load, namespace_name_valid, read};
 pub use transport::Transport;
 pub use tree::Setting;
@@ -64,6 +65,8 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// How long a shard that has become idle looks for work before it sleeps; zero sleeps at once.
     pub busy_poll: Duration,
+    /// The files that namespaces and backends are planned from, instead of being listed.
+    pub planned: Option<PlannedFrom>,
     /// The namespaces to serve; at least one, names unique.
     pub namespaces: Vec<Namespace>,
     /// Bounds on what clients may ask for.
@@ -89,6 +92,15 @@ impl Config {
     pub fn shards(&self) -> usize {
         self.cores.len()
     }
+}
+
+/// The files that namespaces are planned from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedFrom {
+    /// A file of namespace requests, or a folder of them.
+    pub requests: PathBuf,
+    /// The platform team's file; `None`: the embedded store, and any team.
+    pub platform: Option<PathBuf>,
 }
 
 /// How TLS is accepted. The files are read at start and again on SIGHUP.
@@ -125,6 +137,8 @@ pub struct Namespace {
     pub backlog_records_max: u64,
     /// How long an idempotency key and its outcome are remembered.
     pub idempotency_window: Duration,
+    /// The shard that is to own it, unless it lives on another already; `None`: by its name.
+    pub home: Option<usize>,
 }
 
 /// The client APIs that can be served.

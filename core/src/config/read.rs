@@ -18,7 +18,7 @@ use super::web;
 use super::{
     Backend, ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX,
     IDEMPOTENCY_WINDOW_MIN, Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX,
-    Namespace, SHARDS_MAX, Sync, Tls, Wal, parse_cores,
+    Namespace, PlannedFrom, SHARDS_MAX, Sync, Tls, Wal, parse_cores,
 };
 
 const KIB: u64 = 1 << 10;
@@ -26,7 +26,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// A message holds at least a short value beside what comes with it, a key of full length included.
-const MESSAGE_BYTES_MIN: u64 = 4 * KIB;
+pub(crate) const MESSAGE_BYTES_MIN: u64 = 4 * KIB;
 const _: () =
     assert!(MESSAGE_BYTES_MIN > prism_adapters::limits::MESSAGE_OVERHEAD_BYTES_MAX as u64);
 
@@ -127,6 +127,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let setting = top.value("busy_poll", Duration::ZERO, &busy_poll);
     let busy_poll = over("busy-poll", setting, &flags.busy_poll, &busy_poll, report).value;
     let namespaces = top.sections("namespaces");
+    let planned = read_planned(&top, report);
     let limits = read_limits(top.section("limits"), report);
     let grpc = grpc::read(top.section("grpc"), report);
     let transport = read_transport(top.section("transport"), &limits, report);
@@ -147,6 +148,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 memory_bytes_max: memory.bytes_max,
                 backlog_records_max: BACKLOG_RECORDS,
                 idempotency_window: IDEMPOTENCY_WINDOW,
+                home: None,
             })
             .collect(),
         Some((origin, sections)) => {
@@ -163,6 +165,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         cores,
         backends,
         busy_poll,
+        planned,
         namespaces,
         limits,
         grpc,
@@ -173,6 +176,36 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         log,
         warnings: Vec::new(),
     }
+}
+
+/// The files that namespaces are planned from; what they decide is not said here too.
+fn read_planned(top: &Section<'_>, report: &Report) -> Option<PlannedFrom> {
+    let path = |text: &str| match text.is_empty() || text.contains('\0') {
+        true => Err(Problem::new("it is not a path", "write the path of a file or folder")),
+        false => Ok(PathBuf::from(text)),
+    };
+    let requests = top.optional("requests", path);
+    let platform = top.optional("platform", path);
+    let Some(requests) = requests else {
+        if let Some(platform) = platform.filter(|_| top.lacks("requests")) {
+            let remedy = "add `requests: FOLDER`, or leave `platform` out";
+            report.error(platform.origin, Problem::new("a platform without requests", remedy));
+        }
+        return None;
+    };
+    for (key, instead) in
+        [("namespaces", "ask for them there"), ("backends", "declare them in `platform`")]
+    {
+        if !top.lacks(key) {
+            let message = format!("`requests` and `{key}` stand beside each other");
+            let remedy = format!("leave `{key}` out and {instead}, or leave `requests` out");
+            report.error(requests.origin, Problem::new(message, remedy));
+        }
+    }
+    Some(PlannedFrom {
+        requests: requests.value,
+        platform: platform.map(|platform| platform.value),
+    })
 }
 
 /// A flag's value stands over the file's.
@@ -456,9 +489,9 @@ fn read_log(section: Option<Section<'_>>, flags: &Flags, report: &Report) -> Log
     }
 }
 
-const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(86_400);
+pub(crate) const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(86_400);
 /// Logged writes that may wait for an outside backend, unless the namespace says otherwise.
-const BACKLOG_RECORDS: u64 = 1_000_000;
+pub(crate) const BACKLOG_RECORDS: u64 = 1_000_000;
 
 fn read_namespaces(
     origin: Origin,
@@ -551,6 +584,7 @@ fn read_namespaces(
             memory_bytes_max: memory.value,
             backlog_records_max: backlog.value,
             idempotency_window: window.value,
+            home: None,
         });
     }
     namespaces

@@ -45,6 +45,7 @@ pub(super) fn choose(draft: &mut Draft<'_>) -> Option<Plan> {
         partitions,
         retention: demand.retention.map(|retention| retention.value.0),
         limits,
+        is_message_size_asked: request.needs.max_message_size.is_some(),
         homes,
         decisions: std::mem::take(&mut draft.decisions),
         notes: std::mem::take(&mut draft.notes),

@@ -201,6 +201,8 @@ pub struct Plan {
     pub retention: Option<std::time::Duration>,
     /// The bounds that it is held to.
     pub limits: PlanLimits,
+    /// Whether the size of messages was asked for.
+    pub is_message_size_asked: bool,
     /// The shards that own it.
     pub homes: Vec<usize>,
     /// Why it is so.

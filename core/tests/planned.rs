@@ -1,0 +1,127 @@
+//! Namespaces that are planned from requests and a platform, through the real server.
+
+mod harness;
+
+use std::path::Path;
+
+use harness::{Caller, Setup, directory, run, serve};
+use prism_proto::catalogue::Method;
+use prism_proto::prism::queue::v1 as queue;
+use prism_proto::prism::r#type::v1::Message;
+
+const PLATFORM: &str = "teams: [{name: payments}, {name: web}]
+limits: {write_rps: 1k}
+quotas: {bytes_in_flight: 8MiB, backlog: 5000}
+placement: [{namespace: sessions, shard: 1}]
+";
+const REQUESTS: &str = "namespace: orders
+team: payments
+client_api: queue
+needs: {durability: strong, max_message_size: 64KiB, write_rps: 200}
+---
+namespace: sessions
+team: web
+client_api: keyvalue
+needs: {ttl: 1h}
+";
+
+/// A server that takes its namespaces from the files below `path`.
+fn planned(path: &Path, platform: &str, requests: &str) -> Setup {
+    let folder = path.join("namespaces");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(path.join("platform.yaml"), platform).unwrap();
+    std::fs::write(folder.join("all.yaml"), requests).unwrap();
+    let config = format!(
+        "wal: {{segment_bytes: 20MiB}}\nplatform: {}\nrequests: {}\n",
+        path.join("platform.yaml").display(),
+        folder.display()
+    );
+    serve(path).shards(2).config(&config)
+}
+
+#[test]
+fn what_a_plan_says_is_what_is_served() {
+    let path = directory();
+    let server = planned(path.path(), PLATFORM, REQUESTS).start();
+    let config = server.admin_page("/config");
+    let (orders, sessions) = config.split_once("- name: sessions").expect("both are there");
+    for says in [
+        "- name: orders",
+        "client_api: queue",
+        "durability: strong",
+        "max_message_size: 64KiB",
+        "in_flight_bytes_max: 8MiB",
+        "backlog_records_max: 5000",
+    ] {
+        assert!(orders.contains(says), "{says} is not in {config}");
+    }
+    assert!(sessions.contains("durability: memory"), "{config}");
+    let registry = std::fs::read_to_string(path.path().join("data/registry.json")).unwrap();
+    let registry: serde_json::Value = serde_json::from_str(&registry).unwrap();
+    let placed = registry["namespaces"].as_array().unwrap();
+    let sessions = placed.iter().find(|placed| placed["name"] == "sessions").unwrap();
+    assert_eq!(sessions["home"], 1, "the platform pins it");
+
+    let address = server.listen;
+    run(async move {
+        let caller = Caller::to(address, "orders").await;
+        let request = queue::SendRequest {
+            namespace: "orders".to_owned(),
+            queue: "q".to_owned(),
+            message: Some(Message { payload: "hello".into(), ..Default::default() }),
+        };
+        let sent = caller.call::<queue::SendResponse>(Method::QUEUE_SEND, &[], &request).await;
+        let (_, trailers) = sent.expect("sent");
+        assert_eq!(harness::calls::trailer(&trailers, "prism-durability"), Some("strong"));
+    });
+    server.stop();
+}
+
+#[test]
+fn one_request_that_is_refused_and_nothing_is_served() {
+    let path = directory();
+    let refused = |platform: &str, requests: &str, says: &str| {
+        let (code, errors) = planned(path.path(), platform, requests).refused();
+        assert_eq!(code, 78, "{errors}");
+        assert!(errors.contains(says), "{says} is not in {errors}");
+    };
+    let greedy = REQUESTS.replace("write_rps: 200", "write_rps: 2k");
+    refused(
+        PLATFORM,
+        &greedy,
+        "all.yaml:4:65: LIMIT_WRITES: write_rps 2k/s is more than team `payments` may ask for, 1k/s",
+    );
+    let lasting = "namespace: ledger\nteam: web\nclient_api: transact\n";
+    refused(
+        PLATFORM,
+        lasting,
+        "all.yaml:3:13: NOT_IN_THIS_BUILD: this build of Prism does not serve `transact` yet",
+    );
+    refused("taems: []\n", REQUESTS, "platform.yaml:1:1: unknown key `taems`");
+    refused(PLATFORM, "namespace: a\n", "all.yaml:1:1: this document has no `team`");
+    let large = REQUESTS.replace("64KiB", "8MiB");
+    refused(
+        PLATFORM,
+        &large,
+        "all.yaml:1:12: messages of 8MiB are more than this server takes, 4MiB",
+    );
+}
+
+/// From the folder of the workspace, as its first line says.
+#[test]
+fn the_example_is_served() {
+    let path = directory();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let example = root.join("examples/planned");
+    let config = std::fs::read_to_string(example.join("prism.yaml")).unwrap();
+    let config = config.replace(": examples/", &format!(": {}/examples/", root.display()));
+    let server =
+        serve(path.path()).config(&format!("wal: {{segment_bytes: 20MiB}}\n{config}")).start();
+    let served = server.admin_page("/config");
+    for says in
+        ["- name: orders", "durability: strong", "- name: carts", "in_flight_bytes_max: 32MiB"]
+    {
+        assert!(served.contains(says), "{says} is not in {served}");
+    }
+    server.stop();
+}

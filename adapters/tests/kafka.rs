@@ -10,12 +10,13 @@ use prism_adapters::kafka::{Kafka, KafkaConfig};
 use prism_adapters::{Backend as _, Context, Error, Limits, Reply};
 use prism_io::clock::wall_us;
 use prism_proto::catalogue::Method;
+use prism_proto::prism::pubsub::v1::{PublishOrderedRequest, PublishOrderedResponse};
 use prism_proto::prism::stream::v1::{
     AppendBatchRequest, AppendRequest, AppendResponse, GetRetentionRequest, GetRetentionResponse,
     NewRecord, ReadRequest, ReadResponse, Retention, SetRetentionRequest, SetRetentionResponse,
     StreamRecord,
 };
-use prism_proto::prism::r#type::v1::{Start, start};
+use prism_proto::prism::r#type::v1::{Message, Start, start};
 use prost::Message as _;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -184,6 +185,42 @@ fn a_stranger_reads_what_was_appended() {
     assert_eq!((tomb.key(), tomb.payload()), (Some(&b"order-7"[..]), None));
     let plain = read.iter().find(|one| one.key().is_none()).unwrap();
     assert_eq!((plain.payload(), plain.headers().is_none()), (Some(&b"plain"[..]), true));
+}
+
+#[test]
+fn a_stranger_hears_what_was_published() {
+    let name = fresh("heard");
+    let topic = format!("orders.{name}");
+    let id = prism_io::rt::run(async move {
+        let kafka = Kafka::start(config());
+        let attributes = [("country".to_owned(), "CH".to_owned())].into();
+        let expires_at = Some(prost_types::Timestamp { seconds: 32_503_680_000, nanos: 0 });
+        let message = Message {
+            payload: b"placed".to_vec().into(),
+            content_type: "text/plain".to_owned(),
+            ordering_key: "order-7".to_owned(),
+            attributes,
+            expires_at,
+            ..Default::default()
+        };
+        let (namespace, message) = ("orders".to_owned(), Some(message));
+        let request = PublishOrderedRequest { namespace, topic: name, message };
+        let method = Method::PUBSUB_PUBLISH_ORDERED;
+        let answer: PublishOrderedResponse = call(&kafka, method, &request).await.unwrap();
+        assert!(answer.position.is_some());
+        answer.message_id
+    })
+    .unwrap();
+    let read = consume(&topic, 1);
+    assert_eq!((read[0].key(), read[0].payload()), (Some(&b"order-7"[..]), Some(&b"placed"[..])));
+    let expected = [
+        ("content-type", "text/plain"),
+        ("country", "CH"),
+        ("prism.expires-at", "32503680000000"),
+        ("prism.message-id", &id),
+    ];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(headers(&read[0]), expected.into());
 }
 
 #[test]

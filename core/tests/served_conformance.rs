@@ -291,7 +291,7 @@ fn namespaces_on_kafka_conform_also_across_the_mesh() {
     let mut config = format!(
         "backends:\n  - {{name: log, type: kafka, brokers: [\"{address}\"], partitions: 3}}\nnamespaces:\n"
     );
-    let models = [Model::Stream];
+    let models = [Model::Stream, Model::PubSub];
     let names: Vec<(String, Model)> = models
         .iter()
         .flat_map(|model| {

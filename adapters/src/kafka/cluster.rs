@@ -210,7 +210,8 @@ impl Cluster {
             ("message.timestamp.type", "CreateTime"),
         ];
         self.make(topic, self.config.partitions, &settings)?;
-        Ok(self.partitions(topic)?.unwrap_or(self.config.partitions))
+        // It is made first, and known to the brokers a little later.
+        self.patiently(|| self.partitions(topic)?.ok_or_else(Fault::not_yet))
     }
 
     /// Makes a topic. One that is there is left as it is.

@@ -1,4 +1,4 @@
-//! Kafka, from 2.1 on: one topic per stream, named `<namespace>.<stream>`, as anybody who knows Kafka would make it.
+//! Kafka, from 2.1 on: one topic per stream or topic, named `<namespace>.<name>`, as anybody who knows Kafka would make it.
 //!
 //! A record's key is the Kafka key, its value the Kafka value (none for a tombstone), its time the record's time; attributes are headers
 //! under their own names, the media type is the header `content-type`. A key's partition is the one that Kafka's own
@@ -12,7 +12,7 @@
 //! - `delivery`: records on their way; `reader`: a consumer per reader
 //! - `names`, `record`: topics, partitions, and what lies in them
 //! - `errors`: what goes wrong, as failures that name backend and namespace
-//! - `stream`, `walk`, `retention`: the interfaces
+//! - `stream`, `walk`, `retention`, `pubsub`: the interfaces
 //!
 //! The binding copies every value once, into the client's queue, when it is sent; on the way back it is copied once, from the
 //! client's buffer into the answer.
@@ -23,6 +23,7 @@ mod delivery;
 mod errors;
 mod link;
 mod names;
+mod pubsub;
 mod reader;
 mod record;
 mod retention;
@@ -38,12 +39,14 @@ pub use self::config::{
 };
 pub use self::link::KafkaFacts;
 use self::link::Link;
+use self::pubsub::Topics;
 use crate::backend::Admission;
 use crate::error::Error;
 
 /// A shard's Kafka, see the module.
 pub struct Kafka {
     link: Rc<Link>,
+    topics: Rc<Topics>,
 }
 
 crate::backend! {
@@ -51,12 +54,15 @@ crate::backend! {
         stream_basic,
         stream_retention,
         stream_partitioning,
+        pubsub_basic,
+        pubsub_filtering,
+        pubsub_ordering,
 }
 
 impl Kafka {
     /// Begins to look for the cluster; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: KafkaConfig) -> Self {
-        Kafka { link: Link::start(config) }
+        Kafka { link: Link::start(config), topics: Rc::default() }
     }
 
     /// What it has done so far.

@@ -82,6 +82,11 @@ impl Reader {
         self.bell.wait(heard).await;
     }
 
+    /// What rings when there is something.
+    pub(super) fn bell(&self) -> Arc<Bell> {
+        self.bell.clone()
+    }
+
     /// Looks whether there is something.
     pub(super) fn look(&self) -> Found<'_> {
         loop {

@@ -76,6 +76,13 @@ pub(super) fn read_headers<M: Message>(message: &M) -> ReadHeaders {
     read
 }
 
+/// The value of a header of Prism's own, where it is text.
+pub(super) fn own_header<M: Message>(message: &M, name: &str) -> Option<String> {
+    let headers = message.headers()?;
+    let found = headers.iter().find(|header| header.key == name)?.value?;
+    String::from_utf8(found.to_vec()).ok()
+}
+
 /// Adds a record to a page of answers (`ReadResponse` and `ReplayRangeResponse` alike): its value is copied once, from where the
 /// client has put it.
 pub(super) fn put_record<M: Message>(page: &mut Vec<u8>, message: &M) {

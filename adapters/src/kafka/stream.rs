@@ -149,7 +149,7 @@ impl Kafka {
     }
 
     /// Where a record has landed, as its caller is told.
-    fn place(
+    pub(super) fn place(
         &self,
         context: &Context<'_>,
         topic: &str,

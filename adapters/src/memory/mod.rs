@@ -20,7 +20,7 @@ mod format;
 mod index;
 mod keyvalue;
 mod outcomes;
-mod pubsub;
+pub(crate) mod pubsub;
 mod queue;
 mod rooms;
 mod scan;

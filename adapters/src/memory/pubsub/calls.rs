@@ -10,7 +10,7 @@ use prism_proto::view::types as view;
 use prost::Message as _;
 
 use super::super::Memstore;
-use super::subscriptions::{Event, Heard, Standing};
+use super::subscriptions::{Attached, Event, Heard, Standing};
 use crate::call::{Context, NO_END, PageSink, Reply};
 use crate::error::{Error, Kind};
 use crate::filter::Filter;
@@ -143,7 +143,6 @@ impl Memstore {
         (id, position)
     }
 
-    /// Sends what a subscription hears, as fast as its stream takes it. The messages of all three kinds of streams are the same.
     async fn deliver<S: PageSink>(
         &self,
         context: &Context<'_>,
@@ -152,34 +151,41 @@ impl Memstore {
         sink: &mut S,
     ) -> Result<(), Error> {
         let attached = self.subscriptions.attach(context.namespace, id, heard)?;
-        let subscription = attached.subscription.clone();
-        let started =
-            reply::Started { subscription_id: subscription.id.to_string(), position: None };
-        sink.send(response(reply::subscribe_response::Event::Started(started))).await?;
-        let mut told = subscription.news.listen();
-        loop {
-            while let Some(event) = attached.take() {
-                if event.expires_us <= sink.now_us() {
-                    continue;
-                }
-                let delivery = reply::EventDelivery {
-                    topic: event.topic.to_string(),
-                    position: None,
-                    delivery: Some(Delivery {
-                        attempt: 1,
-                        sent_at: Some(time(event.sent_us)),
-                        message: Some(event.message.clone()),
-                        ..Default::default()
-                    }),
-                };
-                drop(event);
-                sink.send(response(reply::subscribe_response::Event::Delivery(delivery))).await?;
+        deliver(&attached, sink).await
+    }
+}
+
+/// Sends what a subscription hears, as fast as its stream takes it. The messages of all three kinds of streams are the same.
+pub(crate) async fn deliver<S: PageSink>(
+    attached: &Attached<'_>,
+    sink: &mut S,
+) -> Result<(), Error> {
+    let subscription = attached.subscription.clone();
+    let started = reply::Started { subscription_id: subscription.id.to_string(), position: None };
+    sink.send(response(reply::subscribe_response::Event::Started(started))).await?;
+    let mut told = subscription.news.listen();
+    loop {
+        while let Some(event) = attached.take() {
+            if event.expires_us <= sink.now_us() {
+                continue;
             }
-            match subscription.standing.get() {
-                Standing::Open => sink.wait(&mut told, NO_END).await?,
-                Standing::Deleted => return Ok(()),
-                Standing::Behind => return Err(behind()),
-            }
+            let delivery = reply::EventDelivery {
+                topic: event.topic.to_string(),
+                position: None,
+                delivery: Some(Delivery {
+                    attempt: 1,
+                    sent_at: Some(time(event.sent_us)),
+                    message: Some(event.message.clone()),
+                    ..Default::default()
+                }),
+            };
+            drop(event);
+            sink.send(response(reply::subscribe_response::Event::Delivery(delivery))).await?;
+        }
+        match subscription.standing.get() {
+            Standing::Open => sink.wait(&mut told, NO_END).await?,
+            Standing::Deleted => return Ok(()),
+            Standing::Behind => return Err(behind()),
         }
     }
 }

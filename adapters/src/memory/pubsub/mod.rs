@@ -2,7 +2,7 @@
 //!
 //! A subscription that is not durable is there as long as streams are attached to it; what it has not sent yet waits in a line of its own, bounded in
 //! events and bytes, of which all lines of a shard together hold a bounded amount. A subscriber that stays behind by more loses its subscription and
-//! is told so; it holds nobody up. Nothing of these is state: replay publishes to nobody.
+//! is told so; it holds nobody up. Backends outside that tell a shard of every event share them out the same way. Nothing of these is state: replay publishes to nobody.
 //!
 //! - `subscriptions`: who hears what
 //! - `calls`: the interfaces
@@ -13,5 +13,6 @@ mod durable;
 mod subscriptions;
 mod topics;
 
-pub(super) use self::subscriptions::Subscriptions;
+pub(crate) use self::calls::deliver;
+pub(crate) use self::subscriptions::{Event, Heard, Subscriptions};
 pub(super) use self::topics::Topics;

@@ -23,17 +23,17 @@ const EVENT_BYTES: usize = 256;
 
 /// An event on its way; its subscribers share it.
 #[derive(Debug)]
-pub(super) struct Event {
-    pub(super) topic: Box<str>,
-    pub(super) sent_us: u64,
+pub(crate) struct Event {
+    pub(crate) topic: Box<str>,
+    pub(crate) sent_us: u64,
     /// From then on it is not delivered; `u64::MAX` is never.
-    pub(super) expires_us: u64,
-    pub(super) message: Message,
+    pub(crate) expires_us: u64,
+    pub(crate) message: Message,
 }
 
 /// What a subscription hears.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Heard {
+pub(crate) enum Heard {
     Topic(Box<str>),
     Pattern(Box<str>),
     Filtered(Box<str>, Filter),
@@ -41,7 +41,7 @@ pub(super) enum Heard {
 
 /// How a subscription stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(crate) enum Standing {
     Open,
     /// It stayed behind by more than may wait.
     Behind,
@@ -51,15 +51,15 @@ pub(super) enum Standing {
 
 /// One subscription.
 #[derive(Debug)]
-pub(super) struct Subscription {
+pub(crate) struct Subscription {
     namespace: u32,
-    pub(super) id: Box<str>,
+    pub(crate) id: Box<str>,
     heard: Heard,
     line: RefCell<VecDeque<Rc<Event>>>,
     line_bytes: Cell<usize>,
-    pub(super) standing: Cell<Standing>,
+    pub(crate) standing: Cell<Standing>,
     streams: Cell<usize>,
-    pub(super) news: Rc<News>,
+    pub(crate) news: Rc<News>,
 }
 
 type ByName<T> = HashMap<(u32, Box<str>), T, ahash::RandomState>;
@@ -76,7 +76,7 @@ pub(crate) struct Subscriptions {
 
 impl Subscriptions {
     /// Puts an event in the line of everybody who hears its topic.
-    pub(super) fn publish(&self, namespace: u32, event: Event) {
+    pub(crate) fn publish(&self, namespace: u32, event: Event) {
         let by_topic = self.by_topic.borrow();
         let by_pattern = self.by_pattern.borrow();
         let of_topic = by_topic.get(&(namespace, event.topic.clone()));
@@ -116,7 +116,7 @@ impl Subscriptions {
     ///
     /// # Errors
     /// FAILED_PRECONDITION `SUBSCRIPTION_MISMATCH`: there is one that hears something else.
-    pub(super) fn attach(
+    pub(crate) fn attach(
         &self,
         namespace: u32,
         id: &str,
@@ -163,7 +163,7 @@ impl Subscriptions {
     }
 
     /// Deletes a subscription, if there is one of this id; its streams end.
-    pub(super) fn delete(&self, namespace: u32, id: &str) {
+    pub(crate) fn delete(&self, namespace: u32, id: &str) {
         let found = self.by_id.borrow().get(&(namespace, Box::from(id))).cloned();
         if let Some(subscription) = found {
             subscription.standing.set(Standing::Deleted);
@@ -221,14 +221,14 @@ impl Subscription {
 }
 
 /// A stream's part in a subscription; given up when it is dropped.
-pub(super) struct Attached<'a> {
+pub(crate) struct Attached<'a> {
     subscriptions: &'a Subscriptions,
-    pub(super) subscription: Rc<Subscription>,
+    pub(crate) subscription: Rc<Subscription>,
 }
 
 impl Attached<'_> {
     /// The next event of the line.
-    pub(super) fn take(&self) -> Option<Rc<Event>> {
+    pub(crate) fn take(&self) -> Option<Rc<Event>> {
         let event = self.subscription.line.borrow_mut().pop_front()?;
         let bytes = event.message.encoded_len() + EVENT_BYTES;
         self.subscription.line_bytes.set(self.subscription.line_bytes.get() - bytes);

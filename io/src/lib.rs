@@ -17,6 +17,7 @@ pub mod http1;
 pub mod mesh;
 pub mod net;
 pub mod probe;
+pub mod region;
 pub mod rt;
 pub mod server;
 pub mod tls;

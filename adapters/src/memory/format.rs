@@ -15,7 +15,7 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 
-use super::entry::Entry;
+use super::entry::Stored;
 use super::outcomes::{Outcome, Remembered};
 use crate::call::Revision;
 
@@ -302,7 +302,7 @@ pub(crate) fn take_header(fields: &mut Fields<'_>) -> Result<SnapshotFacts, Snap
 }
 
 /// One entry as a record of an entries block.
-pub(crate) fn put_entry(out: &mut Vec<u8>, lane: u32, entry: &Entry) {
+pub(crate) fn put_entry(out: &mut Vec<u8>, lane: u32, entry: Stored<'_>) {
     let (key, value, revision) = (entry.key(), entry.value(), entry.revision());
     let expires = entry.expires_us != super::entry::NEVER;
     let unlogged = revision.epoch != 0;

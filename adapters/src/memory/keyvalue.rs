@@ -16,7 +16,7 @@ use prism_proto::view::protobuf::Duration;
 use prism_proto::view::types::{ConditionRequirement, Entry as EntryView, OperationAction};
 
 use super::Memstore;
-use super::entry::{Entry, NEVER, Value};
+use super::entry::{NEVER, Stored, Value};
 use super::store::{Expiry, Spot, Store};
 use crate::call::{Context, Reply, Version};
 use crate::error::Error;
@@ -329,7 +329,7 @@ impl KeyValueCas for Memstore {
 }
 
 #[inline]
-fn find<'s>(store: &'s Store, context: &Context<'_>, key: &str) -> Option<&'s Entry> {
+fn find<'s>(store: &'s Store, context: &Context<'_>, key: &str) -> Option<Stored<'s>> {
     store.get(context.namespace, context.partition, key.as_bytes(), context.now_us)
 }
 
@@ -361,7 +361,7 @@ fn delete(store: &mut Store, context: &Context<'_>, key: &str) -> bool {
     existed
 }
 
-fn holds(requirement: Option<ConditionRequirement<'_>>, entry: Option<&Entry>) -> bool {
+fn holds(requirement: Option<ConditionRequirement<'_>>, entry: Option<Stored<'_>>) -> bool {
     match requirement {
         Some(ConditionRequirement::Absent(_)) => entry.is_none(),
         Some(ConditionRequirement::Exists(_)) => entry.is_some(),
@@ -386,7 +386,7 @@ fn expiry(ttl: Option<Duration>, keep_ttl: bool, now_us: u64) -> Result<Expiry, 
 }
 
 #[inline]
-pub(super) fn view<'a>(entry: &'a Entry, version: &'a Version) -> EntryView<'a> {
+pub(super) fn view<'a>(entry: Stored<'a>, version: &'a Version) -> EntryView<'a> {
     EntryView {
         key: None,
         version: Some(version),

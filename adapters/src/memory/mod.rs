@@ -5,7 +5,7 @@
 //! they are first polled, but for Count on a large lane, which gives way between steps as scans do;
 //! these need the shard's runtime.
 //!
-//! - `slab`, `index`, `entry`: where entries are and how they are found
+//! - `slab`, `index`, `entry`, `payloads`: where entries are and how they are found
 //! - `store`: changes, expiry (`wheel`) and the memory that is taken
 //! - `keyvalue`, `scan`: the interfaces
 //! - `rooms`, `sources`: where the other models' data is, and how those who wait for it are told
@@ -20,6 +20,7 @@ mod format;
 mod index;
 mod keyvalue;
 mod outcomes;
+mod payloads;
 pub(crate) mod pubsub;
 mod queue;
 mod rooms;

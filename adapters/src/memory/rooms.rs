@@ -90,7 +90,8 @@ impl Memstore {
         for lane in store.lanes.iter().filter(|lane| lane.partition == room as u16) {
             for position in 0..lane.entries.end() {
                 if let Some(entry) = lane.entries.get(position) {
-                    show(lane.namespace, entry.key(), entry.value().bytes());
+                    let value = entry.value(&store.payloads).bytes();
+                    show(lane.namespace, entry.key(&store.payloads), value);
                 }
             }
         }

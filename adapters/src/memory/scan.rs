@@ -14,7 +14,7 @@ use prism_proto::view::types::Entry as EntryView;
 use prism_proto::wire;
 
 use super::Memstore;
-use super::entry::Entry;
+use super::entry::Stored;
 use super::keyvalue::view;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
@@ -61,7 +61,7 @@ impl KeyValueScan for Memstore {
         sink: &mut S,
     ) -> Result<(), Error> {
         let selection = Selection::from(request.selection);
-        let put = |page: &mut Vec<u8>, key: &str, entry: &Entry, room: usize| {
+        let put = |page: &mut Vec<u8>, key: &str, entry: Stored<'_>, room: usize| {
             let version = entry.revision().version();
             let entry = EntryView { key: Some(key), ..view(entry, &version) };
             let length = entry.encoded_len();
@@ -82,7 +82,7 @@ impl KeyValueScan for Memstore {
         sink: &mut S,
     ) -> Result<(), Error> {
         let selection = Selection::from(request.selection);
-        let put = |page: &mut Vec<u8>, key: &str, _: &Entry, room: usize| {
+        let put = |page: &mut Vec<u8>, key: &str, _: Stored<'_>, room: usize| {
             let fits = wire::bytes_field_len(PAGE_ITEMS_FIELD, key.len()) <= room;
             if fits {
                 wire::put_bytes(page, PAGE_ITEMS_FIELD, key.as_bytes());
@@ -103,7 +103,7 @@ impl Memstore {
         page_size: u32,
         page_token: &str,
         sink: &mut S,
-        put: impl Fn(&mut Vec<u8>, &str, &Entry, usize) -> bool,
+        put: impl Fn(&mut Vec<u8>, &str, Stored<'_>, usize) -> bool,
     ) -> Result<(), Error> {
         let mut walk = self.begin_walk(context, selection, page_token)?;
         let page_entries = page_entries(page_size);
@@ -113,7 +113,7 @@ impl Memstore {
             let mut entries = 0;
             let page_end = walk.end.min(walk.position.saturating_add(PAGE_SLOTS_MAX));
             loop {
-                let is_full = |page: &mut Vec<u8>, key: &str, entry: &Entry| {
+                let is_full = |page: &mut Vec<u8>, key: &str, entry: Stored<'_>| {
                     // The limit may have been lowered since the entry was stored: the walk goes on,
                     // with the entry on a page of its own.
                     let room = match page.is_empty() {
@@ -158,18 +158,19 @@ impl Memstore {
         walk: &mut Walk,
         now_us: u64,
         page: &mut Vec<u8>,
-        mut take: impl FnMut(&mut Vec<u8>, &str, &Entry) -> Taken,
+        mut take: impl FnMut(&mut Vec<u8>, &str, Stored<'_>) -> Taken,
     ) -> bool {
         let store = self.store.borrow();
         let Some(lane) = store.lane(context.namespace, context.partition) else { return false };
-        let entries = &store.lanes[lane as usize].entries;
+        let (entries, payloads) = (&store.lanes[lane as usize].entries, &store.payloads);
         let matcher = Matcher::new(selection);
         let upto = walk.end.min(walk.position.saturating_add(STEP_SLOTS));
         while walk.position < upto {
             if let Some(entry) = entries.get(walk.position)
                 && entry.is_live(now_us)
-                && matcher.matches(entry.key())
+                && matcher.matches(entry.key(payloads))
             {
+                let entry = Stored { entry, payloads };
                 let key = std::str::from_utf8(entry.key()).expect("keys are UTF-8");
                 match take(page, key, entry) {
                     Taken::NotThis => return true,

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::rc::Rc;
 
-use super::entry::{Entry, NEVER};
+use super::entry::{NEVER, Stored};
 use super::format::{
     BLOCK_BYTES, BlockKind, BlockReader, BlockWriter, SnapshotError, SnapshotFacts, put_entry,
     put_header, put_outcome, take_entry, take_header, take_outcome,
@@ -42,14 +42,14 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// Writes an entry that is about to change, unless the cursor has passed it.
-    pub(crate) fn save(&mut self, lane: u32, position: u32, entry: &Entry) {
+    pub(crate) fn save(&mut self, lane: u32, position: u32, entry: Stored<'_>) {
         let at = (lane as usize, position);
         if at >= (self.lane, self.position) && self.lane < self.ends.len() {
             self.write(lane, entry);
         }
     }
 
-    fn write(&mut self, lane: u32, entry: &Entry) {
+    fn write(&mut self, lane: u32, entry: Stored<'_>) {
         if !entry.is_live(self.log_time_us) {
             return;
         }
@@ -222,7 +222,7 @@ impl Store {
             if let Some(entry) = lane.entries.get(position)
                 && entry.generation < self.generation
             {
-                cut.write(number, entry);
+                cut.write(number, Stored { entry, payloads: &self.payloads });
             }
         }
         cut.position = upto;

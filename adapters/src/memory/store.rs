@@ -7,8 +7,9 @@
 use ahash::RandomState;
 use hashbrown::HashTable;
 
-use super::entry::{Entry, NEVER};
+use super::entry::{Entry, NEVER, Stored};
 use super::index::Index;
+use super::payloads::Payloads;
 use super::slab::{NOWHERE, Slab};
 use super::snapshot::Cut;
 use super::wheel::{LEVELS, Wheel};
@@ -68,6 +69,7 @@ pub(crate) struct Store {
     accounts: Vec<Account>,
     account_index: HashTable<u32>,
     wheel: Wheel,
+    pub(crate) payloads: Payloads,
     /// About how much memory everything takes, in bytes.
     used_bytes: usize,
     /// Everything that expired until then may have been reaped; no change comes from before.
@@ -179,7 +181,8 @@ impl Store {
     pub(crate) fn locate(&self, lane: u32, key: &[u8]) -> Spot {
         let hash = self.hasher.hash_one(key);
         let entries = &self.lanes[lane as usize];
-        let found = entries.index.find(hash, |position| entries.entries.at(position).key() == key);
+        let is_it = |position| entries.entries.at(position).key(&self.payloads) == key;
+        let found = entries.index.find(hash, is_it);
         Spot { lane, hash, position: found.unwrap_or(NOWHERE) }
     }
 
@@ -194,7 +197,7 @@ impl Store {
         let mut touched = 0;
         for position in positions {
             if let Some(entry) = lane.entries.get(position) {
-                touched ^= entry.key().first().copied().unwrap_or_default();
+                touched ^= entry.key(&self.payloads).first().copied().unwrap_or_default();
             }
         }
         std::hint::black_box(touched);
@@ -202,9 +205,9 @@ impl Store {
 
     /// The entry at a spot, unless it has expired.
     #[inline]
-    pub(crate) fn live(&self, spot: Spot, now_us: u64) -> Option<&Entry> {
+    pub(crate) fn live(&self, spot: Spot, now_us: u64) -> Option<Stored<'_>> {
         let entry = self.lanes[spot.lane as usize].entries.get(spot.position)?;
-        entry.is_live(now_us).then_some(entry)
+        entry.is_live(now_us).then_some(Stored { entry, payloads: &self.payloads })
     }
 
     /// The entry of a key, unless it has expired.
@@ -215,7 +218,7 @@ impl Store {
         partition: u16,
         key: &[u8],
         now_us: u64,
-    ) -> Option<&Entry> {
+    ) -> Option<Stored<'_>> {
         self.live(self.locate(self.lane(namespace, partition)?, key), now_us)
     }
 
@@ -237,7 +240,7 @@ impl Store {
         self.save_before_change(spot.lane, spot.position);
         let entry = self.lanes[spot.lane as usize].entries.at_mut(spot.position);
         let before_bytes = entry.memory_bytes();
-        entry.replace(value, revision);
+        entry.replace(&mut self.payloads, key, value, revision);
         let after_bytes = entry.memory_bytes();
         self.take(spot.lane, after_bytes);
         self.give_back(spot.lane, before_bytes);
@@ -258,12 +261,12 @@ impl Store {
         revision: Revision,
         now_us: u64,
     ) {
-        let entry = Entry::new(key, value, revision, self.generation);
+        let entry = Entry::new(&mut self.payloads, key, value, revision, self.generation);
         self.take(spot.lane, entry.memory_bytes());
         let lane = &mut self.lanes[spot.lane as usize];
         let position = lane.entries.insert(entry);
-        let (hasher, entries) = (&self.hasher, &lane.entries);
-        let hash_of = |position| hasher.hash_one(entries.at(position).key());
+        let (hasher, entries, payloads) = (&self.hasher, &lane.entries, &self.payloads);
+        let hash_of = |position| hasher.hash_one(entries.at(position).key(payloads));
         lane.index.insert(spot.hash, position, hash_of);
         if let Expiry::At(expires_us) = expiry {
             self.set_timer(spot.lane, position, expires_us, now_us);
@@ -302,7 +305,7 @@ impl Store {
             debug_assert!(!entry.is_live(horizon_us));
             entry.timer = NOWHERE;
             lane_entries.expiring -= 1;
-            let hash = self.hasher.hash_one(entry.key());
+            let hash = self.hasher.hash_one(entry.key(&self.payloads));
             self.remove_at(lane, position, hash);
             reaped += 1;
         }
@@ -315,7 +318,9 @@ impl Store {
         let removed_from = &mut self.lanes[lane as usize];
         removed_from.index.remove(hash, position);
         let removed = removed_from.entries.remove(position);
-        self.give_back(lane, removed.memory_bytes());
+        let bytes = removed.memory_bytes();
+        removed.give_back(&mut self.payloads);
+        self.give_back(lane, bytes);
     }
 
     /// Puts the entry as it is into the snapshot that is being taken, if that still lacks it.
@@ -324,7 +329,7 @@ impl Store {
         let entry = self.lanes[lane as usize].entries.at_mut(position);
         if entry.generation != self.generation {
             if let Some(cut) = &mut self.cut {
-                cut.save(lane, position, entry);
+                cut.save(lane, position, Stored { entry, payloads: &self.payloads });
             }
             entry.generation = self.generation;
         }

@@ -26,7 +26,7 @@ fn check(arguments: &[&str], code: i32, stdout: &str, stderr: &str) {
 fn help_goes_to_stdout_and_is_no_failure() {
     check(&["--help"], 0, "Exit codes:\n   0  done\n", "");
     check(&["--version"], 0, "prism ", "");
-    for command in ["serve", "kv", "interfaces", "doctor", "wal"] {
+    for command in ["serve", "kv", "queue", "stream", "pubsub", "interfaces", "doctor", "wal"] {
         check(&[command, "--help"], 0, "Usage: prism", "");
     }
     for command in ["serve", "kv", "doctor", "wal", "schema", "plan", "explain"] {
@@ -45,6 +45,10 @@ fn a_wrong_command_line_ends_with_2() {
     check(&["kv", "batch-set", "a"], 2, "", "`a` is not KEY=VALUE");
     check(&["kv", "cas", "a", "b", "--expect-version", "?"], 2, "", "`?` is not base64");
     check(&["kv", "get", "a", "--idempotency-key", ""], 2, "", "1 to 128 ASCII characters");
+    check(&["queue", "send", "q", "m", "--attribute", "a"], 2, "", "`a` is not NAME=VALUE");
+    check(&["stream", "seek", "s", "g", "0"], 2, "", "`0` is not PARTITION:OFFSET");
+    check(&["stream", "seek", "s", "g"], 2, "", "required arguments were not provided");
+    check(&["pubsub", "subscribe", "t", "--earliest"], 2, "", "--durable");
 }
 
 #[test]
@@ -207,10 +211,24 @@ impl Server {
 
     #[track_caller]
     fn kv(&self, arguments: &[&str], code: i32, stdout: &str) {
-        let output = prism(&[&["kv", "--endpoint", &self.endpoint], arguments].concat());
+        let shown = self.told("kv", arguments, code);
+        assert_eq!(shown, stdout, "{arguments:?}");
+    }
+
+    /// What a command says on stdout.
+    #[track_caller]
+    fn told(&self, command: &str, arguments: &[&str], code: i32) -> String {
+        let output = prism(&[&[command, "--endpoint", &self.endpoint], arguments].concat());
         let shown = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {shown:?}");
-        assert_eq!(shown.0, stdout, "{arguments:?}: {}", shown.1);
+        assert_eq!(output.status.code(), Some(code), "{command} {arguments:?}: {shown:?}");
+        shown.0
+    }
+
+    /// The objects that a command prints as JSON.
+    #[track_caller]
+    fn json(&self, command: &str, arguments: &[&str]) -> Vec<serde_json::Value> {
+        let shown = self.told(command, &[arguments, &["-o", "json"]].concat(), 0);
+        shown.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
     }
 
     fn page(&self, path: &str) -> String {
@@ -314,4 +332,62 @@ fn values_pass_byte_for_byte_through_pipes() {
     let json: serde_json::Value = serde_json::from_slice(&get.stdout).unwrap();
     assert!(json["value_base64"].as_str().unwrap().starts_with("AAECAwQF"));
     assert_eq!(server.end(), Some(0));
+}
+
+#[test]
+fn queues_streams_and_topics_are_used_from_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(&directory.path().join("data"));
+
+    assert_eq!(server.told("queue", &["receive", "mail"], 4), "");
+    server.told("queue", &["send", "mail", "hello", "--attribute", "kind=letter"], 0);
+    server.told("queue", &["send", "mail", "urgent", "--priority", "9"], 0);
+    server.told("queue", &["send", "mail", "later", "--delay", "1h"], 0);
+    assert_eq!(server.told("queue", &["scheduled", "mail"], 0), "1\n");
+    let received = server.json("queue", &["receive", "mail", "--max", "5", "--wait", "1s"]);
+    assert_eq!(
+        (&received[0]["payload"], &received[1]["payload"]),
+        (&"urgent".into(), &"hello".into())
+    );
+    assert_eq!(
+        (&received[1]["attributes"]["kind"], &received[1]["attempt"]),
+        (&"letter".into(), &1.into())
+    );
+    let receipt = |of: &serde_json::Value| of["receipt"].as_str().unwrap().to_string();
+    let (urgent, hello) = (receipt(&received[0]), receipt(&received[1]));
+    assert_eq!(server.told("queue", &["ack", "mail", &urgent], 0), format!("{urgent}\tdone\n"));
+    assert!(server.told("queue", &["ack", "mail", &urgent], 5).contains("refused"));
+    server.told("queue", &["release", "mail", &hello], 0);
+    let again = server.told("queue", &["receive", "mail"], 0);
+    let (again, payload) = again.trim_end().split_once('\t').unwrap();
+    assert_eq!(payload, "hello");
+    server.told("queue", &["reject", "mail", again, "--reason", "unreadable"], 0);
+
+    let place = server.told("stream", &["append", "placed", "one", "--key", "k"], 0);
+    server.told("stream", &["append", "placed", "two", "--key", "k"], 0);
+    assert_eq!(
+        server.told("stream", &["read", "placed", "--limit", "1"], 0),
+        format!("{}\tk\tone\n", place.trim())
+    );
+    let read = server.json("stream", &["read", "placed", "--since", "1h"]);
+    assert_eq!((read.len(), &read[1]["value"], &read[1]["key"]), (2, &"two".into(), &"k".into()));
+    let followed =
+        server.told("stream", &["follow", "placed", "--at", place.trim(), "--limit", "2"], 0);
+    assert!(followed.ends_with("\ttwo\n"), "{followed}");
+    server.told("stream", &["create-group", "placed", "billing"], 0);
+    let joined = server.json("stream", &["join", "placed", "billing", "--limit", "2"]);
+    let receipts = [receipt(&joined[0]), receipt(&joined[1])];
+    server.told("stream", &["ack", "placed", "billing", &receipts[0], &receipts[1]], 0);
+    let group = &server.json("stream", &["group", "placed", "billing"])[0];
+    assert!(group["progress"].as_array().unwrap().iter().all(|one| one["lag"] == 0), "{group}");
+    server.told("stream", &["join", "placed", "nobody"], 1);
+
+    let durable = ["subscribe", "orders", "--durable", "billing", "--earliest", "--limit", "1"];
+    server.told("pubsub", &["publish", "orders", "o-1", "--persistent"], 0);
+    let heard = &server.json("pubsub", &durable)[0];
+    assert_eq!((&heard["payload"], &heard["topic"]), (&"o-1".into(), &"orders".into()));
+    server.told("pubsub", &["ack", "orders", "billing", &receipt(heard)], 0);
+    server.told("pubsub", &["publish", "orders", "o-2", "--persistent"], 0);
+    assert!(server.told("pubsub", &durable, 0).ends_with("\to-2\n"));
+    assert_eq!(server.told("pubsub", &["unsubscribe", "billing"], 0), "unsubscribed\n");
 }

@@ -16,7 +16,8 @@ pub enum Exit {
     Usage = 2,
     /// The key does not exist (`kv get`, `kv exists`, `kv ttl`), or no such namespace is asked for (`explain`).
     NotFound = 4,
-    /// A condition did not hold, so nothing was changed (`kv set --if`, `kv cas`).
+    /// A condition did not hold, so nothing was changed (`kv set --if`, `kv cas`), or a receipt is no longer good (`ack`, `queue
+    /// reject`).
     NotApplied = 5,
     /// Data is damaged (`wal verify`, a refused recovery).
     Damaged = 65,
@@ -42,7 +43,10 @@ impl Exit {
         (Self::Failure, "failed; stderr says why"),
         (Self::Usage, "the command line is wrong; of `plan`: something would change"),
         (Self::NotFound, "the key or namespace does not exist"),
-        (Self::NotApplied, "a condition did not hold; nothing was changed"),
+        (
+            Self::NotApplied,
+            "a condition did not hold, or a receipt is no longer good; nothing was changed",
+        ),
         (Self::Damaged, "data is damaged"),
         (Self::Unavailable, "the server cannot be reached or refuses for now; try again"),
         (Self::DataDirectory, "the data directory is not writable or is used by another process"),

@@ -7,11 +7,16 @@ mod exit;
 mod first_screen;
 mod interfaces;
 mod kv;
+mod messages;
 pub(crate) mod output;
 mod plan;
+mod pubsub;
+mod queue;
+mod reach;
 mod remote;
 mod schema;
 mod serve;
+mod stream;
 mod wal;
 
 use std::process::ExitCode;
@@ -53,6 +58,13 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Read and write keys and values: a small client for people.
     Kv(kv::KvArgs),
+    /// Send, receive and settle messages of a queue.
+    Queue(queue::QueueArgs),
+    /// Append and read records of a stream, and work in consumer groups.
+    Stream(stream::StreamArgs),
+    /// Publish events to a topic, and hear them.
+    #[command(name = "pubsub")]
+    PubSub(pubsub::PubSubArgs),
     /// List the data models, their interfaces and calls, and which backend offers them.
     Interfaces(OutputArgs),
     /// Tell what namespace requests become, and why; changes nothing.
@@ -92,6 +104,9 @@ pub fn run(serve: impl FnOnce(Config) -> Exit) -> ExitCode {
     let exit = match cli.command {
         Command::Serve(args) => serve::run(&args, serve),
         Command::Kv(args) => kv::run(args),
+        Command::Queue(args) => queue::run(args),
+        Command::Stream(args) => stream::run(args),
+        Command::PubSub(args) => pubsub::run(args),
         Command::Interfaces(args) => interfaces::run(args.output),
         Command::Plan(args) => plan::run(&args),
         Command::Explain(args) => plan::explain(&args),

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 
 use clap::ValueEnum;
+use serde_json::Value;
 
 /// The form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -45,6 +46,31 @@ pub(super) fn columns(rows: &[Vec<String>], indent: usize) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A line for people; nothing for nothing.
+pub(super) fn text(text: &str) -> Vec<u8> {
+    if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
+}
+
+/// A JSON value on a line of its own.
+pub(super) fn line(value: Value) -> Vec<u8> {
+    format!("{value}\n").into_bytes()
+}
+
+/// A value on a line of a table: text with its control characters escaped, or how many bytes it has.
+pub(super) fn shown_value(value: &[u8]) -> String {
+    match std::str::from_utf8(value) {
+        Ok(value) => printable(value),
+        Err(_) => format!("({} bytes)", value.len()),
+    }
+}
+
+/// Text that neither breaks its line nor commands a terminal.
+pub(super) fn printable(text: &str) -> String {
+    let escaped =
+        |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
 }
 
 /// Base64 with padding (RFC 4648, section 4), the form of bytes in JSON.

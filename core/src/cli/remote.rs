@@ -17,6 +17,9 @@ use prost::Message;
 use super::Exit;
 use crate::config::units::show_duration;
 
+/// As long as connecting may take.
+const CONNECT_MAX: Duration = Duration::from_secs(30);
+
 /// What to call, and how.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -26,7 +29,7 @@ pub(super) struct Call {
     /// The encoded request.
     pub(super) request: Vec<u8>,
     pub(super) metadata: Vec<(&'static str, String)>,
-    /// For connecting and for the call, each.
+    /// For the call, and for connecting as far as that may take.
     pub(super) timeout: Duration,
     /// Speak TLS.
     pub(super) tls: Option<ClientTls>,
@@ -199,7 +202,8 @@ async fn converse(
     mut on_message: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), Refusal> {
     let Call { endpoint, method, request, metadata, timeout, tls: _ } = call;
-    let client = connect(endpoint, &addresses, connector.as_ref(), timeout).await?;
+    let patience = timeout.min(CONNECT_MAX);
+    let client = connect(endpoint, &addresses, connector.as_ref(), patience).await?;
     let metadata: Vec<(&str, &[u8])> =
         metadata.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
     if !method.server_streaming() {

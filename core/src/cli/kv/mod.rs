@@ -1,22 +1,16 @@
 //! `prism kv`: a small client for people and scripts. One call, its result on stdout, an exit code that says how it went.
 //!
-//! Every command is turned into a method and a request ([`request`]), and its answer into text or JSON ([`show`]); the one
-//! function between them makes the call.
+//! Every command is turned into a method and a request ([`request`]), and its answer into text or JSON ([`show`]).
 
 mod request;
 mod show;
 
-use std::cell::RefCell;
-use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::output::{Format, print};
-use super::remote::{self, Call, ClientTls};
-use super::{ENDPOINT_DEFAULT, Exit, NAMESPACE_DEFAULT, complain};
-use crate::config::units;
+use super::reach::{Reach, time};
+use super::{Exit, NAMESPACE_DEFAULT};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -34,52 +28,13 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(in crate::cli) struct KvArgs {
-    /// Where the server listens.
-    #[arg(long, global = true, value_name = "HOST:PORT", default_value = ENDPOINT_DEFAULT)]
-    endpoint: String,
-    /// Speak TLS; https:// in the endpoint means the same.
-    #[arg(long, global = true)]
-    tls: bool,
-    /// Trust the authorities of this PEM file and no others; without it those of this system. Means --tls.
-    #[arg(long, global = true, value_name = "FILE")]
-    tls_ca: Option<PathBuf>,
-    /// The name in the server's certificate, where it is not the host of the endpoint. Means --tls.
-    #[arg(long, global = true, value_name = "NAME")]
-    tls_name: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     /// The namespace.
     #[arg(short, long, global = true, default_value = NAMESPACE_DEFAULT)]
     namespace: String,
-    /// The form of the result.
-    #[arg(short, long, global = true, value_enum, default_value_t)]
-    output: Format,
-    /// Ask for more durability than the namespace has.
-    #[arg(long, global = true, value_enum)]
-    durability: Option<Level>,
-    /// Make a write safe to repeat: the same key gets the first outcome and has no second effect.
-    #[arg(long, global = true, value_name = "KEY", value_parser = idempotency_key)]
-    idempotency_key: Option<String>,
-    /// How long to wait for the answer, such as 500ms or 10s.
-    #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = time)]
-    timeout: Duration,
     #[command(subcommand)]
     command: KvCommand,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Level {
-    Memory,
-    Wal,
-    Strong,
-}
-
-impl Level {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Wal => "wal",
-            Self::Strong => "strong",
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -204,70 +159,10 @@ struct Expected {
     expect_version: Option<String>,
 }
 
-fn time(text: &str) -> Result<Duration, String> {
-    units::duration(text).map_err(|error| error.to_string())
-}
-
-/// The key of a retry: 1 to 128 printable ASCII characters.
-fn idempotency_key(text: &str) -> Result<String, String> {
-    match (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(text.to_string()),
-        false => Err("write 1 to 128 ASCII characters without blanks".into()),
-    }
-}
-
 pub(super) fn run(args: KvArgs) -> Exit {
-    let call = match request::build(&args, &mut std::io::stdin().lock()) {
-        Ok(prepared) => Call {
-            endpoint: args.endpoint.clone(),
-            method: prepared.method,
-            request: prepared.request,
-            metadata: metadata(&args),
-            timeout: args.timeout,
-            tls: client_tls(&args),
-        },
-        Err(message) => {
-            complain(message);
-            return Exit::Usage;
-        }
-    };
-    let told = Rc::new(RefCell::new((show::Shown::default(), None)));
-    let tell = told.clone();
-    let answer = remote::call(call, move |message| {
-        let (shown, fault) = &mut *tell.borrow_mut();
-        *fault = match show::message(&args, message, shown) {
-            Ok(text) => {
-                print(&text).err().map(|error| format!("stdout cannot be written: {error}"))
-            }
-            Err(error) => Some(format!("the answer cannot be read: {error}")),
-        };
-        fault.is_none() && !shown.enough
-    });
-    let (shown, fault) = &*told.borrow();
-    match (answer, fault) {
-        (Err(refusal), _) => {
-            complain(&refusal);
-            refusal.exit()
-        }
-        (Ok(()), Some(fault)) => {
-            complain(fault);
-            Exit::Failure
-        }
-        (Ok(()), None) => shown.exit,
-    }
-}
-
-fn client_tls(args: &KvArgs) -> Option<ClientTls> {
-    let wanted = args.tls
-        || args.tls_ca.is_some()
-        || args.tls_name.is_some()
-        || args.endpoint.starts_with("https://");
-    let (authorities, name) = (args.tls_ca.clone(), args.tls_name.clone());
-    wanted.then_some(ClientTls { authorities, name })
-}
-
-fn metadata(args: &KvArgs) -> Vec<(&'static str, String)> {
-    let level = args.durability.map(|level| ("prism-durability", level.name().to_string()));
-    let key = args.idempotency_key.clone().map(|key| ("prism-idempotency-key", key));
-    level.into_iter().chain(key).collect()
+    let prepared = request::build(&args, &mut std::io::stdin().lock());
+    let reach = args.reach.clone();
+    reach.call(prepared, show::Shown::default(), move |message, shown| {
+        show::message(&args, message, shown)
+    })
 }

@@ -1,7 +1,6 @@
 //! From a command to a method and an encoded request.
 
 use std::io::Read;
-use std::time::Duration;
 
 use bytes::Bytes;
 use prism_proto::catalogue::Method;
@@ -9,22 +8,15 @@ use prism_proto::prism::keyvalue::v1 as kv;
 use prost::Message;
 
 use super::super::output::from_base64;
+use super::super::reach::{Prepared, read_value, span};
 use super::{Expected, Expiry, KvArgs, KvCommand, OnlyIf, Selection};
-
-/// Most bytes of a value that is read from stdin.
-const VALUE_BYTES_MAX: u64 = 64 << 20;
-
-/// A call that is ready to be made.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) method: Method,
-    pub(super) request: Vec<u8>,
-}
 
 /// Builds the call of a command; a value of `-` is read from `stdin`.
 pub(super) fn build(args: &KvArgs, stdin: &mut dyn Read) -> Result<Prepared, String> {
     let namespace = args.namespace.clone();
-    let call = |method, request: &dyn Encode| Ok(Prepared { method, request: request.encoded() });
+    let call = |method, request: &dyn Encode| {
+        Ok(Prepared { method, request: request.encoded(), is_endless: false })
+    };
     match &args.command {
         KvCommand::Get { key } => {
             call(Method::KEYVALUE_GET, &kv::GetRequest { namespace, key: key.clone() })
@@ -170,25 +162,7 @@ fn expectation(expected: &Expected) -> Result<kv::compare_and_swap_request::Expe
     }
 }
 
-fn read_value(value: &str, stdin: &mut dyn Read) -> Result<Bytes, String> {
-    if value != "-" {
-        return Ok(Bytes::copy_from_slice(value.as_bytes()));
-    }
-    let mut bytes = Vec::new();
-    let read = stdin.take(VALUE_BYTES_MAX + 1).read_to_end(&mut bytes);
-    read.map_err(|error| format!("stdin cannot be read: {error}"))?;
-    if bytes.len() as u64 > VALUE_BYTES_MAX {
-        return Err("stdin holds more than 64MiB, the largest message there is".into());
-    }
-    Ok(bytes.into())
-}
-
 /// The server's choice, unless fewer are wanted.
 fn page_size(limit: Option<u64>) -> u32 {
     limit.map_or(0, |limit| u32::try_from(limit).unwrap_or(0).min(1_000))
-}
-
-fn span(time: Duration) -> Result<prost_types::Duration, String> {
-    let out_of_range = |_| "that time is too long".to_string();
-    prost_types::Duration::try_from(time).map_err(out_of_range)
 }

@@ -13,7 +13,8 @@ use prost::{DecodeError, Message};
 use serde_json::{Map, Value, json};
 
 use super::super::Exit;
-use super::super::output::{Format, base64};
+use super::super::output::{base64, line, printable, shown_value, text};
+use super::super::reach::Standing;
 use super::{KvArgs, KvCommand};
 use crate::config::units::show_duration;
 
@@ -21,9 +22,9 @@ use crate::config::units::show_duration;
 #[derive(Debug)]
 pub(super) struct Shown {
     /// How the command ends when nothing else happens.
-    pub(super) exit: Exit,
+    exit: Exit,
     /// The limit of the command is reached; no more messages are wanted.
-    pub(super) enough: bool,
+    enough: bool,
     entries: u64,
     /// Whether a value for people ends its line.
     to_terminal: bool,
@@ -36,13 +37,23 @@ impl Default for Shown {
     }
 }
 
+impl Standing for Shown {
+    fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    fn is_enough(&self) -> bool {
+        self.enough
+    }
+}
+
 /// Renders one message of the answer.
 pub(super) fn message(
     args: &KvArgs,
     bytes: &[u8],
     shown: &mut Shown,
 ) -> Result<Vec<u8>, DecodeError> {
-    let json = args.output == Format::Json;
+    let json = args.reach.json();
     Ok(match &args.command {
         KvCommand::Get { .. } => {
             let answer = kv::GetResponse::decode(bytes)?;
@@ -191,14 +202,6 @@ pub(super) fn message(
     })
 }
 
-fn text(text: &str) -> Vec<u8> {
-    if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
-}
-
-fn line(value: Value) -> Vec<u8> {
-    format!("{value}\n").into_bytes()
-}
-
 /// A value byte for byte; at a terminal with the end of the line that a person expects.
 fn raw(value: &[u8], shown: &Shown) -> Vec<u8> {
     let mut bytes = value.to_vec();
@@ -279,19 +282,4 @@ fn add_version(object: &mut Map<String, Value>, version: Option<&[u8]>) {
     if let Some(version) = version {
         object.insert("version".into(), base64(version).into());
     }
-}
-
-/// A value on a line of a table: text with its control characters escaped, or how many bytes it has.
-fn shown_value(value: &[u8]) -> String {
-    match std::str::from_utf8(value) {
-        Ok(value) => printable(value),
-        Err(_) => format!("({} bytes)", value.len()),
-    }
-}
-
-/// Text that neither breaks its line nor commands a terminal.
-fn printable(text: &str) -> String {
-    let escaped =
-        |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
-    text.chars().map(escaped).collect()
 }

@@ -5,7 +5,8 @@
 //! holds on every backend is written once above them ([`validate`](interfaces::validate)), and one
 //! suite of cases per interface ([`conformance`]) says what serving it means.
 //!
-//! This crate knows no namespaces' policies and no log, and reaches the network only through `prism_io`.
+//! This crate knows no namespaces' policies and no log, and reaches the network only through `prism_io`: on a shard's own
+//! loop, or on the thread beside the shards through a client that brings its own connections.
 
 pub mod backend;
 pub mod breaker;
@@ -19,6 +20,7 @@ pub mod kafka;
 pub mod lane;
 pub mod limits;
 pub mod memory;
+pub mod nats;
 pub mod news;
 pub mod postgres;
 pub mod redis;

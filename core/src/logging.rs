@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::config::{Level, Log, LogFormat};
@@ -57,7 +58,10 @@ impl Drop for Flush {
 /// time.
 pub fn start(log: &Log) -> std::io::Result<Flush> {
     let (layer, flush) = Lines::start(log.format, std::io::stderr())?;
-    let subscriber = tracing_subscriber::registry().with(level_filter(log.level)).with(layer);
+    // async-nats calls an error what the adapter has it do, and says at every attempt what calls are told anyway.
+    let ours = filter_fn(|line| !line.target().starts_with("async_nats"));
+    let filter = level_filter(log.level);
+    let subscriber = tracing_subscriber::registry().with(filter).with(ours).with(layer);
     // Fails only when somebody else has set one, as tests in one process do.
     let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(flush)

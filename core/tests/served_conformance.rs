@@ -13,9 +13,10 @@ use prism_adapters::Backend as _;
 use prism_adapters::conformance::{self, Client, Failure, Versions};
 use prism_adapters::kafka::Kafka;
 use prism_adapters::memory::Memstore;
+use prism_adapters::nats::Nats;
 use prism_io::rt;
 use prism_proto::catalogue::{Interfaces, Method, Model};
-use servers::OwnRedis;
+use servers::{OwnNats, OwnRedis};
 
 /// A namespace as its callers see it, what its versions promise, and what it offers.
 struct Served(Caller, Versions, Interfaces);
@@ -88,10 +89,21 @@ impl conformance::Opened for Open {
     }
 }
 
-/// Runs the suite on every namespace, side by side over one connection.
+/// Runs the suite on namespaces with all of KeyValue, side by side over one connection.
 fn conforms(server: &Server, namespaces: Vec<&'static str>, versions: Versions) {
-    let listen = server.listen;
     let offers = Memstore::SERVES.intersection(Model::KeyValue.interfaces());
+    conforms_to(server, namespaces, versions, offers, 60);
+}
+
+/// The same where so much is offered; more than so many cases apply.
+fn conforms_to(
+    server: &Server,
+    namespaces: Vec<&'static str>,
+    versions: Versions,
+    offers: Interfaces,
+    cases: usize,
+) {
+    let listen = server.listen;
     let suites = run(async move {
         let caller = Caller::to(listen, "").await;
         together(namespaces.into_iter().map(|namespace| {
@@ -105,7 +117,7 @@ fn conforms(server: &Server, namespaces: Vec<&'static str>, versions: Versions) 
         .await
     });
     for ran in suites {
-        assert!(ran.len() > 60, "{ran:?}");
+        assert!(ran.len() > cases, "{ran:?}");
         let refused = ran.iter().any(|name| name.starts_with("offered::"));
         assert!(refused, "what is not offered is refused: {ran:?}");
     }
@@ -201,6 +213,50 @@ fn a_redis_that_is_away_is_named_and_comes_back() {
     while call("on-redis").is_err() {
         assert!(std::time::Instant::now() < until, "it comes back by itself");
     }
+    server.stop();
+}
+
+/// Namespaces on a real NATS, called through either shard, and what they see of an outage.
+#[test]
+fn a_namespace_on_nats_conforms_and_comes_back_after_an_outage() {
+    let mut nats = OwnNats::start("");
+    let directory = directory();
+    let config = format!(
+        "backends:\n  - {{name: bus, type: nats, address: \"{}\"}}\nnamespaces:\n  \
+         - {{name: on-nats, client_api: keyvalue, backend: bus, durability: memory}}\n  \
+         - {{name: strong, client_api: keyvalue, backend: bus, durability: strong}}\n  \
+         - {{name: logged, client_api: keyvalue, backend: bus, durability: wal}}\n  \
+         - {{name: embedded, client_api: keyvalue}}\n",
+        nats.address
+    );
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    let offered = Nats::SERVES.intersection(Model::KeyValue.interfaces());
+    conforms_to(&server, vec!["on-nats"], Versions::Revision, offered, 30);
+    let listen = server.listen;
+    let set = |namespace: &'static str, value: &'static [u8]| {
+        run(async move {
+            let caller = Caller::to(listen, namespace).await;
+            let set = caller.try_set(&[], &caller.set_request("k", value)).await;
+            set.map(|_| ()).map_err(Box::new)
+        })
+    };
+    for namespace in ["on-nats", "strong", "logged", "embedded"] {
+        assert_eq!(set(namespace, b"v").map_err(|refusal| refusal.reason), Ok(()), "{namespace}");
+    }
+    nats.kill();
+    let refused = set("on-nats", b"w").expect_err("there is no NATS");
+    assert_eq!(refused.code, prism_io::grpc::Code::Unavailable, "{refused:?}");
+    assert!(refused.message.contains("nats"), "{refused:?}");
+    for namespace in ["logged", "embedded"] {
+        assert_eq!(set(namespace, b"w").map_err(|refusal| refusal.reason), Ok(()), "{namespace}");
+    }
+    assert!(server.metric("prism_backend_errors_total") >= 1.0);
+    nats.restart();
+    let until = std::time::Instant::now() + PATIENCE;
+    while set("on-nats", b"w").is_err() {
+        assert!(std::time::Instant::now() < until, "it comes back by itself");
+    }
+    server.wait_for_metric("prism_lane_pending_records", |pending| pending == 0.0);
     server.stop();
 }
 

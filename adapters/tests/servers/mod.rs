@@ -17,9 +17,13 @@ pub(crate) use kafka::OwnKafka;
 /// Longer than anything that is waited for takes.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
 /// Where the server of this name answers; starts it if it does not run.
 pub(crate) fn address(name: &str) -> SocketAddr {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("dev/servers");
+    let script = root().join("dev/servers");
     let run = |arguments: &[&str]| {
         let output =
             Command::new(&script).args(arguments).output().expect("dev/servers can be run");
@@ -213,6 +217,78 @@ fn postgres_program(name: &str) -> Command {
         return command;
     }
     Command::new(program)
+}
+
+/// A NATS with JetStream of a test's own, to be killed and configured at will.
+pub(crate) struct OwnNats {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    directory: tempfile::TempDir,
+}
+
+impl OwnNats {
+    /// Starts one on a free port, with lines of configuration beside its own.
+    pub(crate) fn start(config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("data");
+        let jetstream = format!("jetstream {{ store_dir: \"{}\" }}", store.display());
+        Self::with(directory, &format!("max_payload: 8MB\n{jetstream}\n{config}"))
+    }
+
+    /// Starts one that stores nothing.
+    pub(crate) fn without_jetstream() -> Self {
+        Self::with(tempfile::tempdir().unwrap(), "")
+    }
+
+    fn with(directory: tempfile::TempDir, config: &str) -> Self {
+        // That `dev/servers` has installed it.
+        address("nats");
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let own = format!("host: 127.0.0.1\nport: {}\n{config}\n", address.port());
+        std::fs::write(directory.path().join("nats.conf"), own).unwrap();
+        let child = Self::spawn(address, &directory);
+        OwnNats { child, address, directory }
+    }
+
+    fn spawn(address: SocketAddr, directory: &tempfile::TempDir) -> Child {
+        let built = root().join("target/servers/nats/bin/nats-server");
+        let binary = if built.exists() { built } else { "nats-server".into() };
+        let child = Command::new(binary)
+            .arg("-c")
+            .arg(directory.path().join("nats.conf"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nats-server can be run");
+        let until = Instant::now() + LONG;
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < until, "the test's NATS does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.child = Self::spawn(self.address, &self.directory);
+    }
+}
+
+impl Drop for OwnNats {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[derive(Default)]

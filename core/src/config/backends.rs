@@ -9,6 +9,7 @@ use std::time::Duration;
 use prism_adapters::Backend as _;
 use prism_adapters::kafka::{Kafka, KafkaConfig};
 use prism_adapters::memory::Memstore;
+use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
 use prism_adapters::redis::{Login, Redis, RedisConfig, Tls, TlsFiles};
 use prism_io::tls::Roots;
@@ -17,10 +18,14 @@ use prism_proto::catalogue::Interfaces;
 use super::error::{Origin, Problem};
 use super::read::{file, span};
 use super::tree::{Report, Section};
-use super::{Durability, kafka, namespace_name_valid};
+use super::{Durability, kafka, namespace_name_valid, nats};
 
 /// Redis with `appendfsync everysec` loses a second, or two while its disk is busy.
 const LOSS_WINDOW: Duration = Duration::from_secs(3);
+
+/// NATS syncs what JetStream has stored every two minutes, unless its `sync_interval` says otherwise.
+const LOSS_WINDOW_NATS: Duration = Duration::from_secs(150);
+
 const LOSS_WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
 /// Most backends that one file may hold.
@@ -59,6 +64,8 @@ pub enum BackendKind {
     Postgres(Box<PostgresConfig>),
     /// A Kafka cluster.
     Kafka(Box<KafkaConfig>),
+    /// A NATS server with JetStream.
+    Nats(Box<NatsConfig>),
 }
 
 impl Backend {
@@ -79,6 +86,7 @@ impl Backend {
             BackendKind::Redis(_) => Redis::NAME,
             BackendKind::Postgres(_) => Postgres::NAME,
             BackendKind::Kafka(_) => Kafka::NAME,
+            BackendKind::Nats(_) => Nats::NAME,
         }
     }
 
@@ -89,15 +97,17 @@ impl Backend {
             BackendKind::Redis(_) => Redis::SERVES,
             BackendKind::Postgres(_) => Postgres::SERVES,
             BackendKind::Kafka(_) => Kafka::SERVES,
+            BackendKind::Nats(_) => Nats::SERVES,
         }
     }
 
     /// The strongest level that its namespaces can have.
     pub fn durability_max(&self) -> Durability {
         match self.kind {
-            BackendKind::Memory | BackendKind::Redis(_) | BackendKind::Postgres(_) => {
-                Durability::Strong
-            }
+            BackendKind::Memory
+            | BackendKind::Redis(_)
+            | BackendKind::Postgres(_)
+            | BackendKind::Nats(_) => Durability::Strong,
             // Its lanes have no cell yet. What it has confirmed is on every replica that is in sync.
             BackendKind::Kafka(_) => Durability::Memory,
         }
@@ -128,8 +138,11 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
                 );
             }
         }
-        let window =
-            section.value("loss_window", LOSS_WINDOW, span(Duration::ZERO, LOSS_WINDOW_MAX));
+        let window = match kind.as_ref().is_some_and(|kind| kind.value == Nats::NAME) {
+            true => LOSS_WINDOW_NATS,
+            false => LOSS_WINDOW,
+        };
+        let window = section.value("loss_window", window, span(Duration::ZERO, LOSS_WINDOW_MAX));
         let on_data_loss = section.value("on_data_loss", OnDataLoss::Stop, on_data_loss);
         // A type that is not known is taken for the first, so that the rest is looked at too.
         let kind = match kind.as_ref().map(|kind| kind.value) {
@@ -137,6 +150,9 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
                 .map(|postgres| BackendKind::Postgres(Box::new(postgres))),
             Some(Kafka::NAME) => {
                 kafka::read(section, report).map(|kafka| BackendKind::Kafka(Box::new(kafka)))
+            }
+            Some(Nats::NAME) => {
+                nats::read(section, report).map(|nats| BackendKind::Nats(Box::new(nats)))
             }
             _ => read_redis(section, report)
                 .map(|redis| BackendKind::Redis(Box::new(redis)))
@@ -272,13 +288,17 @@ fn type_name(text: &str) -> Result<&'static str, Problem> {
         Redis::NAME => Ok(Redis::NAME),
         Postgres::NAME => Ok(Postgres::NAME),
         Kafka::NAME => Ok(Kafka::NAME),
+        Nats::NAME => Ok(Nats::NAME),
         Memstore::NAME => Err(Problem::new(
             "the embedded store needs no entry",
             "leave `backend` out of the namespaces that use it",
         )),
         _ => Err(Problem::new(
             format!("`{text}` is not served yet"),
-            format!("served now: {}, {}, {}", Redis::NAME, Postgres::NAME, Kafka::NAME),
+            format!(
+                "served now: {}",
+                [Redis::NAME, Postgres::NAME, Kafka::NAME, Nats::NAME].join(", ")
+            ),
         )),
     }
 }

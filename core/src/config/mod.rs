@@ -10,6 +10,7 @@ mod error;
 mod grpc;
 mod kafka;
 mod machine;
+mod nats;
 pub mod platform;
 #[cfg(test)]
 mod platform_tests;

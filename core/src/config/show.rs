@@ -9,6 +9,7 @@ use prism_io::tls::Roots;
 
 use super::backends::show_address;
 use super::kafka;
+use super::nats;
 use super::transport::show_transport;
 use super::units::{show_bytes, show_duration};
 use super::{BackendKind, Config, show_cores};
@@ -51,6 +52,9 @@ impl fmt::Display for Config {
             }
             if let BackendKind::Kafka(config) = &backend.kind {
                 kafka::show(f, config)?;
+            }
+            if let BackendKind::Nats(config) = &backend.kind {
+                nats::show(f, config)?;
             }
         }
         writeln!(f, "busy_poll: {}", show_duration(self.busy_poll))?;

@@ -159,6 +159,8 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "backends: [{name: db, type: postgres, address: \"db.internal:5432\", user: \"a b\", database: orders, pool: 3}]",
         "backends: [{name: log, type: kafka, brokers: [\"a.internal:9092\", \"[::1]:9093\"], tls: {}, partitions: 12, replication: 3, \
          retention: 30days, linger: 2ms, readers_max: 7}]",
+        "backends: [{name: bus, type: nats, address: \"[::1]:4222\", inbox_prefix: _INBOX.prism}]\nnamespaces: [{name: a, \
+         client_api: keyvalue, backend: bus, durability: strong}]",
     ] {
         let config = read_text(text).unwrap();
         assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");
@@ -189,6 +191,41 @@ fn tls_to_a_backend_reads_its_files_and_says_what_does_not_fit() {
     ] {
         let errors = read(&tls).unwrap_err();
         assert!(format!("{errors:?}").contains(says), "{tls}: {errors:?}");
+    }
+}
+
+#[test]
+fn a_login_to_nats_is_read_from_files_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    let read = |login: &str| {
+        let login = login.replace("FILE", &secret.display().to_string());
+        read_text(&format!(
+            "backends: [{{name: bus, type: nats, address: \"nats:4222\", {login}}}]"
+        ))
+    };
+    for login in [
+        "user: a, password_file: FILE",
+        "token_file: FILE",
+        "credentials_file: FILE",
+        "nkey_file: FILE",
+    ] {
+        let config = read(login).unwrap();
+        let BackendKind::Nats(nats) = &config.backends[1].kind else { panic!("{login}") };
+        assert!(nats.login.is_some(), "{login}");
+        assert!(!format!("{config} {config:?}").contains("s3cret"), "{login}");
+    }
+    for (login, says) in [
+        ("user: a", "no `password_file`"),
+        ("password_file: FILE", "no `user`"),
+        ("token_file: FILE, nkey_file: FILE", "more than one way"),
+        ("token_file: /nowhere/token", "/nowhere/token"),
+        ("inbox_prefix: \"a b\"", "no subject"),
+        ("tls: {key: FILE}", "only one of"),
+    ] {
+        let errors = format!("{:?}", read(login).unwrap_err());
+        assert!(errors.contains(says), "{login}: {errors}");
     }
 }
 

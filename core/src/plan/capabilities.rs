@@ -5,6 +5,7 @@
 
 use prism_adapters::Backend as _;
 use prism_adapters::memory::Memstore;
+use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
 use prism_adapters::redis::Redis;
 use prism_proto::catalogue::Interfaces;
@@ -52,6 +53,7 @@ impl Capabilities {
                 serves(BackendType::Memstore, Memstore::SERVES),
                 serves(BackendType::Redis, Redis::SERVES),
                 serves(BackendType::Postgres, Postgres::SERVES),
+                serves(BackendType::Nats, Nats::SERVES),
             ],
             apis: ClientApi::ALL.iter().filter_map(api).collect(),
             patterns: vec![Pattern::Wal],

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use prism_adapters::kafka::Kafka;
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::memory::Memstore;
+use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{Postgres, PostgresConfig};
 use prism_adapters::redis::{Redis, RedisConfig};
 use prism_adapters::{Backend as _, Context, Error, PageSink, Reply};
@@ -26,6 +27,8 @@ pub(crate) enum Attached {
     Postgres(Postgres),
     /// A Kafka cluster.
     Kafka(Kafka),
+    /// A NATS server with JetStream.
+    Nats(Nats),
     /// One that no namespace of this shard uses.
     Unused,
 }
@@ -54,9 +57,14 @@ impl Attached {
             BackendKind::Kafka(config) if used(index) => {
                 Attached::Kafka(Kafka::start((**config).clone()))
             }
-            BackendKind::Redis(_) | BackendKind::Postgres(_) | BackendKind::Kafka(_) => {
-                Attached::Unused
+            BackendKind::Nats(config) if used(index) => {
+                let client_name = client_name.to_owned();
+                Attached::Nats(Nats::start(NatsConfig { client_name, ..(**config).clone() }))
             }
+            BackendKind::Redis(_)
+            | BackendKind::Postgres(_)
+            | BackendKind::Kafka(_)
+            | BackendKind::Nats(_) => Attached::Unused,
         };
         backends.iter().enumerate().map(attach).collect()
     }
@@ -80,6 +88,9 @@ impl Attached {
             Attached::Postgres(postgres) => {
                 postgres.unary_checked(context, method, request, offered, reply).await
             }
+            Attached::Nats(nats) => {
+                nats.unary_checked(context, method, request, offered, reply).await
+            }
             Attached::Kafka(kafka) => {
                 kafka.unary_checked(context, method, request, offered, reply).await
             }
@@ -96,6 +107,7 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.resume(context, owner).await,
             Attached::Postgres(postgres) => postgres.resume(context, owner).await,
+            Attached::Nats(nats) => nats.resume(context, owner).await,
             Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
                 unreachable!("no lane leads there")
             }
@@ -107,6 +119,7 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.set_cell(context, cell).await,
             Attached::Postgres(postgres) => postgres.set_cell(context, cell).await,
+            Attached::Nats(nats) => nats.set_cell(context, cell).await,
             Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
                 unreachable!("no lane leads there")
             }
@@ -123,6 +136,7 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.apply(owner, records, outcomes).await,
             Attached::Postgres(postgres) => postgres.apply(owner, records, outcomes).await,
+            Attached::Nats(nats) => nats.apply(owner, records, outcomes).await,
             Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
                 unreachable!("no lane leads there")
             }
@@ -135,6 +149,7 @@ impl Attached {
             Attached::Memory(store) => store.ready(context, method, request).await,
             Attached::Redis(redis) => redis.ready(context, method, request).await,
             Attached::Postgres(postgres) => postgres.ready(context, method, request).await,
+            Attached::Nats(nats) => nats.ready(context, method, request).await,
             Attached::Kafka(kafka) => kafka.ready(context, method, request).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
@@ -152,6 +167,7 @@ impl Attached {
             Attached::Memory(store) => store.stream(context, method, request, sink).await,
             Attached::Redis(redis) => redis.stream(context, method, request, sink).await,
             Attached::Postgres(postgres) => postgres.stream(context, method, request, sink).await,
+            Attached::Nats(nats) => nats.stream(context, method, request, sink).await,
             Attached::Kafka(kafka) => kafka.stream(context, method, request, sink).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }

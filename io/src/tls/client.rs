@@ -129,6 +129,11 @@ impl Connector {
         Ok(Self { config: Arc::new(config), name })
     }
 
+    /// The same as a client of a backend wants it that brings its own connections. The name is for it to know.
+    pub fn client_config(&self) -> ClientConfig {
+        (*self.config).clone()
+    }
+
     /// The client's side of a new connection.
     pub fn session(&self) -> Result<Session, Error> {
         Session::client(self.config.clone(), self.name.clone())

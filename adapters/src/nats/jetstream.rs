@@ -1,0 +1,394 @@
+//! What is asked of JetStream and what it answers, and the streams that namespaces lie in.
+//!
+//! A namespace's stream is made when it is first needed, as NATS's key-value clients make a bucket, and with what Prism needs
+//! beside: direct reads, expiry of single messages (for the marks that deletes leave) and atomic batches. Where it exists without
+//! these they are switched on; a bucket with a history is refused, because to cut it would destroy what is there.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use async_nats::header::HeaderValue;
+use async_nats::{Message, StatusCode};
+use bytes::Bytes;
+use prism_io::rt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Nats;
+use super::errors;
+use super::link::{Answer, Ask, Outgoing};
+use crate::call::Context;
+use crate::error::Error;
+
+/// Headers of JetStream. <https://docs.nats.io/nats-concepts/jetstream/headers>
+pub(super) const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+pub(super) const KV_OPERATION: &str = "KV-Operation";
+pub(super) const TTL: &str = "Nats-TTL";
+pub(super) const BATCH_ID: &str = "Nats-Batch-Id";
+pub(super) const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+pub(super) const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+const SEQUENCE: &str = "Nats-Sequence";
+const SUBJECT: &str = "Nats-Subject";
+const MARKER_REASON: &str = "Nats-Marker-Reason";
+const NUM_PENDING: &str = "Nats-Num-Pending";
+const LAST_SEQUENCE: &str = "Nats-Last-Sequence";
+
+/// The end of several answers.
+const END_OF_BATCH: u16 = 204;
+const NOT_FOUND: u16 = 404;
+
+/// Errors of the API that decide what to do next.
+const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
+const STREAM_NAME_IN_USE: u64 = 10058;
+const STREAM_NOT_FOUND: u64 = 10059;
+
+/// How often a call is made to a stream that nobody answers for, and the time between.
+const STREAM_ATTEMPTS_MAX: usize = 10;
+const STREAM_DELAY: Duration = Duration::from_millis(100);
+
+/// An error in an answer of JetStream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct ApiError {
+    #[serde(default)]
+    pub(super) code: u64,
+    #[serde(default)]
+    pub(super) err_code: u64,
+    #[serde(default)]
+    pub(super) description: String,
+}
+
+/// The answer to a message that was to be stored.
+#[derive(Debug, Deserialize)]
+struct PublishAnswer {
+    error: Option<ApiError>,
+    #[serde(default)]
+    seq: u64,
+}
+
+/// What became of a message that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// It is the one of this number in its stream.
+    At(u64),
+    /// Its subject was not as expected; it is not stored.
+    Unexpected,
+}
+
+/// A message that is stored.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) subject: String,
+    pub(super) sequence: u64,
+    /// The value; nothing where the message says that it was deleted.
+    pub(super) value: Option<Bytes>,
+}
+
+/// Some of the messages of a stream, in their order.
+#[derive(Debug)]
+pub(super) struct Walked {
+    pub(super) records: Vec<Record>,
+    /// Whether more come after them.
+    pub(super) has_more: bool,
+}
+
+/// The streams that are known to be there.
+#[derive(Default)]
+pub(super) struct Streams {
+    known: RefCell<HashSet<u32>>,
+    /// Whether somebody makes one, and who waits until that is done.
+    is_busy: Cell<bool>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+/// Lets the next one make a stream.
+struct Turn<'a>(&'a Streams);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.is_busy.set(false);
+        self.0.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Streams {
+    fn is_known(&self, context: &Context<'_>) -> bool {
+        self.known.borrow().contains(&context.namespace)
+    }
+
+    fn forget(&self, context: &Context<'_>) {
+        self.known.borrow_mut().remove(&context.namespace);
+    }
+
+    async fn turn(&self) -> Turn<'_> {
+        poll_fn(|task| {
+            if self.is_busy.replace(true) {
+                self.waiting.borrow_mut().push(task.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(Turn(self))
+        })
+        .await
+    }
+}
+
+/// The name of a namespace's stream.
+pub(super) fn stream_name(context: &Context<'_>) -> String {
+    format!("KV_{}", context.namespace_name)
+}
+
+/// As NATS's own clients make a bucket, with expiry of messages and atomic batches beside.
+fn stream_config(context: &Context<'_>) -> Value {
+    json!({
+        "name": stream_name(context),
+        "subjects": [format!("$KV.{}.>", context.namespace_name)],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "num_replicas": 1,
+        "max_msgs_per_subject": 1,
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msg_size": -1,
+        "duplicate_window": 120_000_000_000u64,
+        "allow_rollup_hdrs": true,
+        "deny_delete": true,
+        "allow_direct": true,
+        "allow_msg_ttl": true,
+        "allow_atomic": true,
+    })
+}
+
+/// What a stream must have switched on.
+const NEEDED: [&str; 3] = ["allow_direct", "allow_msg_ttl", "allow_atomic"];
+
+fn status(message: &Message) -> u16 {
+    message.status.map_or(0, StatusCode::into)
+}
+
+/// The last header of this name: those of the server come after the message's own.
+fn header<'a>(message: &'a Message, name: &'static str) -> Option<&'a str> {
+    message.headers.as_ref()?.get_last(name).map(HeaderValue::as_str)
+}
+
+fn number(message: &Message, name: &'static str) -> Option<u64> {
+    header(message, name)?.parse().ok()
+}
+
+fn is_unheard(answer: &Answer) -> bool {
+    let is_unheard = |message: &Message| message.status == Some(StatusCode::NO_RESPONDERS);
+    match answer {
+        Answer::One(message) => is_unheard(message),
+        Answer::Several(messages) => messages.iter().any(is_unheard),
+        Answer::Failed(_) => false,
+    }
+}
+
+/// What a direct read has found.
+fn record(context: &Context<'_>, message: Message) -> Result<Record, Error> {
+    let is_deleted = matches!(header(&message, KV_OPERATION), Some("DEL" | "PURGE"))
+        || header(&message, MARKER_REASON).is_some();
+    let found = header(&message, SUBJECT).map(str::to_owned).zip(number(&message, SEQUENCE));
+    let (subject, sequence) = found.ok_or_else(|| errors::unexpected(context))?;
+    Ok(Record { subject, sequence, value: (!is_deleted).then_some(message.payload) })
+}
+
+/// What the answer to a message that was to be stored says.
+pub(super) fn stored(context: &Context<'_>, message: &Message) -> Result<Stored, Error> {
+    let answer: PublishAnswer =
+        serde_json::from_slice(&message.payload).map_err(|_| errors::unexpected(context))?;
+    match answer.error {
+        None if answer.seq > 0 => Ok(Stored::At(answer.seq)),
+        None => Err(errors::unexpected(context)),
+        Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Ok(Stored::Unexpected),
+        Some(error) => Err(errors::of_api(context, &error)),
+    }
+}
+
+impl Nats {
+    /// Makes a call to the namespace's stream, which is made if it is not there.
+    pub(super) async fn ask_stream(
+        &self,
+        context: &Context<'_>,
+        ask: impl Fn() -> Ask,
+    ) -> Result<Answer, Error> {
+        self.ensure_stream(context).await?;
+        for attempt in 0..STREAM_ATTEMPTS_MAX {
+            let answer = self.link.call(context, ask()).await?;
+            if !is_unheard(&answer) {
+                return Ok(answer);
+            }
+            // Nobody has got it: the stream was deleted, or has no leader.
+            self.streams.forget(context);
+            self.ensure_stream(context).await?;
+            if attempt > 0 {
+                rt::sleep(STREAM_DELAY).await;
+            }
+        }
+        Err(errors::no_jetstream(context))
+    }
+
+    /// The last message of a subject.
+    pub(super) async fn last(
+        &self,
+        context: &Context<'_>,
+        subject: &str,
+    ) -> Result<Option<Record>, Error> {
+        let api = format!("$JS.API.DIRECT.GET.{}.{subject}", stream_name(context));
+        let ask = || Ask::One(Outgoing::plain(api.clone(), Bytes::new()));
+        match self.ask_stream(context, ask).await? {
+            Answer::One(message) if status(&message) == NOT_FOUND => Ok(None),
+            Answer::One(message) if status(&message) == 0 => record(context, message).map(Some),
+            _ => Err(errors::unexpected(context)),
+        }
+    }
+
+    /// Messages of the stream from a number on: so many, or so many bytes.
+    pub(super) async fn walk(
+        &self,
+        context: &Context<'_>,
+        filter: &str,
+        from: u64,
+        count: usize,
+        bytes: usize,
+    ) -> Result<Walked, Error> {
+        let request = json!({
+            "seq": from.max(1),
+            "next_by_subj": filter,
+            "batch": count,
+            "max_bytes": bytes,
+        });
+        self.read_batch(context, request).await
+    }
+
+    /// The last messages of these subjects, in the order of the stream; those from a number on, as far as so many bytes.
+    pub(super) async fn last_of(
+        &self,
+        context: &Context<'_>,
+        subjects: &[String],
+        from: u64,
+        bytes: usize,
+    ) -> Result<Walked, Error> {
+        let request = json!({ "multi_last": subjects, "seq": from, "max_bytes": bytes });
+        self.read_batch(context, request).await
+    }
+
+    async fn read_batch(&self, context: &Context<'_>, request: Value) -> Result<Walked, Error> {
+        let api = format!("$JS.API.DIRECT.GET.{}", stream_name(context));
+        let payload = Bytes::from(request.to_string());
+        let ask = || Ask::Many(Outgoing::plain(api.clone(), payload.clone()));
+        let Answer::Several(mut messages) = self.ask_stream(context, ask).await? else {
+            return Err(errors::unexpected(context));
+        };
+        let end = messages.pop().ok_or_else(|| errors::unexpected(context))?;
+        let has_more = match status(&end) {
+            END_OF_BATCH => number(&end, NUM_PENDING).unwrap_or(0) > 0,
+            NOT_FOUND if messages.is_empty() => false,
+            _ => return Err(errors::unexpected(context)),
+        };
+        let mut last = 0;
+        let mut records = Vec::with_capacity(messages.len());
+        for message in messages {
+            // Each names the one before it: none was lost on the way.
+            if number(&message, LAST_SEQUENCE) != Some(last) {
+                return Err(errors::unexpected(context));
+            }
+            let record = record(context, message)?;
+            last = record.sequence;
+            records.push(record);
+        }
+        Ok(Walked { records, has_more })
+    }
+
+    async fn ensure_stream(&self, context: &Context<'_>) -> Result<(), Error> {
+        if self.streams.is_known(context) {
+            return Ok(());
+        }
+        let _turn = self.streams.turn().await;
+        if self.streams.is_known(context) {
+            return Ok(());
+        }
+        match self.adopt_stream(context).await {
+            Err(ApiFailure::Api(error)) if error.err_code == STREAM_NOT_FOUND => {
+                self.make_stream(context).await?;
+            }
+            adopted => adopted.map_err(|failure| failure.error(context))?,
+        }
+        self.streams.known.borrow_mut().insert(context.namespace);
+        Ok(())
+    }
+
+    async fn make_stream(&self, context: &Context<'_>) -> Result<(), Error> {
+        let made = match self.api(context, "CREATE", &stream_config(context)).await {
+            // Another shard or host was quicker.
+            Err(ApiFailure::Api(error)) if error.err_code == STREAM_NAME_IN_USE => {
+                self.adopt_stream(context).await
+            }
+            made => made.map(drop),
+        };
+        made.map_err(|failure| failure.error(context))
+    }
+
+    /// Takes a stream that is there, if it can hold the namespace.
+    async fn adopt_stream(&self, context: &Context<'_>) -> Result<(), ApiFailure> {
+        let mut config = self.api(context, "INFO", &json!({})).await?["config"].take();
+        let unfit = match (&config["max_msgs_per_subject"], &config["num_replicas"]) {
+            (history, _) if *history != 1 => {
+                "keeps a history: Prism needs one value per key (`nats stream edit --max-msgs-per-subject 1`, which drops \
+                 the older ones)"
+            }
+            (_, replicas) if *replicas != 1 => {
+                "has replicas: a read may be answered by one that is behind, which is not what Prism promises; edit it to one \
+                 (`nats stream edit --replicas 1`), or take another name for the namespace"
+            }
+            _ if NEEDED.iter().all(|name| config[*name] == true) => return Ok(()),
+            _ => {
+                for name in NEEDED {
+                    config[name] = true.into();
+                }
+                return self.api(context, "UPDATE", &config).await.map(drop);
+            }
+        };
+        Err(ApiFailure::Call(errors::stream_unfit(context, &stream_name(context), unfit)))
+    }
+
+    /// Asks the API for something about the namespace's stream.
+    async fn api(
+        &self,
+        context: &Context<'_>,
+        verb: &str,
+        request: &Value,
+    ) -> Result<Value, ApiFailure> {
+        let subject = format!("$JS.API.STREAM.{verb}.{}", stream_name(context));
+        let message = Outgoing::plain(subject, request.to_string().into());
+        let answer = self.link.one(context, message).await.map_err(ApiFailure::Call)?;
+        if answer.status == Some(StatusCode::NO_RESPONDERS) {
+            return Err(ApiFailure::Call(errors::no_jetstream(context)));
+        }
+        let answer: Result<Value, _> = serde_json::from_slice(&answer.payload);
+        let mut answer = answer.map_err(|_| ApiFailure::Call(errors::unexpected(context)))?;
+        match answer["error"].take() {
+            Value::Null => Ok(answer),
+            error => Err(ApiFailure::Api(serde_json::from_value(error).unwrap_or_default())),
+        }
+    }
+}
+
+/// Why the API has not done what it was asked for.
+enum ApiFailure {
+    Api(ApiError),
+    Call(Error),
+}
+
+impl ApiFailure {
+    fn error(self, context: &Context<'_>) -> Error {
+        match self {
+            ApiFailure::Api(error) => errors::of_api(context, &error),
+            ApiFailure::Call(error) => error,
+        }
+    }
+}

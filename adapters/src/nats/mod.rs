@@ -1,0 +1,98 @@
+//! NATS with JetStream, from 2.12 on: values in a bucket per namespace, as NATS's own key-value clients keep them.
+//!
+//! A namespace is the bucket of its name (the stream `KV_<namespace>`), a key a subject under `$KV.<namespace>.`, a value a
+//! message and nothing else. A value's version is its number in the stream (REVISION: never used again). Whoever has a
+//! NATS client with a key-value API reads and writes the same data.
+//!
+//! The client is async-nats on the thread beside the shards, reached over a bridge; one connection per shard. It carries
+//! messages to subjects and answers back; what they mean is said here, on the shard. All calls of a loop turn go over together,
+//! and leave in as few writes as the socket takes; their answers are awaited side by side.
+//!
+//! - `config`: where it is and how patient to be
+//! - `link`, `session`: the two ends of the bridge; outages survived (with [`crate::breaker`])
+//! - `errors`: what goes wrong, as failures that name backend and namespace
+//! - `subject`: keys as subjects, and back
+//! - `jetstream`: what is asked of JetStream and what it answers; the streams that namespaces lie in
+//! - `operation`: what a write does to a key, decided on the shard
+//! - `keyvalue`, `scan`: the interfaces
+//! - `lane`: logged writes, a batch as one atomic publish
+//!
+//! What it has confirmed is as durable as the server's `sync_interval` makes it.
+
+mod config;
+mod errors;
+mod jetstream;
+mod keyvalue;
+mod lane;
+mod link;
+mod operation;
+mod scan;
+mod session;
+mod subject;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use prism_proto::catalogue::Method;
+use prism_proto::view::keyvalue::BatchSetRequest;
+
+pub use self::config::{Login, NatsConfig, Tls};
+use self::jetstream::Streams;
+use self::lane::Held;
+pub use self::link::ConnectionFacts;
+use self::link::Link;
+use crate::backend::Admission;
+use crate::error::Error;
+
+/// A shard's NATS, see the module. The connection ends with it.
+pub struct Nats {
+    link: Link,
+    streams: Streams,
+    /// By namespace and partition.
+    cells: RefCell<HashMap<(u32, u16), Held>>,
+    /// Atomic batches that were sent: each has a name of its own.
+    batches: Cell<u64>,
+}
+
+crate::backend! {
+    Nats: "nats" =>
+        keyvalue_basic,
+        keyvalue_scan,
+        keyvalue_batch,
+        keyvalue_cas,
+}
+
+impl Nats {
+    /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
+    pub fn start(config: NatsConfig) -> Self {
+        let link = Link::start(config);
+        let streams = Streams::default();
+        Nats { link, streams, cells: RefCell::default(), batches: Cell::new(0) }
+    }
+
+    /// What the connection has done so far.
+    pub fn facts(&self) -> ConnectionFacts {
+        self.link.facts()
+    }
+}
+
+impl Admission for Nats {
+    /// A message may not be longer than the server takes (`max_payload`); everything else NATS decides when it comes.
+    fn admit(&self, method: Method, request: &[u8]) -> Result<(), Error> {
+        let bytes_max = self.link.message_bytes_max();
+        if request.len() <= bytes_max {
+            return Ok(());
+        }
+        let longest = match method {
+            Method::KEYVALUE_BATCH_SET => BatchSetRequest::decode(request)
+                .ok()
+                .and_then(|batch| batch.items.iter().map(|item| item.value.len()).max()),
+            Method::KEYVALUE_SET | Method::KEYVALUE_COMPARE_AND_SWAP => Some(request.len()),
+            _ => None,
+        };
+        match longest.filter(|longest| *longest > bytes_max) {
+            Some(_) => Err(errors::message_too_large(bytes_max)),
+            None => Ok(()),
+        }
+    }
+}

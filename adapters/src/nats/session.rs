@@ -1,0 +1,564 @@
+//! The other end of the bridge: a connection of async-nats, on the thread beside the shards.
+//!
+//! It carries messages and their answers, and knows nothing of what they mean. Answers come to one subject of the connection's
+//! own, with the call's number in it. A client of async-nats lives for one connection: it would make the next one by itself, but
+//! then what was not sent yet would be sent late, and a call whose answer is lost would wait for its time to be up. Here every
+//! call that is under way when the connection ends is told so at once, and when to try again is for the [`Breaker`] to say.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ahash::AHashMap;
+use async_nats::{
+    Auth, AuthError, Client, ConnectOptions, Event, Message, ServerError, Subject, Subscriber,
+};
+use futures_util::StreamExt;
+use prism_io::bridge::{Foreign, Ticket};
+use prism_io::clock::monotonic_ns;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::config::{Login, NatsConfig};
+use super::errors::Outage;
+use super::link::{Answer, Ask, Outgoing, State};
+use crate::breaker::{Breaker, Circuit};
+
+/// The oldest server that has what is asked of it: atomic batches of messages, and their expiry.
+const VERSION_MIN: (u64, u64) = (2, 12);
+
+/// Answers that may wait until they are taken. A call that is answered by several asks for a bounded number.
+const ANSWERS_MAX: usize = 1 << 18;
+
+/// Messages that may wait until they are written.
+const UNSENT_MAX: usize = 4096;
+
+/// Events of the connection that may wait.
+const EVENTS_MAX: usize = 64;
+
+/// Answers to one call, at most.
+const ANSWERS_PER_CALL_MAX: usize = 2048;
+
+type Bridge = Foreign<Ask, Answer>;
+
+/// Connects, serves, and connects again, until the shard has left.
+pub(super) async fn drive(config: NatsConfig, bridge: Bridge, state: Arc<State>) {
+    let mut breaker = Breaker::new(config.backoff);
+    let mut outage = Outage::closed();
+    loop {
+        breaker.attempt();
+        let attempt = connect(&config);
+        let connected = match breaker.circuit() {
+            Circuit::Closed => Some(attempt.await),
+            _ => refuse_during(&bridge, &outage, attempt).await,
+        };
+        let Some(connected) = connected else { return };
+        let due_ns = match connected {
+            Ok(session) => {
+                breaker.succeeded();
+                state.payload_bytes_max.store(session.client.max_payload(), Ordering::Relaxed);
+                state.connects.fetch_add(1, Ordering::Relaxed);
+                state.is_connected.store(true, Ordering::Relaxed);
+                let since_ns = monotonic_ns();
+                let ended = session.serve(&bridge).await;
+                state.is_connected.store(false, Ordering::Relaxed);
+                let Some(reason) = ended else { return };
+                outage = reason;
+                let now_ns = monotonic_ns();
+                breaker.lost(now_ns, now_ns - since_ns)
+            }
+            Err(reason) => {
+                outage = reason;
+                breaker.failed(monotonic_ns())
+            }
+        };
+        state.outages.fetch_add(1, Ordering::Relaxed);
+        let wait = Duration::from_nanos(due_ns.saturating_sub(monotonic_ns()));
+        if !wait.is_zero() {
+            let due = tokio::time::sleep(wait);
+            if refuse_during(&bridge, &outage, due).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// Refuses what is asked until `event`; `None` when the shard has left.
+async fn refuse_during<T>(
+    bridge: &Bridge,
+    outage: &Outage,
+    event: impl Future<Output = T>,
+) -> Option<T> {
+    let refuse = async {
+        while let Some((_, ticket)) = bridge.next().await {
+            ticket.complete(Answer::Failed(outage.clone()));
+        }
+    };
+    tokio::select! {
+        happened = event => Some(happened),
+        () = refuse => None,
+    }
+}
+
+/// One connection.
+struct Session {
+    client: Client,
+    answers: Subscriber,
+    events: mpsc::Receiver<Event>,
+    /// What the subjects of answers begin with.
+    inbox: String,
+    answer_timeout: Duration,
+    table: Table,
+}
+
+async fn connect(config: &NatsConfig) -> Result<Session, Outage> {
+    // One attempt looks the name up and tries each of its addresses; each of them has the client's own time limit.
+    let whole = timeout(config.connect_timeout, open(config)).await;
+    whole.unwrap_or_else(|_| Err(Outage::connect_timed_out(config.connect_timeout)))
+}
+
+async fn open(config: &NatsConfig) -> Result<Session, Outage> {
+    let (events_in, events) = mpsc::channel(EVENTS_MAX);
+    let client = options(config, events_in).connect(config.url()).await;
+    let client = client.map_err(|error| Outage::of_connecting(&error))?;
+    let info = client.server_info();
+    if !is_new_enough(&info.version) {
+        let (major, minor) = VERSION_MIN;
+        return Err(Outage::too_old(&info.version, &format!("{major}.{minor}")));
+    }
+    let mut inbox = client.new_inbox();
+    let answers = client.subscribe(format!("{inbox}.*")).await;
+    let answers = answers.map_err(|_| Outage::lost())?;
+    inbox.push('.');
+    let (answer_timeout, table) = (config.answer_timeout, Table::default());
+    Ok(Session { client, answers, events, inbox, answer_timeout, table })
+}
+
+fn options(config: &NatsConfig, events: mpsc::Sender<Event>) -> ConnectOptions {
+    let login = config.login.clone();
+    let is_used = Arc::new(AtomicBool::new(false));
+    // Asked for a login a second time, the client is about to connect by itself: it is refused one, and gives up.
+    let options = ConnectOptions::with_auth_callback(move |nonce| {
+        let (login, is_again) = (login.clone(), is_used.swap(true, Ordering::Relaxed));
+        async move {
+            match is_again {
+                true => Err(AuthError::new("one connection each")),
+                false => authenticate(login.as_ref(), &nonce).map_err(AuthError::new),
+            }
+        }
+    });
+    let options = options
+        .name(&config.client_name)
+        .custom_inbox_prefix(&config.inbox_prefix)
+        .connection_timeout(config.connect_timeout)
+        .ping_interval(config.ping_after)
+        .request_timeout(None)
+        .subscription_capacity(ANSWERS_MAX)
+        .client_capacity(UNSENT_MAX)
+        .max_reconnects(1)
+        .reconnect_delay_callback(|_| Duration::ZERO)
+        .ignore_discovered_servers()
+        .event_callback(move |event| {
+            let events = events.clone();
+            async move { drop(events.send(event).await) }
+        });
+    match &config.tls {
+        Some(tls) => options.require_tls(true).tls_client_config(tls.connector.client_config()),
+        None => options,
+    }
+}
+
+fn authenticate(login: Option<&Login>, nonce: &[u8]) -> Result<Auth, String> {
+    let mut auth = Auth::new();
+    match login {
+        None => {}
+        Some(Login::Password { user, password }) => {
+            (auth.username, auth.password) = (Some(user.clone()), Some(password.clone()));
+        }
+        Some(Login::Token(token)) => auth.token = Some(token.clone()),
+        Some(Login::NKey(seed)) => {
+            let (key, signature) = sign(seed, nonce)?;
+            (auth.nkey, auth.signature) = (Some(key), Some(signature));
+        }
+        Some(Login::Credentials(file)) => {
+            let jwt = section(file, "NATS USER JWT").ok_or("there is no JWT in the credentials")?;
+            let seed =
+                section(file, "USER NKEY SEED").ok_or("there is no key in the credentials")?;
+            let (_, signature) = sign(seed, nonce)?;
+            (auth.jwt, auth.signature) = (Some(jwt.to_owned()), Some(signature));
+        }
+    }
+    Ok(auth)
+}
+
+fn sign(seed: &str, nonce: &[u8]) -> Result<(String, Vec<u8>), String> {
+    let key = nkeys::KeyPair::from_seed(seed.trim()).map_err(|error| error.to_string())?;
+    let signature = key.sign(nonce).map_err(|error| error.to_string())?;
+    Ok((key.public_key(), signature))
+}
+
+/// The line between the marks of a section of a credentials file.
+fn section<'a>(file: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = file.lines().skip_while(|line| !line.contains(&format!("BEGIN {name}")));
+    lines.next()?;
+    lines.map(str::trim).find(|line| !line.is_empty()).filter(|line| !line.starts_with('-'))
+}
+
+fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(|number| number.parse::<u64>().ok());
+    let found = numbers.next().flatten().zip(numbers.next().flatten());
+    found.is_some_and(|found| found >= VERSION_MIN)
+}
+
+impl Session {
+    /// Serves calls until the connection ends, and tells why; `None` when the shard has left.
+    async fn serve(mut self, bridge: &Bridge) -> Option<Outage> {
+        let ended = tokio::select! {
+            ended = write(&self.client, &self.inbox, &self.table, self.answer_timeout, bridge) => ended,
+            () = read(&mut self.answers, self.inbox.len(), &self.table) => Some(Outage::lost()),
+            ended = follow(&mut self.events, &self.table) => Some(ended),
+            ended = watch(&self.table, self.answer_timeout) => Some(ended),
+        };
+        let reason = ended.clone().unwrap_or_else(Outage::closed);
+        self.table.fail_all(&reason);
+        ended
+    }
+}
+
+/// Sends what is asked; ends when the shard has left (`None`) or the client is gone.
+async fn write(
+    client: &Client,
+    inbox: &str,
+    table: &Table,
+    patience: Duration,
+    bridge: &Bridge,
+) -> Option<Outage> {
+    while let Some((ask, ticket)) = bridge.next().await {
+        let (messages, gathering) = match ask {
+            Ask::One(message) => (Parts::One(message), Gathering::One),
+            Ask::Many(message) => (Parts::One(message), Gathering::Many(Vec::new())),
+            Ask::Each(messages) => {
+                let gathering = Gathering::each(messages.len());
+                (Parts::Several(messages), gathering)
+            }
+            Ask::Last(messages) => (Parts::Several(messages), Gathering::One),
+        };
+        let is_each = matches!(gathering, Gathering::Each { .. });
+        let subject = messages.subject();
+        let number = table.put(Waiting { ticket, subject, gathering }, patience);
+        if let Err(failed) = send(client, inbox, number, is_each, messages).await {
+            let Some(outage) = failed else { return Some(Outage::lost()) };
+            table.fail(number, &outage);
+        }
+    }
+    None
+}
+
+enum Parts {
+    One(Outgoing),
+    Several(Vec<Outgoing>),
+}
+
+impl Parts {
+    fn subject(&self) -> Option<Subject> {
+        match self {
+            Parts::One(message) => Some(message.subject.clone()),
+            Parts::Several(messages) => messages.first().map(|message| message.subject.clone()),
+        }
+    }
+}
+
+/// Hands the messages of a call to the client. Fails with nothing where the client is gone.
+async fn send(
+    client: &Client,
+    inbox: &str,
+    number: u64,
+    is_each: bool,
+    parts: Parts,
+) -> Result<(), Option<Outage>> {
+    let messages = match parts {
+        Parts::One(message) => {
+            return publish(client, message, Some(format!("{inbox}{number}"))).await;
+        }
+        Parts::Several(messages) => messages,
+    };
+    let count = messages.len();
+    for (index, message) in messages.into_iter().enumerate() {
+        let reply = match is_each {
+            true => Some(format!("{inbox}{number}-{index}")),
+            false if index + 1 == count => Some(format!("{inbox}{number}")),
+            false => None,
+        };
+        publish(client, message, reply).await?;
+    }
+    Ok(())
+}
+
+async fn publish(
+    client: &Client,
+    message: Outgoing,
+    reply: Option<String>,
+) -> Result<(), Option<Outage>> {
+    let Outgoing { subject, headers, payload } = message;
+    let sent = match (headers, reply) {
+        (Some(headers), Some(reply)) => {
+            client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+        }
+        (Some(headers), None) => client.publish_with_headers(subject, headers, payload).await,
+        (None, Some(reply)) => client.publish_with_reply(subject, reply, payload).await,
+        (None, None) => client.publish(subject, payload).await,
+    };
+    use async_nats::PublishErrorKind::{InvalidSubject, MaxPayloadExceeded, Send};
+    sent.map_err(|error| match error.kind() {
+        Send => None,
+        InvalidSubject | MaxPayloadExceeded => Some(Outage::not_sent(&error.to_string())),
+    })
+}
+
+/// Hands answers out; ends when none can come any more.
+async fn read(answers: &mut Subscriber, inbox_len: usize, table: &Table) {
+    while let Some(message) = answers.next().await {
+        let number = message.subject.get(inbox_len..).unwrap_or_default();
+        let (number, index) = match number.split_once('-') {
+            Some((number, index)) => (number, index.parse().unwrap_or(usize::MAX)),
+            None => (number, 0),
+        };
+        if let Ok(number) = number.parse() {
+            table.answer(number, index, message);
+        }
+    }
+}
+
+/// Follows what the client tells of the connection, until it ends.
+async fn follow(events: &mut mpsc::Receiver<Event>, table: &Table) -> Outage {
+    let mut said = None;
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Disconnected | Event::Closed => break,
+            Event::ServerError(ServerError::Other(text)) => {
+                let lower = text.to_ascii_lowercase();
+                if lower.contains("permissions violation") {
+                    table.refuse(&text);
+                } else if lower.contains("authentication") || lower.contains("authorization") {
+                    said = Some(Outage::credentials_refused(&text));
+                }
+            }
+            Event::ServerError(ServerError::AuthorizationViolation) => {
+                said = Some(Outage::credentials_refused("authorization violation"));
+            }
+            _ => {}
+        }
+    }
+    said.unwrap_or_else(Outage::lost)
+}
+
+/// Ends calls whose time is up; ends itself when the server has been silent for as long.
+async fn watch(table: &Table, patience: Duration) -> Outage {
+    loop {
+        let Some((due, number)) = table.oldest() else {
+            table.work.notified().await;
+            continue;
+        };
+        if due > Instant::now() {
+            sleep_until(due).await;
+            continue;
+        }
+        let outage = Outage::unresponsive(patience);
+        if table.is_silent_since(due - patience) {
+            return outage;
+        }
+        table.fail(number, &outage);
+    }
+}
+
+/// A call whose answer has not come.
+struct Waiting {
+    ticket: Ticket<Ask, Answer>,
+    subject: Option<Subject>,
+    gathering: Gathering,
+}
+
+/// What has come of an answer.
+enum Gathering {
+    One,
+    Many(Vec<Message>),
+    Each { messages: Vec<Option<Message>>, missing: usize },
+}
+
+impl Gathering {
+    fn each(count: usize) -> Self {
+        Gathering::Each { messages: (0..count).map(|_| None).collect(), missing: count }
+    }
+}
+
+/// The calls under way. Its lock is never waited for: those who take it are parts of one task.
+#[derive(Default)]
+struct Table {
+    calls: Mutex<Calls>,
+    /// There is something to watch.
+    work: Notify,
+}
+
+#[derive(Default)]
+struct Calls {
+    waiting: AHashMap<u64, Waiting>,
+    /// When each is given up, in the order in which they were sent; some have ended meanwhile.
+    due: VecDeque<(Instant, u64)>,
+    last: u64,
+    /// When something last came.
+    heard: Option<Instant>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, waiting: Waiting, patience: Duration) -> u64 {
+        let mut calls = self.lock();
+        calls.last += 1;
+        let number = calls.last;
+        calls.forget_ended();
+        calls.waiting.insert(number, waiting);
+        let is_first = calls.due.is_empty();
+        calls.due.push_back((Instant::now() + patience, number));
+        drop(calls);
+        if is_first {
+            self.work.notify_one();
+        }
+        number
+    }
+
+    fn answer(&self, number: u64, index: usize, message: Message) {
+        let mut calls = self.lock();
+        calls.heard = Some(Instant::now());
+        let Some(waiting) = calls.waiting.get_mut(&number) else { return };
+        match &mut waiting.gathering {
+            Gathering::One => {}
+            Gathering::Many(messages) => {
+                let is_last = message.status.is_some() || messages.len() == ANSWERS_PER_CALL_MAX;
+                messages.push(message);
+                if is_last {
+                    let messages = std::mem::take(messages);
+                    calls.complete(number, Answer::Several(messages));
+                }
+                return;
+            }
+            Gathering::Each { messages, missing } => {
+                if let Some(place) = messages.get_mut(index)
+                    && place.replace(message).is_none()
+                {
+                    *missing -= 1;
+                }
+                if *missing == 0 {
+                    let messages = std::mem::take(messages).into_iter().flatten().collect();
+                    calls.complete(number, Answer::Several(messages));
+                }
+                return;
+            }
+        }
+        calls.complete(number, Answer::One(message));
+    }
+
+    fn fail(&self, number: u64, outage: &Outage) {
+        self.lock().complete(number, Answer::Failed(outage.clone()));
+    }
+
+    fn fail_all(&self, outage: &Outage) {
+        for (_, waiting) in self.lock().waiting.drain() {
+            waiting.ticket.complete(Answer::Failed(outage.clone()));
+        }
+    }
+
+    /// Fails the calls that the server says this user may not make.
+    fn refuse(&self, text: &str) {
+        let outage = Outage::credentials_refused(text);
+        let mut calls = self.lock();
+        let is_meant = |waiting: &Waiting| {
+            waiting.subject.as_ref().is_some_and(|subject| text.contains(&format!("\"{subject}\"")))
+        };
+        let refused: Vec<u64> =
+            calls.waiting.iter().filter(|(_, one)| is_meant(one)).map(|(one, _)| *one).collect();
+        for number in refused {
+            calls.complete(number, Answer::Failed(outage.clone()));
+        }
+    }
+
+    /// The oldest call under way, and when it is given up.
+    fn oldest(&self) -> Option<(Instant, u64)> {
+        let mut calls = self.lock();
+        calls.forget_ended();
+        calls.due.front().copied()
+    }
+
+    fn is_silent_since(&self, time: Instant) -> bool {
+        self.lock().heard.is_none_or(|heard| heard < time)
+    }
+}
+
+impl Calls {
+    /// Has a call that is under way first in the order, if there is one.
+    fn forget_ended(&mut self) {
+        while let Some((_, number)) = self.due.front()
+            && !self.waiting.contains_key(number)
+        {
+            self.due.pop_front();
+        }
+    }
+
+    fn complete(&mut self, number: u64, answer: Answer) {
+        if let Some(waiting) = self.waiting.remove(&number) {
+            waiting.ticket.complete(answer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        for (version, is_enough) in [
+            ("2.12.0", true),
+            ("2.15.2", true),
+            ("3.0.0-beta.1", true),
+            ("2.9.25", false),
+            ("2.11.99", false),
+            ("", false),
+            ("two", false),
+        ] {
+            assert_eq!(is_new_enough(version), is_enough, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_credentials_file_has_a_jwt_and_a_seed() {
+        let file = "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.sig\n------END NATS USER JWT------\n\n\
+                    ************************* IMPORTANT *************************\n\n\
+                    -----BEGIN USER NKEY SEED-----\nSUAB\n------END USER NKEY SEED------\n";
+        assert_eq!(section(file, "NATS USER JWT"), Some("eyJ0.eyJq.sig"));
+        assert_eq!(section(file, "USER NKEY SEED"), Some("SUAB"));
+        assert_eq!(section("", "USER NKEY SEED"), None);
+        let empty = "-----BEGIN USER NKEY SEED-----\n------END USER NKEY SEED------\n";
+        assert_eq!(section(empty, "USER NKEY SEED"), None);
+    }
+
+    #[test]
+    fn every_login_is_shown_to_the_server() {
+        let key = nkeys::KeyPair::new_user();
+        let seed = key.seed().unwrap();
+        let auth = authenticate(Some(&Login::NKey(seed.clone())), b"nonce").unwrap();
+        key.verify(b"nonce", &auth.signature.unwrap()).unwrap();
+        assert_eq!(auth.nkey, Some(key.public_key()));
+        let file = format!(
+            "-----BEGIN NATS USER JWT-----\na.b.c\n---\n-----BEGIN USER NKEY SEED-----\n{seed}\n---\n"
+        );
+        let auth = authenticate(Some(&Login::Credentials(file)), b"nonce").unwrap();
+        key.verify(b"nonce", &auth.signature.unwrap()).unwrap();
+        assert_eq!(auth.jwt.as_deref(), Some("a.b.c"));
+        assert!(authenticate(Some(&Login::NKey("guess".to_owned())), b"nonce").is_err());
+    }
+}

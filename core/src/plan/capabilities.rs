@@ -4,6 +4,7 @@
 //! an intention.
 
 use prism_adapters::Backend as _;
+use prism_adapters::kafka::Kafka;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
@@ -44,16 +45,17 @@ pub struct Capabilities {
 impl Capabilities {
     /// Those of this build.
     pub fn of_this_build() -> Self {
-        let serves = |kind: BackendType, interfaces: Interfaces| {
-            (Target::of(kind), Offer { interfaces, durability: Durability::Strong })
+        let serves = |kind: BackendType, interfaces: Interfaces, durability: Durability| {
+            (Target::of(kind), Offer { interfaces, durability })
         };
         let api = |api: &ClientApi| Api::ALL.iter().copied().find(|of| of.name() == api.name());
         Self {
             targets: vec![
-                serves(BackendType::Memstore, Memstore::SERVES),
-                serves(BackendType::Redis, Redis::SERVES),
-                serves(BackendType::Postgres, Postgres::SERVES),
-                serves(BackendType::Nats, Nats::SERVES),
+                serves(BackendType::Memstore, Memstore::SERVES, Durability::Strong),
+                serves(BackendType::Redis, Redis::SERVES, Durability::Strong),
+                serves(BackendType::Postgres, Postgres::SERVES, Durability::Strong),
+                serves(BackendType::Nats, Nats::SERVES, Durability::Strong),
+                serves(BackendType::Kafka, Kafka::SERVES, Durability::Memory),
             ],
             apis: ClientApi::ALL.iter().filter_map(api).collect(),
             patterns: vec![Pattern::Wal],

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use prism_adapters::kafka::KafkaConfig;
+
 use super::choose::Chosen;
 use super::needs::Demand;
 use super::routes::{PARTITION_WRITES, PARTITIONS_MAX, REPLICATION, figures};
 use super::{Draft, MESSAGE_BYTES, Part, Pattern, PlanLimits, Rule, Target};
-use crate::config::platform::{BackendType, Tuning};
+use crate::config::described::Count;
+use crate::config::platform::{BackendPin, BackendType, Tuning};
 use crate::config::request::Api;
-use crate::config::units::{show_bytes, show_rate};
-use crate::config::{Durability, Origin};
+use crate::config::units::{show_bytes, show_duration, show_rate};
+use crate::config::{BackendKind, Durability, Origin, Setting};
 
 /// The patterns, in the order in which a request meets them.
 pub(super) fn patterns(
@@ -132,8 +135,76 @@ pub(super) fn partitions(draft: &mut Draft<'_>, demand: &Demand, chosen: &Chosen
     } else {
         (1, "no write_rps is told".to_owned())
     };
+    if let Some(topics) = topics_as_made(draft, chosen) {
+        check_topics(draft, demand, chosen, &topics, (partitions, &because));
+        let because =
+            format!("so the topics of {} are made; asked for: {partitions}", chosen.names[0]);
+        draft.decide("partitions", topics.partitions.to_string(), because, vec![]);
+        return topics.partitions;
+    }
     draft.decide("partitions", partitions.to_string(), because, vec![]);
     partitions
+}
+
+/// How the build makes the topics of a Kafka, where it makes them alike for every namespace there.
+fn topics_as_made(draft: &Draft<'_>, chosen: &Chosen) -> Option<KafkaConfig> {
+    let is_tuned = draft.input.capabilities.tuning.contains(&Tuning::KafkaPartitions);
+    if !chosen.is_served || is_tuned {
+        return None;
+    }
+    let mut configured = draft.input.platform.backends.configured.iter();
+    let backend = configured.find(|backend| chosen.names.contains(&backend.name))?;
+    match &backend.kind {
+        BackendKind::Kafka(kafka) => Some((**kafka).clone()),
+        _ => None,
+    }
+}
+
+/// Refuses what asks for other topics than are made.
+fn check_topics(
+    draft: &mut Draft<'_>,
+    demand: &Demand,
+    chosen: &Chosen,
+    topics: &KafkaConfig,
+    (partitions, because): (u32, &str),
+) {
+    let api = draft.document.request.client_api.origin;
+    let name = &chosen.names[0];
+    let pin = |of: fn(&BackendPin) -> Option<Setting<Count>>| chosen.pin.as_ref().and_then(of);
+    let (pinned, copies) = (pin(|pin| pin.partitions), pin(|pin| pin.replication));
+    let mut wrong = Vec::new();
+    if partitions > topics.partitions || pinned.is_some_and(|pin| pin.value.0 != topics.partitions)
+    {
+        let origin = demand.writes.map_or(api, |writes| writes.origin);
+        let made = topics.partitions;
+        let what =
+            format!("{partitions} partitions ({because}), and its topics are made with {made}");
+        wrong.push((origin, what, format!("partitions: {partitions}")));
+    }
+    if let Some(copies) =
+        copies.filter(|copies| topics.replication.map(u32::from) != Some(copies.value.0))
+    {
+        let what = format!(
+            "{copies} copies, and its topics are not made with so many",
+            copies = copies.value
+        );
+        wrong.push((api, what, format!("replication: {}", copies.value)));
+    }
+    if let (Some(asked), Some(kept)) = (demand.retention, topics.retention)
+        && asked.value.0 > kept
+    {
+        let what = format!(
+            "a retention of {}, and its topics keep records for {}",
+            asked.value,
+            show_duration(kept)
+        );
+        wrong.push((asked.origin, what, format!("retention: {}", asked.value)));
+    }
+    for (origin, what, setting) in wrong {
+        let message = format!("it needs {what}: this build makes the topics of {name} all alike");
+        let remedy = draft.ask_platform(&format!("to write `{setting}` for the backend `{name}`"));
+        draft.refuse(Rule::NotInThisBuild, origin, message, remedy);
+    }
 }
 
 /// What lies where, and with which settings.
@@ -147,10 +218,14 @@ pub(super) fn parts(draft: &mut Draft<'_>, chosen: &Chosen, partitions: u32) -> 
         let holds = match kind {
             BackendType::Kafka => {
                 settings.insert("partitions", partitions);
+                let made = topics_as_made(draft, chosen);
                 let pinned = chosen.pin.as_ref().and_then(|pin| pin.replication);
                 let own = chosen.own.as_ref().and_then(|own| own.replication_factor);
-                let replication = pinned.or(own).map_or(REPLICATION, |copies| copies.value.0);
-                settings.insert("replication", replication);
+                let replication = match made {
+                    Some(made) => made.replication.map(u32::from),
+                    None => Some(pinned.or(own).map_or(REPLICATION, |copies| copies.value.0)),
+                };
+                settings.extend(replication.map(|copies| ("replication", copies)));
                 match api {
                     Api::Queue => format!("messages, topic {namespace}-queue"),
                     _ => format!("topics {namespace}.<name>"),

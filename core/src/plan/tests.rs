@@ -150,8 +150,7 @@ fn the_examples_are_planned_so() {
 #[test]
 fn the_queue_of_the_concepts_is_a_log_with_kafka_and_postgres() {
     let text = "namespace: order-processing\nteam: payments\nclient_api: queue\nneeds:\n  durability: strong\n  retention: 30days\n  write_rps: 5000\n";
-    let platform =
-        "backends: [{name: k, type: kafka}, {name: p, type: postgres, address: \"h:1\", user: u}]";
+    let platform = "backends: [{name: k, type: kafka, brokers: [\"h:3\"]}, {name: p, type: postgres, address: \"h:1\", user: u}]";
     let outcomes = outcomes(text, platform, &whole());
     assert_eq!(outcomes[0].refusals, []);
     let plan = outcomes[0].plan.as_ref().unwrap();
@@ -159,6 +158,51 @@ fn the_queue_of_the_concepts_is_a_log_with_kafka_and_postgres() {
     let kinds: Vec<_> = plan.parts.iter().map(|part| part.kind).collect();
     assert_eq!(kinds, [BackendType::Kafka, BackendType::Postgres]);
     assert_eq!((plan.durability, plan.partitions), (Durability::Strong, 5));
+}
+
+/// A build that makes the topics of a backend all alike says how they are made, and refuses what asks for others.
+#[test]
+fn topics_are_planned_as_this_build_makes_them() {
+    let plan = |needs: &str, of_backend: &str, pin: &str| {
+        let text = format!(
+            "namespace: n\nteam: web\nclient_api: stream\nneeds: {{durability: best-effort, {needs}}}\n"
+        );
+        let platform = format!(
+            "backends: [{{name: k, type: kafka, brokers: [\"h:3\"], {of_backend}}}]\nallowed_backends: [kafka]\n{pin}"
+        );
+        let outcome = outcomes(&text, &platform, &Capabilities::of_this_build()).remove(0);
+        let part = outcome.plan.as_ref().expect("it fits").parts[0].settings.clone();
+        (part, outcome.refusals.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let made = plan("write_rps: 3k", "partitions: 6, replication: 2", "");
+    assert_eq!(made, (BTreeMap::from([("partitions", 6), ("replication", 2)]), vec![]));
+    assert_eq!(
+        plan("retention: 3days", "partitions: 1, retention: 7days", "").1,
+        [] as [String; 0]
+    );
+    for (needs, of_backend, pin, says) in [
+        ("write_rps: 7k", "partitions: 6", "", "7 partitions"),
+        ("retention: 8days", "retention: 7days", "", "keep records for 7days"),
+        (
+            "",
+            "partitions: 6",
+            "placement: [{namespace: n, backend: {type: k, partitions: 8}}]",
+            "8 partitions",
+        ),
+        (
+            "",
+            "replication: 2",
+            "placement: [{namespace: n, backend: {type: k, replication: 3}}]",
+            "3 copies",
+        ),
+    ] {
+        let refusals = plan(needs, of_backend, pin).1;
+        assert_eq!(refusals.len(), 1, "{refusals:?}");
+        assert!(
+            refusals[0].contains("NOT_IN_THIS_BUILD") && refusals[0].contains(says),
+            "{refusals:?}"
+        );
+    }
 }
 
 #[test]
@@ -211,7 +255,7 @@ fn nothing_is_called_served_that_the_build_cannot_run() {
     let policies = ["", "pii_handling: true", "audit_logging: true"];
     let platform = "owner: {team: platform}
 teams: [{name: platform, mode: expert}]
-backends: [{name: k, type: kafka}, {name: p, type: postgres, address: \"h:1\", user: u}, {name: r, type: redis, address: \"h:1\"}, {name: n, type: nats}]
+backends: [{name: k, type: kafka, brokers: [\"h:3\"]}, {name: p, type: postgres, address: \"h:1\", user: u}, {name: r, type: redis, address: \"h:1\"}, {name: n, type: nats, address: \"h:4\"}]
 patterns: [{claim_check: {threshold: 1MB}}, {tiered_storage: {after: 7days}}]";
     let (platform, _) = read_platform("platform.yaml", platform, Purpose::Plan).unwrap();
     let (today, placed) = (date("2026-11-26").unwrap(), BTreeMap::new());

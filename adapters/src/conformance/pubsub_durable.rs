@@ -138,12 +138,14 @@ async fn events_wait_for_a_subscription_that_is_away<C: Client>(caller: &Caller<
     let id = durable.try_publish(rich.clone()).await.expect("published").message_id;
     durable.publish("1").await;
     let mut subscriber = durable.subscribe().await;
-    let taken = take(&mut subscriber, 2).await;
+    // That the one before has gone may be noticed only now: then the first was on its way to it, and comes again.
+    let mut taken = take(&mut subscriber, 2).await;
+    taken.sort_by_key(text);
     assert_eq!(texts(&taken), ["0", "1"]);
     let delivery = taken[0].delivery.clone().expect("an event has its delivery");
     assert_eq!(taken[0].topic, durable.topic);
     assert_eq!(delivery.message, Some(Message { id, ..rich }));
-    assert!(!delivery.receipt.is_empty() && delivery.attempt <= 1 && delivery.sent_at.is_some());
+    assert!(!delivery.receipt.is_empty() && delivery.sent_at.is_some());
     durable.acknowledge(&taken).await;
     durable.publish("2").await;
     let live = subscriber.next().await;
@@ -273,7 +275,9 @@ async fn a_filter_counts_as_done_what_it_leaves_out<C: Client>(caller: &Caller<'
         durable.try_publish(event).await.expect("published");
     }
     let mut subscriber = durable.open(&request).await.expect("subscribed");
-    let taken = take(&mut subscriber, 2).await;
+    // The first may have been on its way to the one before, and come again.
+    let mut taken = take(&mut subscriber, 2).await;
+    taken.sort_by_key(text);
     assert_eq!(texts(&taken), ["0", "3"]);
     durable.acknowledge(&taken).await;
     drop(subscriber);

@@ -291,6 +291,20 @@ pub const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "a server that switches push on",
+        why: "ENABLE_PUSH with the value 1 from a server has to end the connection (section 6.5.2); h2 takes it",
+        applies: |case| {
+            case.role == Role::Client
+                && case.frame.kind == kind::SETTINGS
+                && case.we_alone_end(ErrorCode::PROTOCOL_ERROR)
+                && case
+                    .frame
+                    .payload
+                    .chunks_exact(6)
+                    .any(|setting| setting == [0, 2, 0, 0, 0, 1])
+        },
+    },
+    Difference {
         name: "a field that the types of the http crate cannot hold",
         why: "A malformed message is a stream error (section 8.1.1); h2 cannot decode it and ends the connection. Control characters \
               within a value are not malformed by section 8.2.1",

@@ -40,3 +40,11 @@ fn a_server_does_what_h2_does() {
 fn a_client_does_what_h2_does() {
     sequences(Role::Client, 2);
 }
+
+/// What fuzzing has found to differ, and what it was found to be.
+#[test]
+fn what_fuzzing_found_is_known() {
+    let push_switched_on: &[u8] = &[255, 79, 91, 17, 0, 1];
+    let verdict = compare(&Sequence::new(Role::Client, push_switched_on));
+    assert!(matches!(verdict, Ok(Verdict::Known { .. })), "{verdict:?}");
+}

@@ -11,6 +11,7 @@
 pub mod backend;
 pub mod breaker;
 pub mod call;
+mod claims;
 pub mod conformance;
 pub mod error;
 pub mod filter;
@@ -24,6 +25,7 @@ pub mod nats;
 pub mod news;
 pub mod postgres;
 pub mod redis;
+mod sources;
 pub mod topic;
 
 pub use backend::{Admission, Backend};

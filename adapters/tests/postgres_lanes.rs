@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use prism_adapters::breaker::Backoff;
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord};
 use prism_adapters::postgres::{Postgres, PostgresConfig};
-use prism_adapters::{Context, Limits, Revision};
+use prism_adapters::{Backend as _, Context, Limits, Reply, Revision};
 use prism_io::clock::wall_us;
 use prism_io::rt;
 use prism_proto::catalogue::Method;
-use prism_proto::view::keyvalue::{DeleteRequest, SetRequest};
+use prism_proto::view::keyvalue::{DeleteRequest, GetRequest, SetRequest};
 use servers::{LONG, Proxy, psql};
 
 const OWNER: LaneOwner = LaneOwner { directory_id: [7; 16], epoch: 3 };
@@ -70,6 +70,14 @@ async fn resumed(postgres: &Postgres) -> Option<Cell> {
     }
 }
 
+/// Has the namespace's tables made.
+async fn make_tables(postgres: &Postgres) {
+    let mut request = Vec::new();
+    GetRequest { namespace: "orders", key: "none" }.encode(&mut request);
+    let (context, mut reply) = (context(0), Reply::default());
+    postgres.unary(&context, Method::KEYVALUE_GET, &request, &mut reply).await.unwrap();
+}
+
 #[test]
 fn a_batch_applies_its_records_and_moves_the_cell_once() {
     let database = "prism_lane";
@@ -123,6 +131,7 @@ fn a_record_that_is_refused_is_passed_and_those_beside_it_apply() {
         let postgres = Postgres::start(config(database, address));
         assert_eq!(resumed(&postgres).await, None);
         postgres.set_cell(&context(0), &Cell { owner: OWNER, lane_seq: 0 }).await.unwrap();
+        make_tables(&postgres).await;
         sql("ALTER TABLE orders.keyvalue ADD CHECK (key <> 'bad')");
         let (a, bad, b) = (set("a", b"1"), set("bad", b"2"), set("b", b"3"));
         let batch = [record(1, &a), record(2, &bad), record(3, &b)];
@@ -150,6 +159,7 @@ fn records_have_one_effect_while_the_connection_is_cut_again_and_again() {
         let postgres = Postgres::start(config(database, proxy.address));
         assert_eq!(resumed(&postgres).await, None);
         postgres.set_cell(&context(0), &Cell { owner: OWNER, lane_seq: 0 }).await.unwrap();
+        make_tables(&postgres).await;
         sql("CREATE TABLE orders.seen (n serial, key text); \
              CREATE FUNCTION orders.note() RETURNS trigger LANGUAGE plpgsql AS \
              $$ BEGIN INSERT INTO orders.seen (key) VALUES (NEW.key); RETURN NEW; END $$; \

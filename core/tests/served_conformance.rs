@@ -14,6 +14,7 @@ use prism_adapters::conformance::{self, Client, Failure, Versions};
 use prism_adapters::kafka::Kafka;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
+use prism_adapters::postgres::Postgres;
 use prism_io::rt;
 use prism_proto::catalogue::{Interfaces, Method, Model};
 use servers::{OwnNats, OwnRedis};
@@ -336,6 +337,50 @@ fn a_namespace_on_postgres_conforms_and_its_data_is_plain_there() {
     assert_eq!(servers::psql(address, DATABASE, greeting), "hello");
     let cell = servers::psql(address, DATABASE, "SELECT lane_seq > 100 FROM strong.cell");
     assert_eq!(cell, "t", "logged writes go by the lane's cell");
+    server.stop();
+}
+
+/// Queues on a real PostgreSQL at every level, called through either shard.
+#[test]
+fn queues_on_postgres_conform_and_their_messages_are_plain_there() {
+    const DATABASE: &str = "prism_served_queues";
+    let address = servers::empty_database(DATABASE);
+    let directory = directory();
+    let password = directory.path().join("postgres-password");
+    std::fs::write(&password, "prism\n").unwrap();
+    let mut config = format!(
+        "backends:\n  - {{name: db, type: postgres, address: \"{address}\", user: prism, database: {DATABASE}, \
+         password_file: \"{}\"}}\nnamespaces:\n",
+        password.display()
+    );
+    let levels = ["memory", "wal", "strong"];
+    let names: Vec<String> = levels
+        .iter()
+        .flat_map(|level| (0..2).map(move |number| format!("{level}-{number}")))
+        .collect();
+    for name in &names {
+        let level = name.split('-').next().unwrap();
+        config +=
+            &format!("  - {{name: {name}, client_api: queue, backend: db, durability: {level}}}\n");
+    }
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    let listen = server.listen;
+    let suites = run(async move {
+        together(names.into_iter().map(|name| async move {
+            let offers = Postgres::SERVES.intersection(Model::Queue.interfaces());
+            let served = Served(Caller::to(listen, &name).await, Versions::None, offers);
+            conformance::run(&served).await
+        }))
+        .await
+    });
+    for ran in suites {
+        assert!(ran.len() > 20, "{ran:?}");
+    }
+    server.assert_well();
+    let cell = servers::psql(address, DATABASE, "SELECT lane_seq > 100 FROM \"wal-0\".cell");
+    assert_eq!(cell, "t", "logged messages go by the lane's cell");
+    let left = servers::psql(address, DATABASE, "SELECT count(*) > 0 FROM \"memory-0\".queue");
+    assert_eq!(left, "t", "what the suite has left is in a plain table");
     server.stop();
 }
 

@@ -19,9 +19,8 @@ fn is_unconditional(request: &SetRequest<'_>) -> bool {
     matches!(request.only_if(), None | Some(SetCondition::Unspecified)) && !request.return_previous
 }
 
-/// Writes the answer of a write that is in the log, without the fields that only the backend knows. `false`: only the backend
-/// can answer it.
-pub fn reply_from_log(method: Method, request: &[u8], reply: &mut Reply) -> bool {
+/// As [`reply_from_log`](super::reply_from_log), of a KeyValue write.
+pub(super) fn reply_from_log(method: Method, request: &[u8], reply: &mut Reply) -> bool {
     let head = &mut reply.head;
     match method {
         Method::KEYVALUE_SET => match SetRequest::decode(request) {

@@ -21,10 +21,16 @@ use crate::limits::timestamp_ms;
 
 /// The identity of the message at `index` of a write: a UUIDv7 of its log time, unique by its record and increasing with it.
 pub fn message_id(context: &Context<'_>, index: usize) -> String {
-    minted(context.namespace, context.now_us, context.revision, index)
+    message_id_of(context.namespace, context.now_us, context.revision, index)
 }
 
-fn minted(namespace: u32, now_us: u64, revision: Revision, index: usize) -> String {
+/// The same, by the facts of the record.
+pub(crate) fn message_id_of(
+    namespace: u32,
+    now_us: u64,
+    revision: Revision,
+    index: usize,
+) -> String {
     let mut hasher = SipHasher13::new_with_keys(u64::from(namespace), now_us);
     for number in [revision.lsn, u64::from(revision.epoch), revision.minor, index as u64] {
         hasher.write_u64(number);
@@ -132,18 +138,18 @@ mod tests {
     #[test]
     fn ids_are_uuids_that_increase_and_come_again_from_the_same_record() {
         let now_us = 1_700_000_000_123_456;
-        let id = minted(7, now_us, Revision::logged(9), 0);
-        assert_eq!(id, minted(7, now_us, Revision::logged(9), 0));
+        let id = message_id_of(7, now_us, Revision::logged(9), 0);
+        assert_eq!(id, message_id_of(7, now_us, Revision::logged(9), 0));
         assert!(id.starts_with("018bcfe5-687b-7"), "{id}");
         assert_eq!((id.len(), id.as_bytes()[14]), (36, b'7'));
         assert!(matches!(id.as_bytes()[19], b'8' | b'9' | b'a' | b'b'), "{id}");
         let others = [
-            minted(8, now_us, Revision::logged(9), 0),
-            minted(7, now_us, Revision::logged(10), 0),
-            minted(7, now_us, Revision::logged(9), 1),
-            minted(7, now_us, Revision::unlogged(9, 1, 1), 0),
+            message_id_of(8, now_us, Revision::logged(9), 0),
+            message_id_of(7, now_us, Revision::logged(10), 0),
+            message_id_of(7, now_us, Revision::logged(9), 1),
+            message_id_of(7, now_us, Revision::unlogged(9, 1, 1), 0),
         ];
         assert!(others.iter().all(|other| *other != id));
-        assert!(minted(7, now_us + 1, Revision::logged(1), 0)[..18] > id[..18]);
+        assert!(message_id_of(7, now_us + 1, Revision::logged(1), 0)[..18] > id[..18]);
     }
 }

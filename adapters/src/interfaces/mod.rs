@@ -160,6 +160,7 @@ mod keyvalue_logged;
 pub(crate) mod keyvalue_replies;
 pub(crate) mod keyvalue_selection;
 
+mod logged;
 pub mod message;
 mod message_checks;
 pub mod pubsub;
@@ -169,7 +170,8 @@ mod queue_checks;
 pub mod stream;
 mod stream_checks;
 
-pub use keyvalue_logged::{read_from_log, reply_from_log};
+pub use keyvalue_logged::read_from_log;
+pub use logged::{LogPlace, answers_from_log, reply_from_log};
 
 pub use keyvalue::{
     keyvalue_basic, keyvalue_batch, keyvalue_cas, keyvalue_scan, keyvalue_transactional,

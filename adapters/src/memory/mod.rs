@@ -27,7 +27,6 @@ mod rooms;
 mod scan;
 mod slab;
 mod snapshot;
-mod sources;
 mod store;
 mod stream;
 mod wheel;
@@ -51,11 +50,11 @@ pub use self::outcomes::{
 use self::pubsub::{Subscriptions, Topics};
 use self::queue::Queues;
 pub use self::snapshot::{Snapshot, SnapshotStep};
-use self::sources::Sources;
 use self::store::Store;
 use self::stream::{Groups, Streams};
 use crate::backend::Admission;
 use crate::error::{Error, Kind};
+use crate::sources::Sources;
 
 /// What a new entry takes beside its key and value, about; for admission.
 const ENTRY_BYTES: usize = 256;

@@ -10,6 +10,7 @@ use postgres_protocol::message::backend::Message;
 
 use super::codec::{self, Parameters, ProtocolError, Row, Type, put_execute, put_parse, put_sync};
 use super::errors::SqlError;
+use super::migrations::Model;
 use super::statements::{Namespace, Statement};
 
 /// Operations that share a statement at most.
@@ -24,6 +25,8 @@ pub(super) enum Operation {
     Put { key: Box<str>, value: Box<[u8]>, expires_us: Option<u64> },
     /// Deletes an entry.
     Delete { key: Box<str> },
+    /// A row of what a statement takes by columns ([`Statement::columns`]), null where there is no value.
+    Row { statement: Statement, values: Vec<Option<Box<[u8]>>> },
     /// Anything else; so many versions are taken for it, and the first is its last parameter.
     Other { statement: Statement, parameters: Parameters, versions: u32 },
 }
@@ -34,7 +37,20 @@ impl Operation {
         64 + match self {
             Operation::Get { key, .. } | Operation::Delete { key } => key.len(),
             Operation::Put { key, value, .. } => key.len() + value.len(),
+            Operation::Row { values, .. } => {
+                values.iter().flatten().map(|value| value.len() + 8).sum()
+            }
             Operation::Other { parameters, .. } => parameters.len(),
+        }
+    }
+
+    /// What it needs to be in the namespace's schema.
+    pub(super) fn model(&self) -> Model {
+        match self {
+            Operation::Row { statement, .. } | Operation::Other { statement, .. } => {
+                statement.model()
+            }
+            _ => Model::KeyValue,
         }
     }
 
@@ -42,7 +58,7 @@ impl Operation {
     pub(super) fn versions(&self) -> u32 {
         match self {
             Operation::Put { .. } => 1,
-            Operation::Get { .. } | Operation::Delete { .. } => 0,
+            Operation::Get { .. } | Operation::Delete { .. } | Operation::Row { .. } => 0,
             Operation::Other { versions, .. } => *versions,
         }
     }
@@ -81,6 +97,10 @@ enum Shared<'a> {
     Delete {
         keys: Vec<&'a str>,
         seen: HashSet<&'a str>,
+    },
+    Rows {
+        statement: Statement,
+        rows: Vec<&'a [Option<Box<[u8]>>]>,
     },
 }
 
@@ -155,6 +175,9 @@ impl<'a, 'p> Builder<'a, 'p> {
                     (Shared::Delete { seen, .. }, Operation::Delete { key }) => {
                         !seen.contains(&**key)
                     }
+                    (Shared::Rows { statement, .. }, Operation::Row { statement: wanted, .. }) => {
+                        statement == wanted
+                    }
                     _ => false,
                 }
         });
@@ -168,6 +191,9 @@ impl<'a, 'p> Builder<'a, 'p> {
                 }
                 Operation::Put { .. } => {
                     Shared::Put { keys: Vec::new(), values: Vec::new(), places: HashMap::new() }
+                }
+                Operation::Row { statement, .. } => {
+                    Shared::Rows { statement: *statement, rows: Vec::new() }
                 }
                 _ => Shared::Delete { keys: Vec::new(), seen: HashSet::new() },
             };
@@ -191,6 +217,7 @@ impl<'a, 'p> Builder<'a, 'p> {
                 keys.push(key);
                 seen.insert(key);
             }
+            (Shared::Rows { rows, .. }, Operation::Row { values, .. }) => rows.push(values),
             _ => unreachable!("what does not fit has a statement of its own"),
         }
     }
@@ -219,6 +246,15 @@ impl<'a, 'p> Builder<'a, 'p> {
             }
             Shared::Delete { keys, .. } => {
                 (Statement::Delete, parameters.array(Type::Text, keys.iter().copied().map(Some)))
+            }
+            Shared::Rows { statement, rows } => {
+                let columns = statement.columns().iter().enumerate();
+                let parameters = columns.fold(parameters, |parameters, (column, element)| {
+                    let value =
+                        |row: &&'a [Option<Box<[u8]>>]| row.get(column).and_then(Option::as_deref);
+                    parameters.array(*element, rows.iter().map(value))
+                });
+                (statement, parameters)
             }
         };
         self.execute(namespace, statement, &parameters, targets);

@@ -10,8 +10,11 @@ use postgres_protocol::message::backend::{DataRowBody, Message};
 /// Longest message that is taken: PostgreSQL's own bound on a value is 1 GiB, ours on what we ask for far below this.
 pub(super) const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// Columns of every statement's rows.
+/// Columns that the rows of every statement begin with.
 const COLUMNS: usize = 6;
+
+/// Columns that may follow them.
+const MORE_MAX: usize = 16;
 
 /// µs from the Unix epoch to PostgreSQL's, the beginning of 2000.
 const EPOCH_US: i64 = 946_684_800_000_000;
@@ -157,7 +160,7 @@ fn to_unix_us(us: i64) -> u64 {
     us.saturating_add(EPOCH_US).max(0) as u64
 }
 
-/// A row of an answer; every statement tells the same columns.
+/// A row of an answer; what every statement tells begins with the same columns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
     /// Which of the things that were asked for it is about.
@@ -170,23 +173,45 @@ pub(super) struct Row {
     pub(super) version: i64,
     /// µs since the Unix epoch.
     pub(super) expires_us: Option<u64>,
+    /// What else the statement tells.
+    pub(super) more: Vec<Option<Bytes>>,
 }
 
 impl Row {
+    /// Text of a further column; empty for none.
+    pub(super) fn text(&self, place: usize) -> String {
+        let bytes = self.more.get(place).and_then(Option::as_deref).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    /// A number of a further column of type `bigint`.
+    pub(super) fn number(&self, place: usize) -> Option<i64> {
+        let bytes = self.more.get(place)?.as_deref()?;
+        bytes.try_into().ok().map(i64::from_be_bytes)
+    }
+
+    /// A moment of a further column, µs since the Unix epoch.
+    pub(super) fn moment(&self, place: usize) -> Option<u64> {
+        self.number(place).map(to_unix_us)
+    }
+
     pub(super) fn read(body: &DataRowBody) -> Result<Self, ProtocolError> {
         let bytes = body.buffer_bytes();
         let mut columns: [Option<Bytes>; COLUMNS] = Default::default();
         let (mut ranges, mut count) = (body.ranges(), 0);
+        let mut more = Vec::new();
         while let Some(range) = ranges.next().map_err(|_| ProtocolError("a row is cut"))? {
-            if let (Some(column), Some(range)) = (columns.get_mut(count), range) {
-                if range.end > bytes.len() {
-                    return Err(ProtocolError("a row is cut"));
-                }
-                *column = Some(bytes.slice(range));
+            if range.as_ref().is_some_and(|range| range.end > bytes.len()) {
+                return Err(ProtocolError("a row is cut"));
+            }
+            let value = range.map(|range| bytes.slice(range));
+            match columns.get_mut(count) {
+                Some(column) => *column = value,
+                None => more.push(value),
             }
             count += 1;
         }
-        if count != COLUMNS {
+        if !(COLUMNS..=COLUMNS + MORE_MAX).contains(&count) {
             return Err(ProtocolError("a row has other columns than were asked for"));
         }
         let [number, key, value, length, version, expires] = columns;
@@ -209,6 +234,7 @@ impl Row {
             length,
             version: int8(&version)?.unwrap_or_default(),
             expires_us: int8(&expires)?.map(to_unix_us),
+            more,
         })
     }
 }

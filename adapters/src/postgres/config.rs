@@ -37,6 +37,8 @@ pub struct PostgresConfig {
     pub backoff: Backoff,
     /// How often expired entries are looked for; absent: never (what has expired is not told either way).
     pub sweep_every: Option<Duration>,
+    /// How often somebody who waits for messages looks whether some have come another way than through this shard.
+    pub look_every: Duration,
     /// Calls that wait or are under way on one connection at most; one more is refused.
     pub calls_max: usize,
     /// Bytes of their requests at most, except that one request alone always may.
@@ -61,6 +63,7 @@ impl PostgresConfig {
             ping_after: Duration::from_secs(10),
             backoff: Backoff::default(),
             sweep_every: Some(Duration::from_secs(10)),
+            look_every: Duration::from_millis(500),
             calls_max: 8192,
             bytes_max: 64 * 1024 * 1024,
         }

@@ -120,6 +120,7 @@ impl Link {
             self.count(|facts| facts.refused += 1);
             return Err(Fault::Outage(self.outage.borrow().clone()));
         }
+        operations.iter().for_each(|operation| namespace.note(operation.model()));
         let bytes = operations.iter().map(Operation::len).sum();
         let calls = self.waiting.borrow().len() + self.under_way.get();
         let is_full = self.waiting_bytes.get() > self.config.bytes_max;
@@ -284,7 +285,7 @@ impl Link {
         let mut ready = Vec::with_capacity(calls.len());
         let mut calls = calls.into_iter();
         while let Some(call) = calls.next() {
-            match session.make_ready(&call.namespace).await {
+            match session.make_ready(&call.namespace, &call.operations).await {
                 Ok(()) => ready.push(call),
                 Err(Failure::Sql(error)) => call.end(Err(Fault::Sql(error))),
                 Err(Failure::Outage(outage)) => {

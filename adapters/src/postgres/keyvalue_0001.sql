@@ -13,29 +13,6 @@ CREATE TABLE {schema}.keyvalue (
 );
 CREATE INDEX keyvalue_expires_at ON {schema}.keyvalue (expires_at) WHERE expires_at IS NOT NULL;
 
--- Up to which logged record of a lane the data is here; moved in the same transaction.
-CREATE TABLE {schema}.cell (
-  partition int PRIMARY KEY,
-  -- Which connection of Prism may move it; another one that was left behind may not.
-  session bigint NOT NULL,
-  -- Whose log, which start of it, which number of the lane; null: the lane has not begun.
-  directory_id bytea,
-  epoch bigint,
-  lane_seq bigint
-);
-
--- Moves a lane's cell by exactly the records of one batch, or fails and the batch with it.
-CREATE FUNCTION {schema}.move_cell(
-  of_partition int, of_session bigint, of_directory_id bytea, of_epoch bigint, before bigint, after bigint
-) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-  UPDATE {schema}.cell SET epoch = of_epoch, lane_seq = after
-  WHERE partition = of_partition AND session = of_session AND directory_id = of_directory_id AND lane_seq = before;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'the lane is not at % any more', before USING ERRCODE = 'PR001';
-  END IF;
-END $$;
-
 -- Checks conditions and, if all of them hold, carries out operations.
 --
 -- A condition requires of its key 1 absence, 2 existence, 3 this value, 4 this version. An operation on its key: 0 delete, 1 put,

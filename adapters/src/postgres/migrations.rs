@@ -9,7 +9,46 @@ use super::statements::Namespace;
 
 /// What a schema is for, in `prism_meta.migrations`, and its files from version 1 on.
 const META: (&str, &[&str]) = ("meta", &[include_str!("meta_0001.sql")]);
-const KEYVALUE: (&str, &[&str]) = ("keyvalue", &[include_str!("keyvalue_0001.sql")]);
+
+/// What is made in a namespace's schema when it is first needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Model {
+    /// How far logged records have come.
+    Lane,
+    /// Keys with values.
+    KeyValue,
+    /// Queues.
+    Queue,
+}
+
+impl Model {
+    /// Its name in `prism_meta.migrations`.
+    fn name(self) -> &'static str {
+        match self {
+            Model::Lane => "lane",
+            Model::KeyValue => "keyvalue",
+            Model::Queue => "queue",
+        }
+    }
+
+    /// A table that is there when it has been made.
+    fn table(self) -> &'static str {
+        match self {
+            Model::Lane => "cell",
+            Model::KeyValue => "keyvalue",
+            Model::Queue => "queue",
+        }
+    }
+
+    /// Its files, from version 1 on.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Model::Lane => &[include_str!("lane_0001.sql")],
+            Model::KeyValue => &[include_str!("keyvalue_0001.sql")],
+            Model::Queue => &[include_str!("queue/queue_0001.sql")],
+        }
+    }
+}
 
 /// The schema of what Prism keeps for itself; no namespace's name has an underscore.
 const META_SCHEMA: &str = "prism_meta";
@@ -30,31 +69,27 @@ pub(super) async fn bring_meta_up_to_date(session: &mut Session) -> Result<(), O
     Ok(())
 }
 
-/// Makes sure of a namespace's schema.
+/// Makes sure of a model in a namespace's schema.
 pub(super) async fn bring_up_to_date(
     session: &mut Session,
     namespace: &Namespace,
+    model: Model,
 ) -> Result<(), Failure> {
-    let (model, files) = KEYVALUE;
-    let latest = files.len();
+    let latest = model.files().len();
     if version(session, namespace, model).await? == latest {
         return Ok(());
     }
     session
         .query(&format!("BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock({LOCK})"))
         .await?;
-    let applied = apply(session, namespace, model, files).await;
+    let applied = apply(session, namespace, model).await;
     let end = if applied.is_ok() { "COMMIT" } else { "ROLLBACK" };
     session.query(end).await?;
     applied
 }
 
-async fn apply(
-    session: &mut Session,
-    namespace: &Namespace,
-    model: &str,
-    files: &[&str],
-) -> Result<(), Failure> {
+async fn apply(session: &mut Session, namespace: &Namespace, model: Model) -> Result<(), Failure> {
+    let files = model.files();
     let from = version(session, namespace, model).await?;
     if from > files.len() {
         let message = format!(
@@ -66,7 +101,9 @@ async fn apply(
     }
     for (number, file) in files.iter().enumerate().skip(from) {
         let file = file.replace("{schema}", &namespace.schema);
-        session.query(&format!("{file} {}", note(&namespace.name, model, number + 1))).await?;
+        session
+            .query(&format!("{file} {}", note(&namespace.name, model.name(), number + 1)))
+            .await?;
     }
     Ok(())
 }
@@ -75,14 +112,15 @@ async fn apply(
 async fn version(
     session: &mut Session,
     namespace: &Namespace,
-    model: &str,
+    model: Model,
 ) -> Result<usize, Failure> {
     let found = session
         .query(&format!(
-            "SELECT coalesce(max(version), 0) FROM prism_meta.migrations WHERE schema_name = {} AND model = '{model}' \
+            "SELECT coalesce(max(version), 0) FROM prism_meta.migrations WHERE schema_name = {} AND model = '{}' \
              AND to_regclass({}) IS NOT NULL",
             literal(&namespace.name),
-            literal(&format!("{}.{model}", namespace.schema)),
+            model.name(),
+            literal(&format!("{}.{}", namespace.schema, model.table())),
         ))
         .await?;
     let version = found.into_iter().next().flatten().and_then(|text| text.parse().ok());

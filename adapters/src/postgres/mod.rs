@@ -1,6 +1,7 @@
 //! PostgreSQL, from 12 on: one schema per namespace with plain tables, as a person would read them with psql.
 //!
-//! `SELECT key, convert_from(value, 'UTF8'), expires_at FROM "<namespace>".keyvalue`. One adapter per shard, on its thread, with a
+//! `SELECT key, convert_from(value, 'UTF8'), expires_at FROM "<namespace>".keyvalue`,
+//! `SELECT queue, convert_from(payload, 'UTF8'), attempts FROM "<namespace>".queue`. One adapter per shard, on its thread, with a
 //! few connections that all of its namespaces share. A version is a number that no other write ever gets (REVISION): the upper half
 //! is the connection's, from a sequence. An entry expires by the time that its readers bring, and is deleted some time later. Schemas are
 //! made and brought up to date by the numbered `.sql` files of this folder.
@@ -10,7 +11,8 @@
 //! - `session`, `migrations`: one connection, and what is made in the database
 //! - `connection`: calls gathered, outages survived (with [`crate::breaker`])
 //! - `errors`: what goes wrong, as failures that name backend and namespace
-//! - `keyvalue`, `scan`, `sweep`: the interfaces, and what has expired
+//! - `keyvalue`, `scan`, `queue`, `sweep`: the interfaces, and what has expired
+//! - `messages`: messages as rows
 //! - `lane`: logged records, each with one effect
 //!
 //! It does not speak TLS, and logs in by SCRAM-SHA-256 only.
@@ -22,7 +24,9 @@ mod connection;
 mod errors;
 mod keyvalue;
 mod lane;
+mod messages;
 mod migrations;
+mod queue;
 mod scan;
 mod session;
 mod statements;
@@ -31,6 +35,7 @@ mod sweep;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use prism_proto::catalogue::Method;
 
@@ -40,6 +45,7 @@ pub use self::connection::ConnectionFacts;
 use self::connection::Link;
 use self::errors::Fault;
 use self::lane::Group;
+use self::queue::Waiting;
 use self::statements::Namespace;
 use crate::backend::Admission;
 use crate::call::Context;
@@ -52,6 +58,9 @@ pub struct Postgres {
     group: RefCell<Option<Group>>,
     /// By namespace and partition: what the lane's cell lets us write with.
     lanes: RefCell<HashMap<(u32, u16), i64>>,
+    /// Those who wait for messages.
+    waiting: Waiting,
+    look_every: Duration,
 }
 
 crate::backend! {
@@ -62,6 +71,11 @@ crate::backend! {
         keyvalue_transactional,
         keyvalue_batch,
         keyvalue_cas,
+        queue_basic,
+        queue_visibility,
+        queue_dead_letter,
+        queue_priority,
+        queue_delayed,
 }
 
 /// The connections, and the namespaces that have been called.
@@ -101,7 +115,13 @@ impl Postgres {
         if let Some(every) = config.sweep_every {
             sweep::start(&pool, every);
         }
-        Postgres { pool, group: RefCell::new(None), lanes: RefCell::default() }
+        Postgres {
+            pool,
+            group: RefCell::new(None),
+            lanes: RefCell::default(),
+            waiting: Waiting::default(),
+            look_every: config.look_every,
+        }
     }
 
     /// What the connections have done so far.

@@ -263,16 +263,18 @@ impl Postgres {
     }
 }
 
-fn sign(context: &Context<'_>, selection: Selection<'_>, after: &str) -> String {
+/// A page token: where the page has ended, signed for the namespace and what was asked for.
+pub(super) fn sign(context: &Context<'_>, selection: impl Hash, after: &str) -> String {
     let mut hasher = SipHasher13::new_with_keys(HASH_KEYS.0, HASH_KEYS.1);
     (context.namespace, context.namespace_name, context.partition).hash(&mut hasher);
     (selection, after).hash(&mut hasher);
     format!("{:016x}{after}", hasher.finish())
 }
 
-fn read_token(
+/// Where the page before has ended; empty for the first page.
+pub(super) fn read_token(
     context: &Context<'_>,
-    selection: Selection<'_>,
+    selection: impl Hash,
     token: &str,
 ) -> Result<String, Error> {
     if token.is_empty() {

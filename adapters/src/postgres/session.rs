@@ -18,11 +18,11 @@ use prism_io::clock::monotonic_ns;
 use prism_io::net::{Closer, ReadHalf, Stream, WriteHalf, resolve};
 use prism_io::rt::{self, Signal};
 
-use super::batch::{Batch, Ended, Receiver};
+use super::batch::{Batch, Ended, Operation, Receiver};
 use super::codec::{self, ProtocolError};
 use super::config::PostgresConfig;
 use super::errors::{Outage, SqlError};
-use super::migrations;
+use super::migrations::{self, Model};
 use super::statements::{Namespace, Statement};
 
 /// The buffer that answers are read into, while they are small.
@@ -89,8 +89,8 @@ pub(super) struct Session {
     answer_timeout: Duration,
     /// What is prepared, by namespace.
     prepared: HashSet<(u32, Statement)>,
-    /// Namespaces whose schema is as it should be.
-    ready: HashSet<u32>,
+    /// What is as it should be in the schemas of namespaces.
+    ready: HashSet<(u32, Model)>,
     /// The upper half of its versions.
     epoch: i64,
     versions: u32,
@@ -195,13 +195,23 @@ impl Session {
         self.versions > u32::MAX / 2
     }
 
-    /// Makes sure that a namespace's schema is as it should be.
-    pub(super) async fn make_ready(&mut self, namespace: &Namespace) -> Result<(), Failure> {
-        if self.ready.contains(&namespace.number) {
-            return Ok(());
+    /// Makes sure that a namespace's schema has what operations need.
+    pub(super) async fn make_ready(
+        &mut self,
+        namespace: &Namespace,
+        operations: &[Operation],
+    ) -> Result<(), Failure> {
+        let mut last = None;
+        for model in operations.iter().map(Operation::model) {
+            if last == Some(model) {
+                continue;
+            }
+            last = Some(model);
+            if !self.ready.contains(&(namespace.number, model)) {
+                migrations::bring_up_to_date(self, namespace, model).await?;
+                self.ready.insert((namespace.number, model));
+            }
         }
-        migrations::bring_up_to_date(self, namespace).await?;
-        self.ready.insert(namespace.number);
         Ok(())
     }
 

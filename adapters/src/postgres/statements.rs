@@ -1,7 +1,14 @@
 //! What is asked of PostgreSQL: one statement for each kind of thing, prepared per namespace and connection.
 //!
-//! All of them tell rows of the same six columns ([`Row`](super::codec::Row)): number, key, value, length, version, expiry. None
+//! All of them tell rows that begin with the same six columns ([`Row`](super::codec::Row)): number, key, value, length, version, expiry.
+//! Those of queues stand in [`queue`](super::queue). None
 //! asks PostgreSQL for the time: calls bring theirs.
+
+use std::cell::Cell;
+
+use super::codec::Type;
+use super::migrations::Model;
+use super::queue::QueueStatement;
 
 /// A namespace as PostgreSQL knows it.
 #[derive(Debug, PartialEq, Eq)]
@@ -10,6 +17,8 @@ pub(super) struct Namespace {
     pub(super) name: String,
     /// The name as an identifier, in its quotes.
     pub(super) schema: String,
+    /// What it was called for, as bits.
+    models: Cell<u8>,
 }
 
 impl Namespace {
@@ -18,7 +27,18 @@ impl Namespace {
             number,
             name: name.to_owned(),
             schema: format!("\"{}\"", name.replace('"', "\"\"")),
+            models: Cell::new(0),
         }
+    }
+
+    /// Notes that it is called for a model.
+    pub(super) fn note(&self, model: Model) {
+        self.models.set(self.models.get() | 1 << model as u8);
+    }
+
+    /// Whether it was called for a model.
+    pub(super) fn uses(&self, model: Model) -> bool {
+        self.models.get() & 1 << model as u8 != 0
     }
 }
 
@@ -44,6 +64,7 @@ pub(super) enum Statement {
     CellResume,
     CellSet,
     CellMove,
+    Queue(QueueStatement),
 }
 
 /// Entries that one sweep deletes at most.
@@ -65,6 +86,25 @@ impl Statement {
             Statement::CellResume => "cell_resume",
             Statement::CellSet => "cell_set",
             Statement::CellMove => "cell_move",
+            Statement::Queue(statement) => statement.word(),
+        }
+    }
+
+    /// What it needs to be in the namespace's schema.
+    pub(super) fn model(self) -> Model {
+        match self {
+            Statement::CellResume | Statement::CellSet | Statement::CellMove => Model::Lane,
+            Statement::Queue(_) => Model::Queue,
+            _ => Model::KeyValue,
+        }
+    }
+
+    /// The types of its parameters, where each is an array with an element per row
+    /// ([`Operation::Row`](super::batch::Operation::Row)); rows that it tells are numbered like them, from 1.
+    pub(super) fn columns(self) -> &'static [Type] {
+        match self {
+            Statement::Queue(statement) => statement.columns(),
+            _ => &[],
         }
     }
 
@@ -138,6 +178,7 @@ impl Statement {
                 "SELECT 0::bigint, ''::text, NULL::bytea, 0, 0::bigint, NULL::timestamptz \
                  FROM {schema}.move_cell($1::int, $2::bigint, $3::bytea, $4::bigint, $5::bigint, $6::bigint)"
             }
+            Statement::Queue(statement) => statement.text(),
         };
         text.replace("{schema}", &namespace.schema)
     }

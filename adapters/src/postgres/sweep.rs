@@ -8,10 +8,14 @@ use prism_io::{clock, rt};
 use super::Pool;
 use super::batch::Operation;
 use super::codec::Parameters;
+use super::queue::QueueStatement;
 use super::statements::{SWEEP_ENTRIES_MAX, Statement};
 
 /// An entry is left alone for so long after it has expired: a record that is applied late, by its own time, still finds it.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// What sweeps, each a model.
+const SWEEPS: [Statement; 2] = [Statement::Sweep, Statement::Queue(QueueStatement::Sweep)];
 
 /// Begins to sweep the namespaces that are called, as long as the pool lives.
 pub(super) fn start(pool: &Rc<Pool>, every: Duration) {
@@ -26,14 +30,18 @@ async fn run(pool: Weak<Pool>, every: Duration) {
         let namespaces: Vec<_> = pool.namespaces.borrow().values().cloned().collect();
         for namespace in namespaces {
             let link = pool.of_writes(namespace.number, 0);
-            loop {
-                let parameters = Parameters::default().moment(before_us);
-                let sweep =
-                    Operation::Other { statement: Statement::Sweep, parameters, versions: 0 };
-                // What cannot be swept now is swept later; that calls fail too, they say themselves.
-                let swept = link.call(namespace.clone(), vec![sweep]).await;
-                if swept.map_or(0, |answer| answer.rows.len()) < SWEEP_ENTRIES_MAX {
-                    break;
+            for statement in SWEEPS {
+                if !namespace.uses(statement.model()) {
+                    continue;
+                }
+                loop {
+                    let parameters = Parameters::default().moment(before_us);
+                    let sweep = Operation::Other { statement, parameters, versions: 0 };
+                    // What cannot be swept now is swept later; that calls fail too, they say themselves.
+                    let swept = link.call(namespace.clone(), vec![sweep]).await;
+                    if swept.map_or(0, |answer| answer.rows.len()) < SWEEP_ENTRIES_MAX {
+                        break;
+                    }
                 }
             }
         }

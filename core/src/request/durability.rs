@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use prism_adapters::{Error, Kind, Reply, interfaces};
+use prism_adapters::{Error, Kind, interfaces};
 use prism_io::grpc::{Message, Metadata};
 use prism_io::h2::StreamId;
 use prism_io::server::Connection;
@@ -79,8 +79,7 @@ pub(super) fn level(namespace: &Namespace, metadata: &Metadata) -> Result<Durabi
 /// be able to give the answer: what the backend says is not kept over a restart.
 pub(super) fn offers_key(namespace: &Namespace, method: Method, message: &[u8]) -> bool {
     namespace.durability_max >= Durability::Wal
-        && (namespace.backend == 0
-            || interfaces::reply_from_log(method, message, &mut Reply::default()))
+        && (namespace.backend == 0 || interfaces::answers_from_log(method, message))
 }
 
 /// The refusal of an idempotency key where its outcome could not be remembered.

@@ -521,11 +521,21 @@ pub(crate) fn replay(
 pub(crate) fn remember(target: &Target<'_>, record: &Record<'_>) -> Result<(), Error> {
     let Some(ticket) = retry::ticket_of_record(target, record)? else { return Ok(()) };
     let mut reply = Reply::default();
-    let known = Method::by_id(record.head.method)
-        .is_some_and(|method| interfaces::reply_from_log(method, record.body, &mut reply));
+    let known = reply_from_log(record, &mut reply);
     let outcome = if known { Ok(&reply) } else { Err(&method_unknown()) };
     settle(target, ticket, (record.lsn, record.head.flags), outcome, record.log_time_us);
     Ok(())
+}
+
+/// The answer to a record's caller, where the log can give it (`true`).
+pub(crate) fn reply_from_log(record: &Record<'_>, reply: &mut Reply) -> bool {
+    let place = interfaces::LogPlace {
+        namespace: record.head.lane.namespace,
+        log_time_us: record.log_time_us,
+        lsn: record.lsn,
+    };
+    Method::by_id(record.head.method)
+        .is_some_and(|method| interfaces::reply_from_log(place, method, record.body, reply))
 }
 
 /// The outcome of a future that needs nothing to happen before it ends.

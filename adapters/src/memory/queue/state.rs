@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::call::Revision;
+use crate::claims::Claims;
 
 /// Which delivery of a message it is: the record that made it, and the place among those of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +62,9 @@ pub(crate) struct Queue {
     pub(super) keeps_dead: bool,
     /// The number of the next message or dead letter.
     next: u64,
-    /// Messages that calls on their way have been promised, and when the last was.
-    claimed: (usize, u64),
+    /// Messages that calls on their way have been promised.
+    claims: Claims,
 }
-
-/// Claims are forgotten after this time: a call that was refused before it came to its turn takes none.
-const CLAIMS_KEPT_US: u64 = 1_000_000;
 
 impl Queue {
     /// A number that none of its messages and dead letters has.
@@ -224,25 +222,23 @@ impl Queue {
     /// Whether a Receive would find something at `now_us` beyond what others were promised; promises it at most `wanted`. Else,
     /// when it is worth to look again.
     pub(super) fn claim(&mut self, wanted: usize, now_us: u64) -> Result<(), Option<u64>> {
-        if self.claimed.1 + CLAIMS_KEPT_US < now_us {
-            self.claimed.0 = 0;
-        }
         let come = |line: &BTreeSet<(u64, u64)>| line.range(..=(now_us, u64::MAX)).count();
         let there = self.waiting.len() + come(&self.later) + come(&self.leased);
-        if there > self.claimed.0 {
-            self.claimed = (self.claimed.0 + wanted.min(there - self.claimed.0), now_us);
+        if self.claims.claim(there, wanted, now_us) {
             return Ok(());
         }
         let next = |line: &BTreeSet<(u64, u64)>| {
             line.range((now_us, u64::MAX)..).next().map(|&(time_us, _)| time_us)
         };
-        let claims_end = (self.claimed.0 > 0).then_some(self.claimed.1 + CLAIMS_KEPT_US + 1);
-        Err([next(&self.later), next(&self.leased), claims_end].into_iter().flatten().min())
+        Err([next(&self.later), next(&self.leased), self.claims.end_us()]
+            .into_iter()
+            .flatten()
+            .min())
     }
 
     /// A Receive for so many messages has had its turn.
     pub(super) fn give_claim_back(&mut self, wanted: usize) {
-        self.claimed.0 = self.claimed.0.saturating_sub(wanted);
+        self.claims.give_back(wanted);
     }
 
     fn line_up(&mut self, number: u64) {

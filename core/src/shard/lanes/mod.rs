@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use prism_adapters::interfaces::{read_from_log, reply_from_log};
+use prism_adapters::interfaces::{answers_from_log, read_from_log};
 use prism_adapters::lane::LaneOwner;
 use prism_adapters::{Error, Kind, Reply};
 use prism_io::clock::monotonic_ns;
@@ -28,7 +28,7 @@ use slab::Slab;
 use crate::config::Durability;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::Namespace;
-use crate::request::Logged;
+use crate::request::{Logged, reply_from_log};
 use crate::shard::Shard;
 
 pub(super) use drive::drive;
@@ -169,10 +169,7 @@ impl OutsideLane {
         let Some(stalled) = &*self.stalled.borrow() else { return Ok(()) };
         // Where somebody has to act first, nothing more is promised.
         let may_pass = stalled.kind() != Kind::FailedPrecondition;
-        if may_pass
-            && level <= Durability::Wal
-            && reply_from_log(method, request, &mut Reply::default())
-        {
+        if may_pass && level <= Durability::Wal && answers_from_log(method, request) {
             return Ok(());
         }
         Err(self.behind(namespace, stalled))
@@ -210,8 +207,7 @@ impl OutsideLane {
         self.queue.borrow_mut().push(batch, index, record);
         self.work.set();
         let mut reply = shard.replies.take();
-        let from_log = Method::by_id(record.head.method)
-            .is_some_and(|method| reply_from_log(method, record.body, &mut reply));
+        let from_log = reply_from_log(record, &mut reply);
         if from_log && logged.rest.level <= Durability::Wal {
             return logged.end(shard, Ok(reply), record.log_time_us, now_ns);
         }

@@ -10,11 +10,11 @@ type ByName = HashMap<(u32, Box<str>), Rc<News>, ahash::RandomState>;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Sources(RefCell<ByName>);
+pub(crate) struct Sources(RefCell<ByName>);
 
 impl Sources {
     /// Tells those who wait for a source of a namespace that it has something new.
-    pub(super) fn tell(&self, namespace: u32, name: &str) {
+    pub(crate) fn tell(&self, namespace: u32, name: &str) {
         let sources = self.0.borrow();
         if sources.is_empty() {
             return;
@@ -25,7 +25,7 @@ impl Sources {
     }
 
     /// Waits for a source from now on.
-    pub(super) fn attend(&self, namespace: u32, name: &str) -> Attendance<'_> {
+    pub(crate) fn attend(&self, namespace: u32, name: &str) -> Attendance<'_> {
         let key = (namespace, Box::from(name));
         let news = self.0.borrow_mut().entry(key.clone()).or_default().clone();
         Attendance { sources: self, listener: Some(news.listen()), news, key }
@@ -33,7 +33,7 @@ impl Sources {
 }
 
 /// Somebody's wait for one source.
-pub(super) struct Attendance<'a> {
+pub(crate) struct Attendance<'a> {
     sources: &'a Sources,
     listener: Option<Listener>,
     news: Rc<News>,
@@ -42,7 +42,7 @@ pub(super) struct Attendance<'a> {
 
 impl Attendance<'_> {
     /// Ready when something was told since the last time, or since the beginning.
-    pub(super) fn told(&mut self) -> &mut Listener {
+    pub(crate) fn told(&mut self) -> &mut Listener {
         self.listener.get_or_insert_with(|| self.news.listen())
     }
 }

@@ -297,11 +297,7 @@ pub const DIFFERENCES: &[Difference] = &[
             case.role == Role::Client
                 && case.frame.kind == kind::SETTINGS
                 && case.we_alone_end(ErrorCode::PROTOCOL_ERROR)
-                && case
-                    .frame
-                    .payload
-                    .chunks_exact(6)
-                    .any(|setting| setting == [0, 2, 0, 0, 0, 1])
+                && case.frame.payload.chunks_exact(6).any(|setting| setting == [0, 2, 0, 0, 0, 1])
         },
     },
     Difference {

@@ -25,6 +25,7 @@ pub mod nats;
 pub mod news;
 pub mod postgres;
 pub mod redis;
+mod shared;
 mod sources;
 pub mod topic;
 

@@ -91,7 +91,7 @@ fn nats_serves_what_it_declares() {
     prism_io::rt::run(async {
         let client = Direct::in_real_time(Nats::start(config), Versions::Revision);
         let ran = run(&client).await;
-        assert!(ran.len() > 30, "{ran:?}");
+        assert!(ran.len() > 40, "{ran:?}");
     })
     .unwrap();
 }

@@ -388,27 +388,39 @@ fn queues_on_postgres_conform_and_their_messages_are_plain_there() {
 #[test]
 fn namespaces_on_kafka_conform_also_across_the_mesh() {
     let address = servers::address("kafka");
+    let backend = format!("{{name: log, type: kafka, brokers: [\"{address}\"], partitions: 3}}");
+    let models = [(Model::Stream, "memory"), (Model::PubSub, "memory")];
+    messages_conform("kafka", &backend, &models, Kafka::SERVES);
+}
+
+/// The same on a real NATS, also by way of the log.
+#[test]
+fn topics_on_nats_conform_also_across_the_mesh() {
+    let nats = OwnNats::start("");
+    let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
+    let models = [(Model::PubSub, "memory"), (Model::PubSub, "wal")];
+    messages_conform("nats", &backend, &models, Nats::SERVES);
+}
+
+/// Four namespaces for each model and level.
+fn messages_conform(kind: &str, backend: &str, models: &[(Model, &str)], serves: Interfaces) {
     let directory = directory();
-    let mut config = format!(
-        "backends:\n  - {{name: log, type: kafka, brokers: [\"{address}\"], partitions: 3}}\nnamespaces:\n"
-    );
-    let models = [Model::Stream, Model::PubSub];
-    let names: Vec<(String, Model)> = models
-        .iter()
-        .flat_map(|model| {
-            (0..4).map(|number| (format!("on-kafka-{}-{number}", model.name()), *model))
-        })
-        .collect();
-    for (name, model) in &names {
+    let mut config = format!("backends:\n  - {backend}\nnamespaces:\n");
+    let mut names = Vec::new();
+    for (model, level) in models {
         let api = model.name();
-        config +=
-            &format!("  - {{name: {name}, client_api: {api}, backend: log, durability: memory}}\n");
+        for number in 0..4 {
+            let name = format!("on-{kind}-{api}-{level}-{number}");
+            config += &format!(
+                "  - {{name: {name}, client_api: {api}, backend: log, durability: {level}}}\n"
+            );
+            names.push((name, serves.intersection(model.interfaces())));
+        }
     }
     let server = serve(directory.path()).shards(2).config(&config).start();
     let listen = server.listen;
     let suites = run(async move {
-        together(names.into_iter().map(|(name, model)| async move {
-            let offers = Kafka::SERVES.intersection(model.interfaces());
+        together(names.into_iter().map(|(name, offers)| async move {
             let served = Served(Caller::to(listen, &name).await, Versions::None, offers);
             conformance::run(&served).await
         }))

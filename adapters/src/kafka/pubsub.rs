@@ -5,7 +5,6 @@
 //! bounded line of its own, so that a slow one holds nobody up.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +37,7 @@ use crate::interfaces::message::{expires_us, item_status, message_id, time};
 use crate::interfaces::pubsub::{PubSubBasic, PubSubFiltering, PubSubOrdering};
 use crate::limits::Limits;
 use crate::memory::pubsub::{Event, Heard, Subscriptions, deliver};
-use crate::news::News;
+use crate::shared::{Key, Shared};
 
 /// The headers of Prism's own.
 const MESSAGE_ID: &str = "prism.message-id";
@@ -51,15 +50,11 @@ const EVENTS_PER_TURN: usize = 64;
 /// After so long a tail that has lost its topic looks for it again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-type Key = (u32, Box<str>);
-
 /// Who listens on this shard.
 #[derive(Default)]
 pub(super) struct Topics {
     subscriptions: Subscriptions,
-    tails: RefCell<HashMap<Key, Weak<Tail>, ahash::RandomState>>,
-    /// Tails that are being made, and who waits for that.
-    begun: RefCell<HashMap<Key, Rc<News>, ahash::RandomState>>,
+    tails: Shared<Tail>,
 }
 
 /// What comes to a topic, for all who are subscribed to it on this shard; ends when the last of them has left.
@@ -70,18 +65,6 @@ struct Tail {
 impl Drop for Tail {
     fn drop(&mut self) {
         self.bell.borrow().ring();
-    }
-}
-
-/// A tail is being made; whoever waits for it hears when that ends, however it does.
-struct Beginning<'a>(&'a Topics, Key);
-
-impl Drop for Beginning<'_> {
-    fn drop(&mut self) {
-        let begun = self.0.begun.borrow_mut().remove(&self.1);
-        if let Some(begun) = begun {
-            begun.tell();
-        }
     }
 }
 
@@ -242,25 +225,16 @@ impl Kafka {
     /// The tail of a topic, which is at its end when it is new.
     async fn tail(&self, context: &Context<'_>, topic: &str) -> Result<Rc<Tail>, Error> {
         let key: Key = (context.namespace, topic.into());
-        loop {
-            if let Some(tail) = self.topics.tails.borrow().get(&key).and_then(Weak::upgrade) {
-                return Ok(tail);
-            }
-            let begun = self.topics.begun.borrow().get(&key).map(News::listen);
-            match begun {
-                Some(told) => told.await,
-                None => break,
-            }
-        }
-        self.topics.begun.borrow_mut().insert(key.clone(), Rc::default());
-        let _beginning = Beginning(&self.topics, key.clone());
+        self.topics.tails.get(&key, async || self.make_tail(context, topic).await).await
+    }
+
+    async fn make_tail(&self, context: &Context<'_>, topic: &str) -> Result<Rc<Tail>, Error> {
         let kafka_topic = topic_of(context.namespace_name, topic);
         let bounds = self.bounds(context, &kafka_topic, None, true).await?;
         let places = bounds.map(|bounds| bounds.end).unwrap_or_default();
         let numbered = (0_u32..).zip(places.iter().copied()).collect();
         let reader = self.link.reader(context, &kafka_topic, numbered).await?;
         let tail = Rc::new(Tail { bell: RefCell::new(reader.bell()) });
-        self.topics.tails.borrow_mut().insert(key, Rc::downgrade(&tail));
         let follower = Follower {
             link: self.link.clone(),
             topics: self.topics.clone(),
@@ -303,11 +277,7 @@ impl Follower {
                 }
             }
         }
-        let mut tails = self.topics.tails.borrow_mut();
-        let key = (self.namespace, self.topic.clone());
-        if tails.get(&key).is_some_and(|tail| tail.strong_count() == 0) {
-            tails.remove(&key);
-        }
+        self.topics.tails.forget(&(self.namespace, self.topic.clone()), &tail);
     }
 
     /// Shares out what has come; false when the reader cannot go on by itself.

@@ -23,6 +23,7 @@ use super::jetstream::{
     BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE, Stored, stored,
 };
 use super::keyvalue::{reply_compared, reply_deleted, reply_set, reply_swapped};
+use super::lane_events::is_event;
 use super::link::{Answer, Ask, Outgoing};
 use super::operation::{Done, Effect, Found, Operation, version};
 use super::subject;
@@ -40,7 +41,7 @@ const BATCH_MESSAGES_MAX: usize = 512;
 const BATCH_LOOKS_MAX: usize = 64;
 
 /// The one refusal that is the record's own.
-const MESSAGE_TOO_LARGE: &str = "BACKEND_MESSAGE_TOO_LARGE";
+pub(super) const MESSAGE_TOO_LARGE: &str = "BACKEND_MESSAGE_TOO_LARGE";
 
 /// Bytes of the values that are read for a batch.
 const READ_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -111,6 +112,9 @@ impl LaneBackend for Nats {
         let held = self.cells.borrow().get(&lane(&first.context)).copied();
         if held.is_none_or(|held| held.lane_seq + 1 != first.lane_seq) {
             return Err(errors::cell_moved(&first.context));
+        }
+        if is_event(first) {
+            return self.apply_events(owner, records, outcomes).await;
         }
         let works: Vec<Work<'_>> = records.iter().map(Work::of).collect::<Result<_, _>>()?;
         let mut rest = &works[..];
@@ -269,7 +273,7 @@ impl Nats {
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
         let subject = subject::of_cell(context.namespace_name, context.partition).into();
-        Ok(Outgoing { subject, headers: Some(headers), payload: cell_value(cell) })
+        Ok(Outgoing { subject, reply: None, headers: Some(headers), payload: cell_value(cell) })
     }
 
     /// Notes and returns the cell's number: the cell was so many messages before the one that was confirmed.

@@ -12,6 +12,7 @@ use prism_io::rt;
 
 use super::config::NatsConfig;
 use super::errors::{self, Outage};
+use super::inbox::Inbox;
 use super::session;
 use crate::call::Context;
 use crate::error::Error;
@@ -26,6 +27,8 @@ const HEADER_BYTES_MAX: usize = 1024;
 #[derive(Clone, Debug)]
 pub(super) struct Outgoing {
     pub(super) subject: Subject,
+    /// Where an answer is to go that is not the call's.
+    pub(super) reply: Option<Subject>,
     pub(super) headers: Option<HeaderMap>,
     pub(super) payload: Bytes,
 }
@@ -33,7 +36,7 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// A message without headers.
     pub(super) fn plain(subject: impl Into<Subject>, payload: Bytes) -> Self {
-        Outgoing { subject: subject.into(), headers: None, payload }
+        Outgoing { subject: subject.into(), reply: None, headers: None, payload }
     }
 
     fn len(&self) -> usize {
@@ -52,13 +55,31 @@ pub(super) enum Ask {
     Each(Vec<Outgoing>),
     /// Messages of which only the last is answered.
     Last(Vec<Outgoing>),
+    /// Messages that nobody answers; the answer says that the server has taken them.
+    Tell(Vec<Outgoing>),
+    /// Has what comes to a subject put into an inbox; the answer says that nothing is missed from now on.
+    Subscribe(Subject, Arc<Inbox>),
 }
 
 impl Ask {
     fn len(&self) -> usize {
         match self {
             Ask::One(message) | Ask::Many(message) => message.len(),
-            Ask::Each(messages) | Ask::Last(messages) => messages.iter().map(Outgoing::len).sum(),
+            Ask::Each(messages) | Ask::Last(messages) | Ask::Tell(messages) => {
+                messages.iter().map(Outgoing::len).sum()
+            }
+            Ask::Subscribe(subject, _) => subject.len(),
+        }
+    }
+
+    /// The subject that the server would name if it refused it.
+    pub(super) fn subject(&self) -> Option<Subject> {
+        match self {
+            Ask::One(message) | Ask::Many(message) => Some(message.subject.clone()),
+            Ask::Each(messages) | Ask::Last(messages) | Ask::Tell(messages) => {
+                messages.first().map(|message| message.subject.clone())
+            }
+            Ask::Subscribe(subject, _) => Some(subject.clone()),
         }
     }
 }
@@ -179,13 +200,17 @@ impl Link {
         errors::busy(context, self.calls_max)
     }
 
-    /// How long the payload of a message may be.
+    /// How long the payload of a message of ours may be.
     pub(super) fn message_bytes_max(&self) -> usize {
-        let payload_bytes_max = match self.state.payload_bytes_max.load(Ordering::Relaxed) {
+        self.payload_bytes_max().saturating_sub(HEADER_BYTES_MAX)
+    }
+
+    /// What the server takes in one message, its headers included.
+    pub(super) fn payload_bytes_max(&self) -> usize {
+        match self.state.payload_bytes_max.load(Ordering::Relaxed) {
             0 => MESSAGE_BYTES_DEFAULT,
             told => told,
-        };
-        payload_bytes_max.saturating_sub(HEADER_BYTES_MAX)
+        }
     }
 
     pub(super) fn facts(&self) -> ConnectionFacts {

@@ -1,46 +1,58 @@
-//! NATS with JetStream, from 2.12 on: values in a bucket per namespace, as NATS's own key-value clients keep them.
+//! NATS with JetStream, from 2.12 on: values in a bucket per namespace, as NATS's own key-value clients keep them, and topics as
+//! subjects.
 //!
-//! A namespace is the bucket of its name (the stream `KV_<namespace>`), a key a subject under `$KV.<namespace>.`, a value a
+//! A namespace of values is the bucket of its name (the stream `KV_<namespace>`), a key a subject under `$KV.<namespace>.`, a value a
 //! message and nothing else. A value's version is its number in the stream (REVISION: never used again). Whoever has a
-//! NATS client with a key-value API reads and writes the same data.
+//! NATS client with a key-value API reads and writes the same data. A topic is the subject `<namespace>.<topic>`, an event a message
+//! on it, with its attributes as headers.
 //!
 //! The client is async-nats on the thread beside the shards, reached over a bridge; one connection per shard. It carries
 //! messages to subjects and answers back; what they mean is said here, on the shard. All calls of a loop turn go over together,
 //! and leave in as few writes as the socket takes; their answers are awaited side by side.
 //!
 //! - `config`: where it is and how patient to be
-//! - `link`, `session`: the two ends of the bridge; outages survived (with [`crate::breaker`])
+//! - `link`, `session`: the two ends of the bridge; outages survived (with [`crate::breaker`]); `table`: the calls under way
+//! - `inbox`: what comes to a subject, on its way to the shard
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `subject`: keys as subjects, and back
 //! - `jetstream`: what is asked of JetStream and what it answers; the streams that namespaces lie in
 //! - `operation`: what a write does to a key, decided on the shard
 //! - `keyvalue`, `scan`: the interfaces
-//! - `lane`: logged writes, a batch as one atomic publish
+//! - `event`: events as messages, and back; `pubsub`: the interfaces of topics
+//! - `lane`: logged writes, a batch as one atomic publish; `lane_events`: logged events
 //!
 //! What it has confirmed is as durable as the server's `sync_interval` makes it.
 
 mod config;
 mod errors;
+mod event;
+mod inbox;
 mod jetstream;
 mod keyvalue;
 mod lane;
+mod lane_events;
 mod link;
 mod operation;
+mod pubsub;
 mod scan;
 mod session;
 mod subject;
+mod table;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::BatchSetRequest;
+use prism_proto::view::pubsub::PublishBatchRequest;
 
 pub use self::config::{Login, NatsConfig, Tls};
 use self::jetstream::Streams;
 use self::lane::Held;
 pub use self::link::ConnectionFacts;
 use self::link::Link;
+use self::pubsub::Topics;
 use crate::backend::Admission;
 use crate::error::Error;
 
@@ -52,6 +64,7 @@ pub struct Nats {
     cells: RefCell<HashMap<(u32, u16), Held>>,
     /// Atomic batches that were sent: each has a name of its own.
     batches: Cell<u64>,
+    topics: Rc<Topics>,
 }
 
 crate::backend! {
@@ -60,6 +73,10 @@ crate::backend! {
         keyvalue_scan,
         keyvalue_batch,
         keyvalue_cas,
+        pubsub_basic,
+        pubsub_wildcards,
+        pubsub_filtering,
+        pubsub_ordering,
 }
 
 impl Nats {
@@ -67,7 +84,13 @@ impl Nats {
     pub fn start(config: NatsConfig) -> Self {
         let link = Link::start(config);
         let streams = Streams::default();
-        Nats { link, streams, cells: RefCell::default(), batches: Cell::new(0) }
+        Nats {
+            link,
+            streams,
+            cells: RefCell::default(),
+            batches: Cell::new(0),
+            topics: Rc::default(),
+        }
     }
 
     /// What the connection has done so far.
@@ -87,6 +110,12 @@ impl Admission for Nats {
             Method::KEYVALUE_BATCH_SET => BatchSetRequest::decode(request)
                 .ok()
                 .and_then(|batch| batch.items.iter().map(|item| item.value.len()).max()),
+            Method::PUBSUB_PUBLISH_BATCH => PublishBatchRequest::decode(request)
+                .ok()
+                .and_then(|batch| batch.messages.iter().map(|message| message.payload.len()).max()),
+            Method::PUBSUB_PUBLISH
+            | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES
+            | Method::PUBSUB_PUBLISH_ORDERED => Some(request.len()),
             Method::KEYVALUE_SET | Method::KEYVALUE_COMPARE_AND_SWAP => Some(request.len()),
             _ => None,
         };

@@ -178,7 +178,7 @@ impl<'a> Operation<'a> {
         };
         let headers = (!headers.is_empty()).then_some(headers);
         let subject = subject::of_key(context.namespace_name, self.key).into();
-        Outgoing { subject, headers, payload }
+        Outgoing { subject, reply: None, headers, payload }
     }
 }
 

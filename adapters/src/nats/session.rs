@@ -5,25 +5,27 @@
 //! then what was not sent yet would be sent late, and a call whose answer is lost would wait for its time to be up. Here every
 //! call that is under way when the connection ends is told so at once, and when to try again is for the [`Breaker`] to say.
 
-use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ahash::AHashMap;
 use async_nats::{
-    Auth, AuthError, Client, ConnectOptions, Event, Message, ServerError, Subject, Subscriber,
+    Auth, AuthError, Client, ConnectOptions, Event, ServerError, Subject, Subscriber,
 };
+use bytes::Bytes;
 use futures_util::StreamExt;
-use prism_io::bridge::{Foreign, Ticket};
+use prism_io::bridge::Foreign;
 use prism_io::clock::monotonic_ns;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::config::{Login, NatsConfig};
 use super::errors::Outage;
+use super::inbox::{Inbox, forward};
 use super::link::{Answer, Ask, Outgoing, State};
+use super::table::{Gathering, Table, Waiting};
 use crate::breaker::{Breaker, Circuit};
 
 /// The oldest server that has what is asked of it: atomic batches of messages, and their expiry.
@@ -37,9 +39,6 @@ const UNSENT_MAX: usize = 4096;
 
 /// Events of the connection that may wait.
 const EVENTS_MAX: usize = 64;
-
-/// Answers to one call, at most.
-const ANSWERS_PER_CALL_MAX: usize = 2048;
 
 type Bridge = Foreign<Ask, Answer>;
 
@@ -235,20 +234,34 @@ async fn write(
     patience: Duration,
     bridge: &Bridge,
 ) -> Option<Outage> {
+    // They end with the connection.
+    let mut subscriptions = JoinSet::new();
     while let Some((ask, ticket)) = bridge.next().await {
-        let (messages, gathering) = match ask {
-            Ask::One(message) => (Parts::One(message), Gathering::One),
-            Ask::Many(message) => (Parts::One(message), Gathering::Many(Vec::new())),
-            Ask::Each(messages) => {
-                let gathering = Gathering::each(messages.len());
-                (Parts::Several(messages), gathering)
-            }
-            Ask::Last(messages) => (Parts::Several(messages), Gathering::One),
+        let gathering = match &ask {
+            Ask::Many(_) => Gathering::Many(Vec::new()),
+            Ask::Each(messages) => Gathering::each(messages.len()),
+            Ask::One(_) | Ask::Last(_) | Ask::Tell(_) | Ask::Subscribe(..) => Gathering::One,
         };
-        let is_each = matches!(gathering, Gathering::Each { .. });
-        let subject = messages.subject();
-        let number = table.put(Waiting { ticket, subject, gathering }, patience);
-        if let Err(failed) = send(client, inbox, number, is_each, messages).await {
+        let waiting = Waiting { ticket, subject: ask.subject(), gathering };
+        let number = table.put(waiting, patience);
+        let sent = match ask {
+            Ask::Subscribe(subject, into) => {
+                while subscriptions.try_join_next().is_some() {}
+                table.subscribed(subject.clone(), &into);
+                subscribe(client, subject, into, &mut subscriptions).await
+            }
+            ask => send(client, inbox, number, ask).await,
+        };
+        let sent = match sent {
+            Ok(Sent::Answered) => Ok(()),
+            Ok(Sent::Unanswered) => {
+                // The server hands us this back after it has taken what came before.
+                let echo = Outgoing::plain(format!("{inbox}{number}"), Bytes::new());
+                publish(client, echo, None).await
+            }
+            Err(failed) => Err(failed),
+        };
+        if let Err(failed) = sent {
             let Some(outage) = failed else { return Some(Outage::lost()) };
             table.fail(number, &outage);
         }
@@ -256,44 +269,50 @@ async fn write(
     None
 }
 
-enum Parts {
-    One(Outgoing),
-    Several(Vec<Outgoing>),
+/// Whether somebody answers what was sent.
+enum Sent {
+    Answered,
+    Unanswered,
 }
 
-impl Parts {
-    fn subject(&self) -> Option<Subject> {
-        match self {
-            Parts::One(message) => Some(message.subject.clone()),
-            Parts::Several(messages) => messages.first().map(|message| message.subject.clone()),
-        }
-    }
+async fn subscribe(
+    client: &Client,
+    subject: Subject,
+    into: Arc<Inbox>,
+    subscriptions: &mut JoinSet<()>,
+) -> Result<Sent, Option<Outage>> {
+    let subscriber = client.subscribe(subject).await.map_err(|_| None)?;
+    subscriptions.spawn(forward(subscriber, into));
+    Ok(Sent::Unanswered)
 }
 
 /// Hands the messages of a call to the client. Fails with nothing where the client is gone.
-async fn send(
-    client: &Client,
-    inbox: &str,
-    number: u64,
-    is_each: bool,
-    parts: Parts,
-) -> Result<(), Option<Outage>> {
-    let messages = match parts {
-        Parts::One(message) => {
-            return publish(client, message, Some(format!("{inbox}{number}"))).await;
+async fn send(client: &Client, inbox: &str, number: u64, ask: Ask) -> Result<Sent, Option<Outage>> {
+    match ask {
+        Ask::One(message) | Ask::Many(message) => {
+            publish(client, message, Some(format!("{inbox}{number}"))).await?;
         }
-        Parts::Several(messages) => messages,
-    };
-    let count = messages.len();
-    for (index, message) in messages.into_iter().enumerate() {
-        let reply = match is_each {
-            true => Some(format!("{inbox}{number}-{index}")),
-            false if index + 1 == count => Some(format!("{inbox}{number}")),
-            false => None,
-        };
-        publish(client, message, reply).await?;
+        Ask::Each(messages) => {
+            for (index, message) in messages.into_iter().enumerate() {
+                publish(client, message, Some(format!("{inbox}{number}-{index}"))).await?;
+            }
+        }
+        Ask::Last(messages) => {
+            let count = messages.len();
+            for (index, message) in messages.into_iter().enumerate() {
+                let reply = (index + 1 == count).then(|| format!("{inbox}{number}"));
+                publish(client, message, reply).await?;
+            }
+        }
+        Ask::Tell(messages) => {
+            for message in messages {
+                publish(client, message, None).await?;
+            }
+            return Ok(Sent::Unanswered);
+        }
+        Ask::Subscribe(..) => return Ok(Sent::Unanswered),
     }
-    Ok(())
+    Ok(Sent::Answered)
 }
 
 async fn publish(
@@ -301,7 +320,8 @@ async fn publish(
     message: Outgoing,
     reply: Option<String>,
 ) -> Result<(), Option<Outage>> {
-    let Outgoing { subject, headers, payload } = message;
+    let Outgoing { subject, reply: own_reply, headers, payload } = message;
+    let reply = reply.map(Subject::from).or(own_reply);
     let sent = match (headers, reply) {
         (Some(headers), Some(reply)) => {
             client.publish_with_reply_and_headers(subject, reply, headers, payload).await
@@ -370,148 +390,6 @@ async fn watch(table: &Table, patience: Duration) -> Outage {
             return outage;
         }
         table.fail(number, &outage);
-    }
-}
-
-/// A call whose answer has not come.
-struct Waiting {
-    ticket: Ticket<Ask, Answer>,
-    subject: Option<Subject>,
-    gathering: Gathering,
-}
-
-/// What has come of an answer.
-enum Gathering {
-    One,
-    Many(Vec<Message>),
-    Each { messages: Vec<Option<Message>>, missing: usize },
-}
-
-impl Gathering {
-    fn each(count: usize) -> Self {
-        Gathering::Each { messages: (0..count).map(|_| None).collect(), missing: count }
-    }
-}
-
-/// The calls under way. Its lock is never waited for: those who take it are parts of one task.
-#[derive(Default)]
-struct Table {
-    calls: Mutex<Calls>,
-    /// There is something to watch.
-    work: Notify,
-}
-
-#[derive(Default)]
-struct Calls {
-    waiting: AHashMap<u64, Waiting>,
-    /// When each is given up, in the order in which they were sent; some have ended meanwhile.
-    due: VecDeque<(Instant, u64)>,
-    last: u64,
-    /// When something last came.
-    heard: Option<Instant>,
-}
-
-impl Table {
-    fn lock(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn put(&self, waiting: Waiting, patience: Duration) -> u64 {
-        let mut calls = self.lock();
-        calls.last += 1;
-        let number = calls.last;
-        calls.forget_ended();
-        calls.waiting.insert(number, waiting);
-        let is_first = calls.due.is_empty();
-        calls.due.push_back((Instant::now() + patience, number));
-        drop(calls);
-        if is_first {
-            self.work.notify_one();
-        }
-        number
-    }
-
-    fn answer(&self, number: u64, index: usize, message: Message) {
-        let mut calls = self.lock();
-        calls.heard = Some(Instant::now());
-        let Some(waiting) = calls.waiting.get_mut(&number) else { return };
-        match &mut waiting.gathering {
-            Gathering::One => {}
-            Gathering::Many(messages) => {
-                let is_last = message.status.is_some() || messages.len() == ANSWERS_PER_CALL_MAX;
-                messages.push(message);
-                if is_last {
-                    let messages = std::mem::take(messages);
-                    calls.complete(number, Answer::Several(messages));
-                }
-                return;
-            }
-            Gathering::Each { messages, missing } => {
-                if let Some(place) = messages.get_mut(index)
-                    && place.replace(message).is_none()
-                {
-                    *missing -= 1;
-                }
-                if *missing == 0 {
-                    let messages = std::mem::take(messages).into_iter().flatten().collect();
-                    calls.complete(number, Answer::Several(messages));
-                }
-                return;
-            }
-        }
-        calls.complete(number, Answer::One(message));
-    }
-
-    fn fail(&self, number: u64, outage: &Outage) {
-        self.lock().complete(number, Answer::Failed(outage.clone()));
-    }
-
-    fn fail_all(&self, outage: &Outage) {
-        for (_, waiting) in self.lock().waiting.drain() {
-            waiting.ticket.complete(Answer::Failed(outage.clone()));
-        }
-    }
-
-    /// Fails the calls that the server says this user may not make.
-    fn refuse(&self, text: &str) {
-        let outage = Outage::credentials_refused(text);
-        let mut calls = self.lock();
-        let is_meant = |waiting: &Waiting| {
-            waiting.subject.as_ref().is_some_and(|subject| text.contains(&format!("\"{subject}\"")))
-        };
-        let refused: Vec<u64> =
-            calls.waiting.iter().filter(|(_, one)| is_meant(one)).map(|(one, _)| *one).collect();
-        for number in refused {
-            calls.complete(number, Answer::Failed(outage.clone()));
-        }
-    }
-
-    /// The oldest call under way, and when it is given up.
-    fn oldest(&self) -> Option<(Instant, u64)> {
-        let mut calls = self.lock();
-        calls.forget_ended();
-        calls.due.front().copied()
-    }
-
-    fn is_silent_since(&self, time: Instant) -> bool {
-        self.lock().heard.is_none_or(|heard| heard < time)
-    }
-}
-
-impl Calls {
-    /// Has a call that is under way first in the order, if there is one.
-    fn forget_ended(&mut self) {
-        while let Some((_, number)) = self.due.front()
-            && !self.waiting.contains_key(number)
-        {
-            self.due.pop_front();
-        }
-    }
-
-    fn complete(&mut self, number: u64, answer: Answer) {
-        if let Some(waiting) = self.waiting.remove(&number) {
-            waiting.ticket.complete(answer);
-        }
     }
 }
 

@@ -186,6 +186,7 @@ pub(crate) async fn deliver<S: PageSink>(
             Standing::Open => sink.wait(&mut told, NO_END).await?,
             Standing::Deleted => return Ok(()),
             Standing::Behind => return Err(behind()),
+            Standing::CutOff => return Err(cut_off()),
         }
     }
 }
@@ -199,4 +200,11 @@ fn behind() -> Error {
     let message = "this subscriber took events more slowly than they came, and those that follow are lost to it: \
                    subscribe again, read faster, or share the subscription among several streams";
     Error::new(Kind::OutOfRange, "SUBSCRIBER_BEHIND", message)
+}
+
+#[cold]
+fn cut_off() -> Error {
+    let message = "the connection that brings the events was lost, and events may have been lost with it: subscribe again";
+    Error::new(Kind::Unavailable, "SUBSCRIPTION_CUT_OFF", message)
+        .retry_after(std::time::Duration::from_millis(200))
 }

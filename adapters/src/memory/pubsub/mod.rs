@@ -14,5 +14,5 @@ mod subscriptions;
 mod topics;
 
 pub(crate) use self::calls::deliver;
-pub(crate) use self::subscriptions::{Event, Heard, Subscriptions};
+pub(crate) use self::subscriptions::{Event, Heard, Standing, Subscriptions};
 pub(super) use self::topics::Topics;

@@ -47,6 +47,8 @@ pub(crate) enum Standing {
     Behind,
     /// It was deleted.
     Deleted,
+    /// What brings the events was cut off; some may be lost.
+    CutOff,
 }
 
 /// One subscription.
@@ -91,6 +93,42 @@ impl Subscriptions {
                 self.line_up(subscription, &event, bytes);
             }
         }
+    }
+
+    /// Puts an event in the line of everybody who hears by this very topic or pattern.
+    pub(crate) fn publish_to(&self, namespace: u32, heard: &str, event: Event) {
+        let listeners = self.who_hear(namespace, heard);
+        if listeners.is_empty() {
+            return;
+        }
+        let event = Rc::new(event);
+        let bytes = event.message.encoded_len() + EVENT_BYTES;
+        for subscription in listeners.iter().filter(|subscription| subscription.hears(&event)) {
+            self.line_up(subscription, &event, bytes);
+        }
+    }
+
+    /// Ends everybody who hears by this very topic or pattern, because events were lost to them.
+    pub(crate) fn end(&self, namespace: u32, heard: &str, standing: Standing) {
+        for subscription in self.who_hear(namespace, heard) {
+            if subscription.standing.get() == Standing::Open {
+                subscription.standing.set(standing);
+                subscription.news.tell();
+                self.take_out(&subscription);
+            }
+        }
+    }
+
+    fn who_hear(&self, namespace: u32, heard: &str) -> Vec<Rc<Subscription>> {
+        let by_topic = self.by_topic.borrow();
+        let by_pattern = self.by_pattern.borrow();
+        let of_topic = by_topic.get(&(namespace, Box::from(heard))).into_iter().flatten();
+        let is_same = |one: &&Rc<Subscription>| match &one.heard {
+            Heard::Pattern(pattern) => **pattern == *heard,
+            Heard::Topic(_) | Heard::Filtered(..) => false,
+        };
+        let of_pattern = by_pattern.get(&namespace).into_iter().flatten().filter(is_same);
+        of_topic.chain(of_pattern).cloned().collect()
     }
 
     fn line_up(&self, subscription: &Subscription, event: &Rc<Event>, bytes: usize) {
@@ -174,6 +212,14 @@ impl Subscriptions {
 
     /// Forgets a subscription and its line.
     fn remove(&self, subscription: &Rc<Subscription>) {
+        self.take_out(subscription);
+        subscription.line.borrow_mut().clear();
+        let bytes = subscription.line_bytes.replace(0);
+        self.waiting_bytes.set(self.waiting_bytes.get() - bytes);
+    }
+
+    /// Forgets a subscription; what waits in its line is left to its streams.
+    fn take_out(&self, subscription: &Rc<Subscription>) {
         let is_other = |other: &Rc<Subscription>| !Rc::ptr_eq(other, subscription);
         let namespace = subscription.namespace;
         let mut by_id = self.by_id.borrow_mut();
@@ -202,9 +248,6 @@ impl Subscriptions {
                 }
             }
         }
-        subscription.line.borrow_mut().clear();
-        let bytes = subscription.line_bytes.replace(0);
-        self.waiting_bytes.set(self.waiting_bytes.get() - bytes);
     }
 }
 

@@ -1,0 +1,71 @@
+//! Logged events on NATS: they are sent, and then the lane's cell is moved behind them.
+//!
+//! Between the two there is a gap, in which a batch may be sent a second time. An event keeps its identity then (`Nats-Msg-Id`), so that
+//! JetStream stores it once; a core subject's subscriber hears it twice.
+
+use futures_util::future::join_all;
+use prism_proto::catalogue::Model;
+
+use super::Nats;
+use super::lane::MESSAGE_TOO_LARGE;
+use crate::backend::Backend;
+use crate::call::Reply;
+use crate::error::{Error, Kind};
+use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
+
+/// Records and bytes that are sent before the cell is moved.
+const RECORDS_MAX: usize = 256;
+const BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Whether a record is of this kind.
+pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
+    record.method.interface().is_some_and(|interface| interface.model() != Model::KeyValue)
+}
+
+/// Whether a failure is the record's own, so that the lane goes on behind it.
+fn is_refusal(error: &Error) -> bool {
+    error.reason() == MESSAGE_TOO_LARGE
+        || matches!(error.kind(), Kind::InvalidArgument | Kind::NotFound | Kind::OutOfRange)
+}
+
+impl Nats {
+    pub(super) async fn apply_events(
+        &self,
+        owner: &LaneOwner,
+        records: &[LaneRecord<'_>],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), Error> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (batch, behind) = rest.split_at(batch_len(rest));
+            // They begin, and are sent, in their order.
+            let calls = join_all(batch.iter().map(|record| async move {
+                let mut reply = Reply::default();
+                self.unary(&record.context, record.method, record.request, &mut reply).await?;
+                Ok(reply)
+            }));
+            for outcome in calls.await {
+                match outcome {
+                    Err(error) if !is_refusal(&error) => return Err(error),
+                    outcome => outcomes.push(outcome),
+                }
+            }
+            if let Some(last) = batch.last() {
+                let cell = Cell { owner: *owner, lane_seq: last.lane_seq };
+                self.set_cell(&last.context, &cell).await?;
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+}
+
+/// How many of the records are sent at once; at least one.
+fn batch_len(records: &[LaneRecord<'_>]) -> usize {
+    let mut bytes = 0;
+    let fits = |record: &&LaneRecord<'_>| {
+        bytes += record.request.len();
+        bytes <= BYTES_MAX
+    };
+    records.iter().take(RECORDS_MAX).take_while(fits).count().max(1)
+}

@@ -1,0 +1,177 @@
+//! The calls under way on a connection, each with what has come of its answer.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use ahash::AHashMap;
+use async_nats::{Message, Subject};
+use prism_io::bridge::Ticket;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::errors::Outage;
+use super::inbox::Inbox;
+use super::link::{Answer, Ask};
+
+/// Answers to one call, at most.
+const ANSWERS_PER_CALL_MAX: usize = 2048;
+
+/// A call whose answer has not come.
+pub(super) struct Waiting {
+    pub(super) ticket: Ticket<Ask, Answer>,
+    pub(super) subject: Option<Subject>,
+    pub(super) gathering: Gathering,
+}
+
+/// What has come of an answer.
+pub(super) enum Gathering {
+    One,
+    Many(Vec<Message>),
+    Each { messages: Vec<Option<Message>>, missing: usize },
+}
+
+impl Gathering {
+    pub(super) fn each(count: usize) -> Self {
+        Gathering::Each { messages: (0..count).map(|_| None).collect(), missing: count }
+    }
+}
+
+/// The calls under way. Its lock is never waited for: those who take it are parts of one task.
+#[derive(Default)]
+pub(super) struct Table {
+    calls: Mutex<Calls>,
+    /// There is something to watch.
+    pub(super) work: Notify,
+}
+
+#[derive(Default)]
+struct Calls {
+    waiting: AHashMap<u64, Waiting>,
+    /// When each is given up, in the order in which they were sent; some have ended meanwhile.
+    due: VecDeque<(Instant, u64)>,
+    last: u64,
+    /// When something last came.
+    heard: Option<Instant>,
+    /// What is subscribed to, and where it goes.
+    inboxes: Vec<(Subject, Weak<Inbox>)>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, waiting: Waiting, patience: Duration) -> u64 {
+        let mut calls = self.lock();
+        calls.last += 1;
+        let number = calls.last;
+        calls.forget_ended();
+        calls.waiting.insert(number, waiting);
+        let is_first = calls.due.is_empty();
+        calls.due.push_back((Instant::now() + patience, number));
+        drop(calls);
+        if is_first {
+            self.work.notify_one();
+        }
+        number
+    }
+
+    pub(super) fn answer(&self, number: u64, index: usize, message: Message) {
+        let mut calls = self.lock();
+        calls.heard = Some(Instant::now());
+        let Some(waiting) = calls.waiting.get_mut(&number) else { return };
+        match &mut waiting.gathering {
+            Gathering::One => {}
+            Gathering::Many(messages) => {
+                let is_last = message.status.is_some() || messages.len() == ANSWERS_PER_CALL_MAX;
+                messages.push(message);
+                if is_last {
+                    let messages = std::mem::take(messages);
+                    calls.complete(number, Answer::Several(messages));
+                }
+                return;
+            }
+            Gathering::Each { messages, missing } => {
+                if let Some(place) = messages.get_mut(index)
+                    && place.replace(message).is_none()
+                {
+                    *missing -= 1;
+                }
+                if *missing == 0 {
+                    let messages = std::mem::take(messages).into_iter().flatten().collect();
+                    calls.complete(number, Answer::Several(messages));
+                }
+                return;
+            }
+        }
+        calls.complete(number, Answer::One(message));
+    }
+
+    pub(super) fn fail(&self, number: u64, outage: &Outage) {
+        self.lock().complete(number, Answer::Failed(outage.clone()));
+    }
+
+    pub(super) fn fail_all(&self, outage: &Outage) {
+        for (_, waiting) in self.lock().waiting.drain() {
+            waiting.ticket.complete(Answer::Failed(outage.clone()));
+        }
+    }
+
+    /// Fails the calls that the server says this user may not make.
+    pub(super) fn refuse(&self, text: &str) {
+        let outage = Outage::credentials_refused(text);
+        let mut calls = self.lock();
+        let is_meant = |waiting: &Waiting| {
+            waiting.subject.as_ref().is_some_and(|subject| text.contains(&format!("\"{subject}\"")))
+        };
+        let refused: Vec<u64> =
+            calls.waiting.iter().filter(|(_, one)| is_meant(one)).map(|(one, _)| *one).collect();
+        for number in refused {
+            calls.complete(number, Answer::Failed(outage.clone()));
+        }
+        // It is told of some time after the server has answered what followed.
+        for (subject, inbox) in &calls.inboxes {
+            if let Some(inbox) = inbox.upgrade()
+                && text.contains(&format!("\"{subject}\""))
+            {
+                inbox.end();
+            }
+        }
+    }
+
+    /// Notes what is subscribed to.
+    pub(super) fn subscribed(&self, subject: Subject, inbox: &Arc<Inbox>) {
+        let mut calls = self.lock();
+        calls.inboxes.retain(|(_, inbox)| inbox.strong_count() > 0);
+        calls.inboxes.push((subject, Arc::downgrade(inbox)));
+    }
+
+    /// The oldest call under way, and when it is given up.
+    pub(super) fn oldest(&self) -> Option<(Instant, u64)> {
+        let mut calls = self.lock();
+        calls.forget_ended();
+        calls.due.front().copied()
+    }
+
+    pub(super) fn is_silent_since(&self, time: Instant) -> bool {
+        self.lock().heard.is_none_or(|heard| heard < time)
+    }
+}
+
+impl Calls {
+    /// Has a call that is under way first in the order, if there is one.
+    fn forget_ended(&mut self) {
+        while let Some((_, number)) = self.due.front()
+            && !self.waiting.contains_key(number)
+        {
+            self.due.pop_front();
+        }
+    }
+
+    fn complete(&mut self, number: u64, answer: Answer) {
+        if let Some(waiting) = self.waiting.remove(&number) {
+            waiting.ticket.complete(answer);
+        }
+    }
+}

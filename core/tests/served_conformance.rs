@@ -340,16 +340,14 @@ fn a_namespace_on_postgres_conforms_and_its_data_is_plain_there() {
     server.stop();
 }
 
-/// Queues on a real PostgreSQL at every level, called through either shard.
-#[test]
-fn queues_on_postgres_conform_and_their_messages_are_plain_there() {
-    const DATABASE: &str = "prism_served_queues";
-    let address = servers::empty_database(DATABASE);
+/// The models beside KeyValue on a real PostgreSQL, at every level, called through either shard.
+fn model_on_postgres_conforms(model: Model, database: &str) {
+    let address = servers::empty_database(database);
     let directory = directory();
     let password = directory.path().join("postgres-password");
     std::fs::write(&password, "prism\n").unwrap();
     let mut config = format!(
-        "backends:\n  - {{name: db, type: postgres, address: \"{address}\", user: prism, database: {DATABASE}, \
+        "backends:\n  - {{name: db, type: postgres, address: \"{address}\", user: prism, database: {database}, \
          password_file: \"{}\"}}\nnamespaces:\n",
         password.display()
     );
@@ -359,29 +357,43 @@ fn queues_on_postgres_conform_and_their_messages_are_plain_there() {
         .flat_map(|level| (0..2).map(move |number| format!("{level}-{number}")))
         .collect();
     for name in &names {
-        let level = name.split('-').next().unwrap();
+        let (level, api) = (name.split('-').next().unwrap(), model.name());
         config +=
-            &format!("  - {{name: {name}, client_api: queue, backend: db, durability: {level}}}\n");
+            &format!("  - {{name: {name}, client_api: {api}, backend: db, durability: {level}}}\n");
     }
     let server = serve(directory.path()).shards(2).config(&config).start();
     let listen = server.listen;
     let suites = run(async move {
         together(names.into_iter().map(|name| async move {
-            let offers = Postgres::SERVES.intersection(Model::Queue.interfaces());
+            let offers = Postgres::SERVES.intersection(model.interfaces());
             let served = Served(Caller::to(listen, &name).await, Versions::None, offers);
             conformance::run(&served).await
         }))
         .await
     });
     for ran in suites {
-        assert!(ran.len() > 20, "{ran:?}");
+        assert!(ran.len() > 15, "{ran:?}");
     }
     server.assert_well();
-    let cell = servers::psql(address, DATABASE, "SELECT lane_seq > 100 FROM \"wal-0\".cell");
+    let cell = servers::psql(address, database, "SELECT lane_seq > 100 FROM \"wal-0\".cell");
     assert_eq!(cell, "t", "logged messages go by the lane's cell");
-    let left = servers::psql(address, DATABASE, "SELECT count(*) > 0 FROM \"memory-0\".queue");
+    let left = servers::psql(
+        address,
+        database,
+        &format!("SELECT count(*) > 0 FROM \"memory-0\".{}", model.name()),
+    );
     assert_eq!(left, "t", "what the suite has left is in a plain table");
     server.stop();
+}
+
+#[test]
+fn queues_on_postgres_conform_and_their_messages_are_plain_there() {
+    model_on_postgres_conforms(Model::Queue, "prism_served_queues");
+}
+
+#[test]
+fn topics_on_postgres_conform_and_their_events_are_plain_there() {
+    model_on_postgres_conforms(Model::PubSub, "prism_served_topics");
 }
 
 /// Namespaces on a real Kafka, one at home on either shard, called through either.

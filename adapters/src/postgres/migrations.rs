@@ -19,6 +19,8 @@ pub(super) enum Model {
     KeyValue,
     /// Queues.
     Queue,
+    /// Topics.
+    PubSub,
 }
 
 impl Model {
@@ -28,6 +30,7 @@ impl Model {
             Model::Lane => "lane",
             Model::KeyValue => "keyvalue",
             Model::Queue => "queue",
+            Model::PubSub => "pubsub",
         }
     }
 
@@ -37,6 +40,7 @@ impl Model {
             Model::Lane => "cell",
             Model::KeyValue => "keyvalue",
             Model::Queue => "queue",
+            Model::PubSub => "pubsub",
         }
     }
 
@@ -46,6 +50,7 @@ impl Model {
             Model::Lane => &[include_str!("lane_0001.sql")],
             Model::KeyValue => &[include_str!("keyvalue_0001.sql")],
             Model::Queue => &[include_str!("queue/queue_0001.sql")],
+            Model::PubSub => &[include_str!("pubsub/pubsub_0001.sql")],
         }
     }
 }

@@ -11,7 +11,7 @@
 //! - `session`, `migrations`: one connection, and what is made in the database
 //! - `connection`: calls gathered, outages survived (with [`crate::breaker`])
 //! - `errors`: what goes wrong, as failures that name backend and namespace
-//! - `keyvalue`, `scan`, `queue`, `sweep`: the interfaces, and what has expired
+//! - `keyvalue`, `scan`, `queue`, `pubsub`, `sweep`: the interfaces, and what has expired
 //! - `messages`: messages as rows
 //! - `lane`: logged records, each with one effect
 //!
@@ -26,6 +26,7 @@ mod keyvalue;
 mod lane;
 mod messages;
 mod migrations;
+mod pubsub;
 mod queue;
 mod scan;
 mod session;
@@ -45,6 +46,7 @@ pub use self::connection::ConnectionFacts;
 use self::connection::Link;
 use self::errors::Fault;
 use self::lane::Group;
+use self::pubsub::{Streams, Topics};
 use self::queue::Waiting;
 use self::statements::Namespace;
 use crate::backend::Admission;
@@ -60,6 +62,9 @@ pub struct Postgres {
     lanes: RefCell<HashMap<(u32, u16), i64>>,
     /// Those who wait for messages.
     waiting: Waiting,
+    /// Those who wait for events.
+    topics: Rc<Topics>,
+    streams: Rc<Streams>,
     look_every: Duration,
 }
 
@@ -76,6 +81,11 @@ crate::backend! {
         queue_dead_letter,
         queue_priority,
         queue_delayed,
+        pubsub_basic,
+        pubsub_wildcards,
+        pubsub_persistent,
+        pubsub_filtering,
+        pubsub_ordering,
 }
 
 /// The connections, and the namespaces that have been called.
@@ -120,6 +130,8 @@ impl Postgres {
             group: RefCell::new(None),
             lanes: RefCell::default(),
             waiting: Waiting::default(),
+            topics: Rc::default(),
+            streams: Rc::default(),
             look_every: config.look_every,
         }
     }
@@ -176,6 +188,7 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.pool.links.iter().for_each(|link| link.stop());
+        self.streams.stop();
     }
 }
 

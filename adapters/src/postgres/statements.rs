@@ -1,13 +1,14 @@
 //! What is asked of PostgreSQL: one statement for each kind of thing, prepared per namespace and connection.
 //!
 //! All of them tell rows that begin with the same six columns ([`Row`](super::codec::Row)): number, key, value, length, version, expiry.
-//! Those of queues stand in [`queue`](super::queue). None
+//! Those of queues and topics stand in [`queue`](super::queue) and [`pubsub`](super::pubsub). None
 //! asks PostgreSQL for the time: calls bring theirs.
 
 use std::cell::Cell;
 
 use super::codec::Type;
 use super::migrations::Model;
+use super::pubsub::PubSubStatement;
 use super::queue::QueueStatement;
 
 /// A namespace as PostgreSQL knows it.
@@ -65,6 +66,7 @@ pub(super) enum Statement {
     CellSet,
     CellMove,
     Queue(QueueStatement),
+    PubSub(PubSubStatement),
 }
 
 /// Entries that one sweep deletes at most.
@@ -87,6 +89,7 @@ impl Statement {
             Statement::CellSet => "cell_set",
             Statement::CellMove => "cell_move",
             Statement::Queue(statement) => statement.word(),
+            Statement::PubSub(statement) => statement.word(),
         }
     }
 
@@ -95,6 +98,7 @@ impl Statement {
         match self {
             Statement::CellResume | Statement::CellSet | Statement::CellMove => Model::Lane,
             Statement::Queue(_) => Model::Queue,
+            Statement::PubSub(_) => Model::PubSub,
             _ => Model::KeyValue,
         }
     }
@@ -104,6 +108,7 @@ impl Statement {
     pub(super) fn columns(self) -> &'static [Type] {
         match self {
             Statement::Queue(statement) => statement.columns(),
+            Statement::PubSub(statement) => statement.columns(),
             _ => &[],
         }
     }
@@ -179,6 +184,7 @@ impl Statement {
                  FROM {schema}.move_cell($1::int, $2::bigint, $3::bytea, $4::bigint, $5::bigint, $6::bigint)"
             }
             Statement::Queue(statement) => statement.text(),
+            Statement::PubSub(statement) => statement.text(),
         };
         text.replace("{schema}", &namespace.schema)
     }

@@ -8,6 +8,7 @@ use prism_io::{clock, rt};
 use super::Pool;
 use super::batch::Operation;
 use super::codec::Parameters;
+use super::pubsub::PubSubStatement;
 use super::queue::QueueStatement;
 use super::statements::{SWEEP_ENTRIES_MAX, Statement};
 
@@ -15,7 +16,11 @@ use super::statements::{SWEEP_ENTRIES_MAX, Statement};
 const GRACE: Duration = Duration::from_secs(60);
 
 /// What sweeps, each a model.
-const SWEEPS: [Statement; 2] = [Statement::Sweep, Statement::Queue(QueueStatement::Sweep)];
+const SWEEPS: [Statement; 3] = [
+    Statement::Sweep,
+    Statement::Queue(QueueStatement::Sweep),
+    Statement::PubSub(PubSubStatement::Sweep),
+];
 
 /// Begins to sweep the namespaces that are called, as long as the pool lives.
 pub(super) fn start(pool: &Rc<Pool>, every: Duration) {

@@ -191,7 +191,7 @@ pub(crate) async fn deliver<S: PageSink>(
     }
 }
 
-pub(super) fn response(event: reply::subscribe_response::Event) -> bytes::Bytes {
+pub(crate) fn response(event: reply::subscribe_response::Event) -> bytes::Bytes {
     reply::SubscribeResponse { event: Some(event) }.encode_to_vec().into()
 }
 

@@ -510,13 +510,13 @@ fn place(topic: &Topic, start: &Start<'_>) -> Result<u64, Error> {
 }
 
 #[cold]
-fn not_found(id: &str) -> Error {
+pub(crate) fn not_found(id: &str) -> Error {
     let message = format!("there is no durable subscription {id}: SubscribeDurable makes it");
     Error::new(Kind::NotFound, "SUBSCRIPTION_NOT_FOUND", message)
 }
 
 #[cold]
-fn mismatch(id: &str) -> Error {
+pub(crate) fn mismatch(id: &str) -> Error {
     let message = format!(
         "the subscription {id} has another topic or filter, or is ordered otherwise: use the same, or another id"
     );
@@ -524,7 +524,7 @@ fn mismatch(id: &str) -> Error {
 }
 
 #[cold]
-fn receipt_expired() -> Error {
+pub(crate) fn receipt_expired() -> Error {
     Error::new(
         Kind::FailedPrecondition,
         "RECEIPT_EXPIRED",

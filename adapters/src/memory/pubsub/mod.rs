@@ -13,6 +13,7 @@ mod durable;
 mod subscriptions;
 mod topics;
 
-pub(crate) use self::calls::deliver;
+pub(crate) use self::calls::{deliver, response};
+pub(crate) use self::durable::{mismatch, not_found, receipt_expired};
 pub(crate) use self::subscriptions::{Event, Heard, Standing, Subscriptions};
 pub(super) use self::topics::Topics;

@@ -24,6 +24,7 @@ pub mod memory;
 pub mod nats;
 pub mod news;
 pub mod postgres;
+pub mod reader;
 pub mod redis;
 mod shared;
 mod sources;

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::Hasher;
 
-use prism_proto::catalogue::{Interfaces, Model};
+use prism_proto::catalogue::Interfaces;
 use siphasher::sip::SipHasher13;
 
 use crate::config::{ClientApi, Config, Durability};
@@ -48,6 +48,8 @@ pub(crate) struct Namespace {
     pub(crate) idempotency_window_us: u64,
     /// What adapters hold its requests to.
     pub(crate) limits: prism_adapters::Limits,
+    /// Of a reader: the places of the namespaces that it reads instead of its own data.
+    pub(crate) reads: Box<[usize]>,
 }
 
 /// All of them.
@@ -79,7 +81,7 @@ impl Namespaces {
                     durability_max: config.backends[namespace.backend].durability_max(),
                     offers: config.backends[namespace.backend]
                         .serves()
-                        .intersection(model(namespace.client_api).interfaces()),
+                        .intersection(namespace.client_api.model().interfaces()),
                     home,
                     message_bytes_max,
                     bytes_in_flight_max: namespace.in_flight_bytes_max,
@@ -87,6 +89,7 @@ impl Namespaces {
                     backlog_records_max: namespace.backlog_records_max,
                     idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
                     limits: prism_adapters::Limits { max_message_size: message_bytes_max },
+                    reads: namespace.reads.as_slice().into(),
                 }
             })
             .collect();
@@ -117,16 +120,6 @@ impl Namespaces {
     /// All of them, in the order of the configuration.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Namespace> {
         self.list.iter()
-    }
-}
-
-/// The data model behind a client API.
-pub(crate) fn model(api: ClientApi) -> Model {
-    match api {
-        ClientApi::KeyValue => Model::KeyValue,
-        ClientApi::PubSub => Model::PubSub,
-        ClientApi::Queue => Model::Queue,
-        ClientApi::Stream => Model::Stream,
     }
 }
 

@@ -125,5 +125,6 @@ fn namespace(plan: &Plan, config: &Config) -> Result<Namespace, String> {
         backlog_records_max: plan.limits.backlog_records_max.unwrap_or(BACKLOG_RECORDS),
         idempotency_window: IDEMPOTENCY_WINDOW,
         home: plan.homes.first().copied(),
+        reads: Vec::new(),
     })
 }

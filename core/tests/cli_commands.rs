@@ -26,7 +26,18 @@ fn check(arguments: &[&str], code: i32, stdout: &str, stderr: &str) {
 fn help_goes_to_stdout_and_is_no_failure() {
     check(&["--help"], 0, "Exit codes:\n   0  done\n", "");
     check(&["--version"], 0, "prism ", "");
-    for command in ["serve", "kv", "queue", "stream", "pubsub", "interfaces", "doctor", "wal"] {
+    for command in [
+        "serve",
+        "kv",
+        "queue",
+        "stream",
+        "pubsub",
+        "reader",
+        "transact",
+        "interfaces",
+        "doctor",
+        "wal",
+    ] {
         check(&[command, "--help"], 0, "Usage: prism", "");
     }
     for command in ["serve", "kv", "doctor", "wal", "schema", "plan", "explain"] {
@@ -49,6 +60,10 @@ fn a_wrong_command_line_ends_with_2() {
     check(&["stream", "seek", "s", "g", "0"], 2, "", "`0` is not PARTITION:OFFSET");
     check(&["stream", "seek", "s", "g"], 2, "", "required arguments were not provided");
     check(&["pubsub", "subscribe", "t", "--earliest"], 2, "", "--durable");
+    check(&["reader", "read", "mail"], 2, "", "write keys, stream:NAME, queue:NAME");
+    check(&["reader", "query", "keys", "--descending"], 2, "", "--sort");
+    check(&["transact", "--put", "a"], 2, "", "`a` is not KEY=VALUE");
+    check(&["transact"], 2, "", "nothing to do");
 }
 
 #[test]
@@ -390,4 +405,38 @@ fn queues_streams_and_topics_are_used_from_the_command_line() {
     server.told("pubsub", &["publish", "orders", "o-2", "--persistent"], 0);
     assert!(server.told("pubsub", &durable, 0).ends_with("\to-2\n"));
     assert_eq!(server.told("pubsub", &["unsubscribe", "billing"], 0), "unsubscribed\n");
+}
+
+#[test]
+fn what_lies_there_is_read_and_transactions_are_made_from_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(&directory.path().join("data"));
+
+    server.told("queue", &["send", "mail", "hello"], 0);
+    for _ in 0..2 {
+        let mail = &server.json("reader", &["read", "queue:mail"])[0];
+        assert_eq!(mail["value"], "hello", "{mail}");
+    }
+    let place = server.told("stream", &["append", "placed", "one", "--key", "k"], 0);
+    server.told("stream", &["append", "placed", "two", "--key", "k"], 0);
+    let read = server.told("reader", &["read", "stream:placed", "--limit", "1"], 0);
+    assert_eq!(read, format!("{}\tk\tone\n", place.trim()));
+    let followed = ["read", "stream:placed", "--at", place.trim(), "--follow", "--limit", "2"];
+    assert!(server.told("reader", &followed, 0).ends_with("\ttwo\n"));
+    let got = server.told("reader", &["get", "stream:placed", place.trim()], 0);
+    assert!(got.ends_with("\tk\tone\n"), "{got}");
+    assert_eq!(server.told("reader", &["count", "stream:placed"], 0), "2\n");
+    server.told("reader", &["get", "keys", "nothing"], 4);
+
+    let first = ["--put", "stock=42", "--put", "order=1", "--if-absent", "order"];
+    assert_eq!(server.told("transact", &first, 0), "committed\n");
+    assert_eq!(server.told("transact", &first, 5), "not committed: order is 1\n");
+    let second = ["--put", "stock=41", "--delete", "order", "--if", "stock=42"];
+    assert_eq!(server.told("transact", &second, 0), "committed\n");
+    let told = server.told("reader", &["-n", "transact", "read", "keys"], 0);
+    assert_eq!(told, "stock\t41\n");
+    server.told("transact", &["--put", "a=1", "--put", "b=2"], 0);
+    let sorted = ["-n", "transact", "query", "keys", "--sort", "key", "--descending"];
+    assert_eq!(server.told("reader", &sorted, 0), "stock\t41\nb\t2\na\t1\n");
+    assert_eq!(server.end(), Some(0));
 }

@@ -251,6 +251,19 @@ impl Client {
         message: &[u8],
         timeout: Duration,
     ) -> Result<StreamReply, Failure> {
+        let reply = self.open(path, metadata, timeout).await?;
+        reply.send(message)?;
+        reply.half_close();
+        Ok(reply)
+    }
+
+    /// A call of `path` in which both sides send any number of messages, for at most `timeout` in all.
+    pub async fn open(
+        &self,
+        path: &str,
+        metadata: &[(&str, &[u8])],
+        timeout: Duration,
+    ) -> Result<StreamReply, Failure> {
         let end_ns = monotonic_ns().saturating_add(timeout.as_nanos() as u64);
         let stream = std::future::poll_fn(|context| {
             let mut grpc = self.link.grpc.borrow_mut();
@@ -268,14 +281,6 @@ impl Client {
         let call = Rc::new(Call::default());
         self.link.calls.borrow_mut().insert(stream.number(), call.clone());
         let guard = Guard { link: self.link.clone(), stream, call };
-        {
-            let mut grpc = self.link.grpc.borrow_mut();
-            if grpc.send_message(stream, Message::new(message)).is_err() {
-                drop(grpc);
-                return Err(queue_full());
-            }
-            grpc.half_close(stream);
-        }
         self.link.work.set();
         Ok(StreamReply { guard, end_ns, ended: false, trailers: Metadata::new() })
     }
@@ -300,7 +305,7 @@ fn queue_full() -> Failure {
     Failure::local(Code::ResourceExhausted, "too much is waiting to be sent on this connection")
 }
 
-/// The answer to a server-streaming call. Dropping it cancels the call.
+/// A call whose server sends any number of messages. Dropping it cancels the call.
 pub struct StreamReply {
     guard: Guard,
     end_ns: u64,
@@ -319,6 +324,20 @@ impl StreamReply {
                 Err(too_late())
             }
         }
+    }
+
+    /// Sends one message of a call that was opened ([`Client::open`]).
+    pub fn send(&self, message: &[u8]) -> Result<(), Failure> {
+        let link = &self.guard.link;
+        let sent = link.grpc.borrow_mut().send_message(self.guard.stream, Message::new(message));
+        link.work.set();
+        sent.map(drop).map_err(|_| queue_full())
+    }
+
+    /// Says that no more messages are sent.
+    pub fn half_close(&self) {
+        self.guard.link.grpc.borrow_mut().half_close(self.guard.stream);
+        self.guard.link.work.set();
     }
 
     /// Custom trailers, once `next` has returned `None`.

@@ -18,6 +18,7 @@ use crate::call::{Context, PageSink, Reply, Revision};
 use crate::error::{Error, Kind};
 use crate::interfaces::validate;
 use crate::limits::Limits;
+use crate::reader;
 
 /// The time at which a direct client's clock begins, µs since the epoch: in November 2023.
 const BEGIN_US: u64 = 1_700_000_000_123_456;
@@ -75,6 +76,19 @@ impl<B: Backend> Direct<B> {
         }
     }
 
+    async fn stream_into<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        (method, request): (Method, &[u8]),
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        if reader::serves(method) {
+            let backend = (&self.backend, None);
+            return reader::stream(backend, context, (method, request), B::SERVES, sink).await;
+        }
+        self.backend.stream(context, method, request, sink).await
+    }
+
     fn check(&self, method: Method, request: &[u8]) -> Result<(), Error> {
         validate(method, request, B::SERVES, &self.limits)?;
         self.backend.admit(method, request)
@@ -106,7 +120,14 @@ impl<B: Backend> Client for Direct<B> {
         let mut reply = Reply::default();
         if method.access() == Access::Read {
             let context = self.context(method);
-            self.backend.unary_checked(&context, method, &request, B::SERVES, &mut reply).await?;
+            if reader::serves(method) {
+                let call = (method, &request[..]);
+                reader::unary((&self.backend, None), &context, call, B::SERVES, &mut reply).await?;
+            } else {
+                self.backend
+                    .unary_checked(&context, method, &request, B::SERVES, &mut reply)
+                    .await?;
+            }
         } else {
             self.check(method, &request)?;
             self.backend.unary(&self.context(method), method, &request, &mut reply).await?;
@@ -127,7 +148,7 @@ impl<B: Backend> Client for Direct<B> {
         self.check(method, &request)?;
         let context = self.context(method);
         let mut sink = Collect { messages: Vec::new(), messages_max, now_us: context.now_us };
-        let ended = self.backend.stream(&context, method, &request, &mut sink).await;
+        let ended = self.stream_into(&context, (method, &request), &mut sink).await;
         if sink.messages.len() < messages_max {
             ended?;
         }
@@ -147,7 +168,7 @@ impl<B: Backend> Client for Direct<B> {
         let mut sink = LiveSink { direct: self, sent: sent.clone() };
         let call = async move {
             let context = self.context(method);
-            self.backend.stream(&context, method, &request, &mut sink).await
+            self.stream_into(&context, (method, &request), &mut sink).await
         };
         Ok(Live::new(call, sent, self.now_us.is_some()))
     }

@@ -23,6 +23,7 @@ mod offered;
 mod pubsub;
 mod pubsub_durable;
 mod queue;
+mod reader;
 mod stream;
 mod stream_groups;
 
@@ -162,6 +163,7 @@ pub async fn run<C: Client>(client: &C) -> Vec<&'static str> {
     for interface in client.offers().iter() {
         run_interface(client, interface, &mut ran).await;
     }
+    reader::run(client, &mut ran).await;
     offered::run(client, &mut ran).await;
     ran
 }

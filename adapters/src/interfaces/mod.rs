@@ -204,7 +204,7 @@ pub fn validate(
         ($($interface:ident),* $(,)?) => {
             match method.interface() {
                 $(Some($interface::INTERFACE) => $interface::validate(method, request, limits),)*
-                _ => Err(not_offered("", method)),
+                _ => crate::reader::validate(method, request, offered, limits),
             }
         };
     }

@@ -56,12 +56,20 @@ pub fn first_screen(config: &Config, serving: &Serving) -> String {
     let mut rows = vec![["namespace", "API", "backend", "durability"].map(str::to_owned).to_vec()];
     for namespace in config.namespaces.iter().take(NAMESPACES_SHOWN_MAX) {
         let level = namespace.durability;
-        rows.push(vec![
-            namespace.name.clone(),
-            namespace.client_api.name().to_string(),
+        let (mut backend, mut told) = (
             config.backends[namespace.backend].name.clone(),
             format!("{}: {}", level.name(), promise(level)),
-        ]);
+        );
+        if namespace.client_api == ClientApi::Reader {
+            told = "reads what lies there, and writes nothing".into();
+            if !namespace.reads.is_empty() {
+                let reads = namespace.reads.iter().map(|at| config.namespaces[*at].name.as_str());
+                told = format!("reads {}", reads.collect::<Vec<_>>().join(", "));
+                backend = "theirs".into();
+            }
+        }
+        let api = namespace.client_api.name().to_string();
+        rows.push(vec![namespace.name.clone(), api, backend, told]);
     }
     text.push_str(&columns(&rows, 2));
     if config.namespaces.len() > NAMESPACES_SHOWN_MAX {
@@ -171,6 +179,8 @@ mod tests {
   pubsub     pubsub    memstore  wal: on this disk before the caller hears "done"
   queue      queue     memstore  wal: on this disk before the caller hears "done"
   stream     stream    memstore  wal: on this disk before the caller hears "done"
+  reader     reader    theirs    reads keyvalue, queue, stream
+  transact   transact  memstore  wal: on this disk before the caller hears "done"
 
 Try:
   prism kv set greeting hello

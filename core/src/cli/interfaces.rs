@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use prism_adapters::Backend;
+use prism_adapters::kafka::Kafka;
 use prism_adapters::memory::Memstore;
+use prism_adapters::nats::Nats;
+use prism_adapters::postgres::Postgres;
+use prism_adapters::redis::Redis;
 use prism_proto::catalogue::{Access, Interface, Interfaces, Method, Model};
 use serde_json::{Value, json};
 
@@ -11,8 +15,11 @@ use super::output::{Format, columns, print};
 use super::{Exit, complain};
 
 /// The backends of this build, with what they serve.
-fn backends() -> [(&'static str, Interfaces); 1] {
-    [(<Memstore as Backend>::NAME, <Memstore as Backend>::SERVES)]
+fn backends() -> [(&'static str, Interfaces); 5] {
+    fn of<B: Backend>() -> (&'static str, Interfaces) {
+        (B::NAME, B::SERVES)
+    }
+    [of::<Memstore>(), of::<Redis>(), of::<Postgres>(), of::<Kafka>(), of::<Nats>()]
 }
 
 pub(super) fn run(output: Format) -> Exit {

@@ -13,10 +13,12 @@ mod plan;
 mod pubsub;
 mod queue;
 mod reach;
+mod reader;
 mod remote;
 mod schema;
 mod serve;
 mod stream;
+mod transact;
 mod wal;
 
 use std::process::ExitCode;
@@ -65,6 +67,10 @@ enum Command {
     /// Publish events to a topic, and hear them.
     #[command(name = "pubsub")]
     PubSub(pubsub::PubSubArgs),
+    /// Look at what lies in streams, queues and keys, without moving anything.
+    Reader(reader::ReaderArgs),
+    /// Write several keys, all or nothing.
+    Transact(transact::TransactArgs),
     /// List the data models, their interfaces and calls, and which backend offers them.
     Interfaces(OutputArgs),
     /// Tell what namespace requests become, and why; changes nothing.
@@ -107,6 +113,8 @@ pub fn run(serve: impl FnOnce(Config) -> Exit) -> ExitCode {
         Command::Queue(args) => queue::run(args),
         Command::Stream(args) => stream::run(args),
         Command::PubSub(args) => pubsub::run(args),
+        Command::Reader(args) => reader::run(args),
+        Command::Transact(args) => transact::run(args),
         Command::Interfaces(args) => interfaces::run(args.output),
         Command::Plan(args) => plan::run(&args),
         Command::Explain(args) => plan::explain(&args),

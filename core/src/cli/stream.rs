@@ -265,7 +265,7 @@ impl Begin {
 }
 
 /// The moment so long ago, to the millisecond.
-fn ago(span: Duration) -> Result<prost_types::Timestamp, String> {
+pub(super) fn ago(span: Duration) -> Result<prost_types::Timestamp, String> {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let at = since.checked_sub(span).ok_or("that is before 1970")?;
     let nanos = at.subsec_millis() as i32 * 1_000_000;

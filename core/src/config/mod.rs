@@ -15,6 +15,7 @@ pub mod platform;
 #[cfg(test)]
 mod platform_tests;
 mod read;
+mod readers;
 pub mod request;
 mod show;
 #[cfg(test)]
@@ -27,6 +28,8 @@ mod web;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use prism_proto::catalogue::{Interface, Interfaces, Model};
 
 pub use backends::{BACKENDS_MAX, Backend, BackendKind, OnDataLoss};
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
@@ -140,6 +143,9 @@ pub struct Namespace {
     pub idempotency_window: Duration,
     /// The shard that is to own it, unless it lives on another already; `None`: by its name.
     pub home: Option<usize>,
+    /// Of a reader: the namespaces that it reads, by their places in the list, at most one of each model. Empty: what its
+    /// backend holds under its own name.
+    pub reads: Vec<usize>,
 }
 
 /// The client APIs that can be served.
@@ -153,11 +159,16 @@ pub enum ClientApi {
     Queue,
     /// `prism.stream.v1.StreamService`.
     Stream,
+    /// `prism.reader.v1.ReaderService`, over other namespaces or a backend's streams.
+    Reader,
+    /// `prism.transact.v1.TransactService`, over keys and values of its own.
+    Transact,
 }
 
 impl ClientApi {
     /// Every client API that can be served.
-    pub const ALL: &[Self] = &[Self::KeyValue, Self::PubSub, Self::Queue, Self::Stream];
+    pub const ALL: &[Self] =
+        &[Self::KeyValue, Self::PubSub, Self::Queue, Self::Stream, Self::Reader, Self::Transact];
 
     /// As it is written in configuration, metrics and log lines.
     pub fn name(self) -> &'static str {
@@ -166,6 +177,27 @@ impl ClientApi {
             Self::PubSub => "pubsub",
             Self::Queue => "queue",
             Self::Stream => "stream",
+            Self::Reader => "reader",
+            Self::Transact => "transact",
+        }
+    }
+
+    /// The data model of a namespace's own data.
+    pub(crate) fn model(self) -> Model {
+        match self {
+            Self::KeyValue | Self::Transact => Model::KeyValue,
+            Self::PubSub => Model::PubSub,
+            Self::Queue => Model::Queue,
+            Self::Stream | Self::Reader => Model::Stream,
+        }
+    }
+
+    /// The interfaces without which a backend cannot serve it; of an empty set any of its model will do.
+    pub(crate) fn needs(self) -> Interfaces {
+        match self {
+            Self::Transact => Interfaces::of(&[Interface::KeyValueTransactional]),
+            Self::Reader => Interfaces::of(&[Interface::StreamBasic]),
+            _ => Interfaces::NONE,
         }
     }
 }

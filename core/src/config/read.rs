@@ -11,6 +11,7 @@ use prism_proto::catalogue::Interfaces;
 
 use super::error::{ConfigError, ConfigErrors, Origin, Problem, nearest};
 use super::grpc;
+use super::readers;
 use super::transport::read_transport;
 use super::tree::{self, FILE_BYTES_MAX, Node, Report, Section, Setting, Value};
 use super::units::{self, show_bytes, show_duration};
@@ -149,6 +150,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 backlog_records_max: BACKLOG_RECORDS,
                 idempotency_window: IDEMPOTENCY_WINDOW,
                 home: None,
+                reads: readers::default(*api),
             })
             .collect(),
         Some((origin, sections)) => {
@@ -507,6 +509,7 @@ fn read_namespaces(
         report.error(origin, Problem::new(message, remedy));
     }
     let mut namespaces: Vec<Namespace> = Vec::with_capacity(sections.len());
+    let mut named = Vec::with_capacity(sections.len());
     for section in sections {
         let name = section.optional("name", namespace_name);
         let client_api = section.optional("client_api", client_api);
@@ -558,12 +561,20 @@ fn read_namespaces(
             IDEMPOTENCY_WINDOW,
             span(IDEMPOTENCY_WINDOW_MIN, IDEMPOTENCY_WINDOW_MAX),
         );
+        let reads = section.list("reads", readers::names);
         section.finish();
         let (Some(name), Some(client_api)) = (name, client_api) else {
             continue;
         };
-        let model = crate::namespaces::model(client_api.value);
-        if of.serves().intersection(model.interfaces()) == Interfaces::NONE {
+        let api = client_api.value;
+        if let Some(reads) = reads.as_ref().filter(|_| api != ClientApi::Reader) {
+            let message = format!("`reads` means nothing for `{}`", api.name());
+            let remedy = "leave it out, or write `client_api: reader`";
+            report.error(reads.origin, Problem::new(message, remedy));
+        }
+        let served = of.serves().intersection(api.model().interfaces());
+        let reads_others = api == ClientApi::Reader && reads.is_some();
+        if !reads_others && (served == Interfaces::NONE || !served.contains_all(api.needs())) {
             let api = client_api.value.name();
             let message =
                 format!("backend `{}` ({}) does not serve `{api}` yet", of.name, of.type_name());
@@ -585,8 +596,11 @@ fn read_namespaces(
             backlog_records_max: backlog.value,
             idempotency_window: window.value,
             home: None,
+            reads: Vec::new(),
         });
+        named.push(reads);
     }
+    readers::resolve(&mut namespaces, &named, report);
     namespaces
 }
 
@@ -601,7 +615,7 @@ pub fn namespace_name_valid(name: &str) -> bool {
     }
 }
 
-fn namespace_name(text: &str) -> Result<String, Problem> {
+pub(super) fn namespace_name(text: &str) -> Result<String, Problem> {
     if namespace_name_valid(text) {
         return Ok(text.to_string());
     }

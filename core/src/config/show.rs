@@ -64,6 +64,10 @@ impl fmt::Display for Config {
             writeln!(f, "    client_api: {}", namespace.client_api.name())?;
             writeln!(f, "    backend: {}", self.backends[namespace.backend].name)?;
             writeln!(f, "    durability: {}", namespace.durability.name())?;
+            if !namespace.reads.is_empty() {
+                let names = namespace.reads.iter().map(|at| self.namespaces[*at].name.as_str());
+                writeln!(f, "    reads: [{}]", names.collect::<Vec<_>>().join(", "))?;
+            }
             writeln!(f, "    max_message_size: {}", show_bytes(namespace.max_message_size))?;
             writeln!(f, "    in_flight_bytes_max: {}", show_bytes(namespace.in_flight_bytes_max))?;
             writeln!(f, "    memory_bytes_max: {}", show_bytes(namespace.memory_bytes_max))?;

@@ -46,7 +46,7 @@ pub(super) fn patterns(
         let because = format!("durability is {}", demand.durability.name());
         asked.push((Pattern::Wal, because, request.client_api.origin));
     }
-    if api == Api::Transact {
+    if api == Api::Transact && has_outbox(draft) {
         let because = "transact: messages leave with the transaction that they belong to";
         asked.push((Pattern::Outbox, because.into(), request.client_api.origin));
     }
@@ -81,6 +81,11 @@ pub(super) fn patterns(
         patterns.push(pattern);
     }
     patterns
+}
+
+/// Whether the build relays the messages of transactions; one that does not refuses them call by call.
+fn has_outbox(draft: &Draft<'_>) -> bool {
+    draft.input.capabilities.patterns.contains(&Pattern::Outbox)
 }
 
 /// What does without a pattern.
@@ -293,6 +298,11 @@ pub(super) fn notes(draft: &mut Draft<'_>, api: Api, demand: &Demand, target: Ta
     ];
     for (quota, _) in unenforced.iter().filter(|(_, is_set)| *is_set) {
         draft.notes.push(format!("the quota `{quota}` is not enforced by this build"));
+    }
+    if api == Api::Transact && !has_outbox(draft) {
+        draft.notes.push(
+            "messages of Write and Transaction are refused (OUTBOX_NOT_OFFERED): this build does not relay them yet".into(),
+        );
     }
     if let Some(ttl) = needs.ttl {
         draft.notes.push(format!(

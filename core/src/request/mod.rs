@@ -13,6 +13,8 @@ mod permit;
 mod retry;
 pub(crate) mod stream;
 mod trace;
+mod transact;
+pub(crate) mod transaction;
 mod wait;
 
 use std::cell::Cell;
@@ -22,7 +24,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use prism_adapters::memory::{Memstore, Outcome as FirstOutcome, Ticket};
-use prism_adapters::{Backend, Context, Error, Kind, Limits, Reply, interfaces};
+use prism_adapters::{Backend, Context, Error, Kind, Limits, Reply, interfaces, reader};
 use prism_io::clock;
 use prism_io::grpc::Metadata;
 use prism_io::h2::StreamId;
@@ -149,9 +151,13 @@ impl Progress {
 
 /// Serves one unary call from its arrival to its answer.
 pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
+    let namespace = Cell::new(None);
+    match transact::carried_out_as(call.method, &call.message) {
+        Ok(method) => call.method = method,
+        Err(error) => return finish(&shard, &call, namespace.get(), Err(error)),
+    }
     let progress = Progress::default();
     let message = std::mem::take(&mut call.message);
-    let namespace = Cell::new(None);
     let in_time = {
         let mut answer = pin!(answer(&shard, &call, message, &progress, &namespace));
         std::future::poll_fn(|context| match answer.as_mut().poll(context) {
@@ -197,7 +203,10 @@ async fn answer(
         return Err(expired(Stage::Nothing));
     }
     match call.method.access() {
-        Access::Read if !matches!(call.origin, Origin::Own(_)) => {
+        // What a stream writes of its own goes by the method of the stream.
+        Access::Read
+            if !(matches!(call.origin, Origin::Own(_)) && call.method.server_streaming()) =>
+        {
             read(shard, call, namespace, message).await.map(Step::Answered)
         }
         _ => write(shard, call, namespace, message, held, progress).await,
@@ -246,11 +255,15 @@ async fn read(
             return Ok(Answer { reply, ..Answer::default() });
         }
     }
-    shard
-        .backend(namespace)
-        .unary_checked(&context, call.method, &message, namespace.offers, &mut reply)
-        .await
-        .inspect_err(|error| shard.count_backend_error(namespace.index, error))?;
+    let backend = shard.backend(namespace);
+    let answered = if reader::serves(call.method) {
+        let request = (call.method, &message[..]);
+        // Boxed: a read over other interfaces is large, and every call's slot would have to hold it.
+        Box::pin(backend.read_unary(&context, request, namespace.offers, &mut reply)).await
+    } else {
+        backend.unary_checked(&context, call.method, &message, namespace.offers, &mut reply).await
+    };
+    answered.inspect_err(|error| shard.count_backend_error(namespace.index, error))?;
     Ok(Answer { reply, ..Answer::default() })
 }
 

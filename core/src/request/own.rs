@@ -1,4 +1,4 @@
-//! Writes that a stream makes of its own: they go the way of a caller's, and their answer comes back here.
+//! Calls that a stream makes of its own: they go the way of a caller's, and their answer comes back here.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -29,12 +29,22 @@ impl OwnAnswer {
 
 /// Has a write of the shard's own carried out. One that is given up takes effect all the same once it is in the log.
 pub(super) async fn write(shard: &Shard, method: Method, request: Vec<u8>) -> Result<Bytes, Error> {
+    call(shard, method, Metadata::new(), request).await
+}
+
+/// Has a call of the shard's own carried out, with the metadata of the stream that it is for.
+pub(super) async fn call(
+    shard: &Shard,
+    method: Method,
+    metadata: Metadata,
+    request: Vec<u8>,
+) -> Result<Bytes, Error> {
     let answer = Rc::new(OwnAnswer::default());
     let received_ns = clock::monotonic_ns();
     shard.start(Call {
         origin: Origin::Own(answer.clone()),
         method,
-        metadata: Metadata::new(),
+        metadata,
         deadline_ns: received_ns.saturating_add(shard.default_deadline_ns()),
         received_ns,
         message: request.into(),

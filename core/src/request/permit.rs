@@ -2,14 +2,16 @@
 
 use std::cell::Cell;
 
-use prism_adapters::{Error, Kind};
-use prism_proto::catalogue::Method;
+use prism_adapters::{Error, Kind, reader};
+use prism_proto::catalogue::{Interface, Method};
 use prism_proto::wire;
 
+use crate::config::ClientApi;
 use crate::namespaces::Namespace;
 use crate::shard::Shard;
 
-/// The namespace that a request names, if it may be called with `method`.
+/// The namespace that a request is about, if it may be called with `method`: the one that it names, or of a reader the one that
+/// holds the source.
 pub(crate) fn permit<'a>(
     shard: &'a Shard,
     method: Method,
@@ -21,23 +23,50 @@ pub(crate) fn permit<'a>(
         return Err(unknown(shard, name));
     };
     seen.set(Some(namespace.index));
+    let is_reader = namespace.api == ClientApi::Reader;
+    if is_reader && !reader::serves(method) {
+        return Err(not_offered(namespace, method));
+    }
+    let called = namespace;
+    let namespace = match is_reader && !called.reads.is_empty() {
+        true => read_by(shard, called, message)?,
+        false => called,
+    };
     if !method.offered_by(namespace.offers) {
         return Err(not_offered(namespace, method));
     }
-    if message.len() > namespace.message_bytes_max {
+    if message.len() > called.message_bytes_max {
         return Err(Error::new(
             Kind::ResourceExhausted,
             "MESSAGE_TOO_LARGE",
             format!(
                 "the request has {} bytes, namespace {} takes {}; raise its max_message_size or send less",
                 message.len(),
-                namespace.name,
-                namespace.message_bytes_max
+                called.name,
+                called.message_bytes_max
             ),
         )
-        .with("namespace", namespace.name.to_string()));
+        .with("namespace", called.name.to_string()));
     }
     Ok(namespace)
+}
+
+/// Which of the namespaces that a reader reads holds the source of a request.
+fn read_by<'a>(
+    shard: &'a Shard,
+    reader: &Namespace,
+    message: &[u8],
+) -> Result<&'a Namespace, Error> {
+    let model = reader::model_of(message)?;
+    let mut read = reader.reads.iter().map(|at| shard.namespaces.at(*at));
+    read.find(|namespace| namespace.api.model() == model).ok_or_else(|| {
+        let message = format!(
+            "namespace {} reads none that holds {model} data: add one to its `reads`, or call that namespace itself",
+            reader.name
+        );
+        Error::new(Kind::Unimplemented, "SOURCE_NOT_OFFERED", message)
+            .with("namespace", reader.name.to_string())
+    })
 }
 
 /// What a request that cannot be decoded is answered.
@@ -87,7 +116,10 @@ fn not_offered(namespace: &Namespace, method: Method) -> Error {
             match method.interface() {
                 Some(interface) =>
                     format!("a namespace with client_api: {} offers {interface}", interface.model()),
-                None => format!("it needs one of {:?}", method.needs_any()),
+                None => {
+                    let any: Vec<_> = method.needs_any().iter().map(Interface::name).collect();
+                    format!("it needs one of {}", any.join(", "))
+                }
             }
         ),
     )

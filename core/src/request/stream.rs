@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prism_adapters::call::NO_END;
-use prism_adapters::{Context, Error, Kind, PageSink, interfaces};
+use prism_adapters::{Context, Error, Kind, PageSink, interfaces, reader};
 use prism_io::grpc::Message;
 use prism_io::server::StreamCall;
 use prism_io::{clock, rt};
@@ -90,7 +90,7 @@ pub(crate) fn start_remote(shard: &Rc<Shard>, call: Call) {
     });
 }
 
-/// Refuses a call whose client streams: no namespace offers one yet, and its first message says which it is about.
+/// Refuses a call whose client streams and which no namespace offers yet; its first message says which it is about.
 pub(crate) fn refuse_client_streaming(shard: &Rc<Shard>, stream: StreamCall, method: Method) {
     let Some(place) = shard.take_stream() else {
         return status::with_status(&busy(), |status| stream.fail(status));
@@ -138,7 +138,12 @@ async fn serve(
     if let Some(lane) = shard.lanes.of(namespace.index) {
         lane.caught_up(namespace).await?;
     }
-    shard.backend(namespace).stream(&context, call.method, &call.message, sink).await
+    let backend = shard.backend(namespace);
+    if reader::serves(call.method) {
+        let request = (call.method, &call.message[..]);
+        return backend.read_stream(&context, request, namespace.offers, sink).await;
+    }
+    backend.stream(&context, call.method, &call.message, sink).await
 }
 
 /// Runs `work` until the call's deadline, or until its caller has `gone`.
@@ -169,7 +174,8 @@ pub(crate) const NO_DEADLINE_NS: u64 = u64::MAX;
 /// Whether a call of this method that brings no deadline has none: what it reads has no end.
 pub(crate) fn is_endless(method: Method) -> bool {
     let model = method.interface().map(|interface| interface.model());
-    method.server_streaming() && matches!(model, Some(Model::PubSub | Model::Stream))
+    method == Method::READER_READ
+        || method.server_streaming() && matches!(model, Some(Model::PubSub | Model::Stream))
 }
 
 /// Waits for `event` until it is `until_us`, µs since the epoch, or until `gone` or the shard's end.

@@ -12,7 +12,7 @@ use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{Postgres, PostgresConfig};
 use prism_adapters::redis::{Redis, RedisConfig};
-use prism_adapters::{Backend as _, Context, Error, PageSink, Reply};
+use prism_adapters::{Backend as _, Context, Error, PageSink, Reply, reader};
 use prism_proto::catalogue::{Interfaces, Method};
 
 use crate::config::{Backend, BackendKind};
@@ -93,6 +93,62 @@ impl Attached {
             }
             Attached::Kafka(kafka) => {
                 kafka.unary_checked(context, method, request, offered, reply).await
+            }
+            Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
+        }
+    }
+
+    /// As [`reader::unary`].
+    pub(crate) async fn read_unary(
+        &self,
+        context: &Context<'_>,
+        call: (Method, &[u8]),
+        offered: Interfaces,
+        reply: &mut Reply,
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Memory(store) => {
+                reader::unary((&**store, Some(&**store)), context, call, offered, reply).await
+            }
+            Attached::Redis(redis) => {
+                reader::unary((redis, None), context, call, offered, reply).await
+            }
+            Attached::Postgres(postgres) => {
+                reader::unary((postgres, None), context, call, offered, reply).await
+            }
+            Attached::Nats(nats) => {
+                reader::unary((nats, None), context, call, offered, reply).await
+            }
+            Attached::Kafka(kafka) => {
+                reader::unary((kafka, None), context, call, offered, reply).await
+            }
+            Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
+        }
+    }
+
+    /// As [`reader::stream`].
+    pub(crate) async fn read_stream<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        call: (Method, &[u8]),
+        offered: Interfaces,
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Memory(store) => {
+                reader::stream((&**store, Some(&**store)), context, call, offered, sink).await
+            }
+            Attached::Redis(redis) => {
+                reader::stream((redis, None), context, call, offered, sink).await
+            }
+            Attached::Postgres(postgres) => {
+                reader::stream((postgres, None), context, call, offered, sink).await
+            }
+            Attached::Nats(nats) => {
+                reader::stream((nats, None), context, call, offered, sink).await
+            }
+            Attached::Kafka(kafka) => {
+                reader::stream((kafka, None), context, call, offered, sink).await
             }
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }

@@ -20,9 +20,9 @@ use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
 use super::{DeadLetters, Deadlines, OpenError, Refusals, Replies, Shard, Stopping, open};
-use crate::config::{Config, Durability, OnDataLoss};
+use crate::config::{ClientApi, Config, Durability, OnDataLoss};
 use crate::metrics::ShardMetrics;
-use crate::namespaces::{Namespace, Namespaces, model};
+use crate::namespaces::{Namespace, Namespaces};
 use crate::remote::{self, Message, Peers};
 use crate::request::{self, Call, LineBudget};
 use crate::services::Health;
@@ -153,11 +153,12 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         for method in prism_proto::catalogue::Method::all() {
             let served = namespaces.iter().any(|namespace| {
                 method.offered_by(namespace.offers)
-                    && method
-                        .interface()
-                        .is_none_or(|interface| interface.model() == model(namespace.api))
+                    && method.interface().is_none_or(|interface| {
+                        namespace.api != ClientApi::Reader
+                            && interface.model() == namespace.api.model()
+                    })
             });
-            if served && method.interface().is_some() && !services.contains(&method.service()) {
+            if served && !services.contains(&method.service()) {
                 services.push(method.service());
             }
         }

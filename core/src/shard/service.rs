@@ -10,7 +10,7 @@ use prism_io::server::{Connection, Service, StreamCall};
 use prism_proto::catalogue::Method;
 
 use super::Shard;
-use crate::request::{Call, Origin, stream};
+use crate::request::{Call, Origin, stream, transaction};
 use crate::{services, status};
 
 /// Route numbers from here on are the services of gRPC itself; below are the stable numbers of methods.
@@ -89,8 +89,9 @@ impl Service for Front {
         }
     }
 
-    fn open(&self, call: StreamCall, route: u32, _head: RequestHead) {
+    fn open(&self, call: StreamCall, route: u32, head: RequestHead) {
         match method(route) {
+            Some(Method::TRANSACT_TRANSACTION) => transaction::start(&self.0, call, head),
             Some(method) => stream::refuse_client_streaming(&self.0, call, method),
             None => match self.0.take_stream() {
                 Some(place) => services::reflect(call, self.0.health.clone(), place),

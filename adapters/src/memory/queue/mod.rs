@@ -7,9 +7,11 @@
 //! - `state`: which message is next, and what becomes of it
 //! - `entries`: the way to the store and back
 //! - `calls`: the interfaces
+//! - `peek`: looking at messages without taking them
 
 mod calls;
 mod entries;
+mod peek;
 mod state;
 
 use std::collections::HashMap;

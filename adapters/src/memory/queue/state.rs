@@ -77,6 +77,12 @@ impl Queue {
         self.messages.get(&number)
     }
 
+    /// The messages with greater numbers than `after`, oldest first.
+    pub(super) fn messages_after(&self, after: Option<u64>) -> impl Iterator<Item = (u64, &Known)> {
+        let from = after.map_or(0, |after| after.saturating_add(1));
+        self.messages.range(from..).map(|(number, known)| (*number, known))
+    }
+
     /// The messages that the passing of time until `now_us` has made dead letters, oldest first.
     pub(super) fn given_up(&self, now_us: u64) -> impl Iterator<Item = (u64, u64)> {
         let gone = move |message: &Known| {

@@ -91,11 +91,11 @@ fn one_request_that_is_refused_and_nothing_is_served() {
         &greedy,
         "all.yaml:4:65: LIMIT_WRITES: write_rps 2k/s is more than team `payments` may ask for, 1k/s",
     );
-    let lasting = "namespace: ledger\nteam: web\nclient_api: transact\n";
+    let lasting = "namespace: ledger\nteam: web\nclient_api: graph\n";
     refused(
         PLATFORM,
         lasting,
-        "all.yaml:3:13: NOT_IN_THIS_BUILD: this build of Prism does not serve `transact` yet",
+        "all.yaml:3:13: NOT_IN_THIS_BUILD: this build of Prism does not serve `graph` yet",
     );
     refused("taems: []\n", REQUESTS, "platform.yaml:1:1: unknown key `taems`");
     refused(PLATFORM, "namespace: a\n", "all.yaml:1:1: this document has no `team`");

@@ -4,6 +4,7 @@
 //! alternating rounds, and the medians are set against each other. Nothing here is part of the product.
 
 pub mod aims;
+pub mod dev_server;
 pub mod echo;
 pub mod echo_server;
 pub mod load;
@@ -12,4 +13,5 @@ pub mod process;
 pub mod quiet;
 pub mod redis_server;
 pub mod report;
+pub mod rounds;
 pub mod write;

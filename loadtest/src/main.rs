@@ -92,6 +92,7 @@ impl Tls {
 /// Examples:
 ///   prism-loadtest kv --connections 8 --in-flight 16 --mix 1:0 --cores 1
 ///   prism-loadtest kv --rate 20000 --mix 90:10 --distribution zipf --keys 1000000 --duration 60s
+///   prism-loadtest kv --namespace stream --append-to orders --duration 5s
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 struct KvArguments {
@@ -111,6 +112,9 @@ struct KvArguments {
     /// Reads to writes
     #[arg(long, default_value = "90:10")]
     mix: Mix,
+    /// Append to this stream instead of Set; the mix is 0:1 and nothing is stored before
+    #[arg(long, value_name = "STREAM", conflicts_with = "mix")]
+    append_to: Option<String>,
     /// Bytes of each value
     #[arg(long, default_value_t = 128)]
     value_size: usize,
@@ -269,13 +273,16 @@ fn run_kv(arguments: KvArguments) -> std::io::Result<bool> {
         [] => vec![None; arguments.threads],
         cores => cores.iter().copied().map(Some).collect(),
     };
+    let is_append = arguments.append_to.is_some();
+    let mix = if is_append { Mix { reads: 0, writes: 1 } } else { arguments.mix };
     let report = kv::run(&Load {
         endpoint: server.endpoint,
         tls: arguments.tls.connector(server.endpoint)?,
         recipe: Recipe {
             namespace: server.namespace,
+            stream: arguments.append_to,
             value_bytes: arguments.value_size,
-            mix: arguments.mix,
+            mix,
             keys: arguments.keys,
             distribution: arguments.distribution,
             seed: arguments.seed,
@@ -285,7 +292,7 @@ fn run_kv(arguments: KvArguments) -> std::io::Result<bool> {
         rate: arguments.rate,
         durability: server.durability,
         threads,
-        preload: !arguments.no_preload,
+        preload: !arguments.no_preload && !is_append,
         warmup: arguments.warmup,
         duration: arguments.duration,
         requests: arguments.requests,

@@ -21,6 +21,7 @@ fn load(endpoint: SocketAddr) -> Load {
         tls: None,
         recipe: Recipe {
             namespace: "keyvalue".into(),
+            stream: None,
             value_bytes: 128,
             mix: "1:1".parse().unwrap(),
             keys: 100,

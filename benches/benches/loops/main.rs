@@ -226,6 +226,7 @@ fn whole_load(prism: &Prism, core: usize, seconds: f64) -> kv::Load {
         tls: None,
         recipe: Recipe {
             namespace: "memory".into(),
+            stream: None,
             value_bytes: 128,
             mix: Mix { reads: 1, writes: 0 },
             keys: 10_000,

@@ -7,21 +7,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use prism_benches::rounds::Round;
 use tokio_postgres::{Client, Config, NoTls, Statement};
 
 const KEYS: usize = 10_000;
 const VALUE_BYTES: usize = 128;
-
-/// What one round came to.
-#[derive(Clone, Copy, Serialize)]
-pub(crate) struct Round {
-    pub(crate) requests_per_second: f64,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    /// Prism's CPU time per call; absent for the plain client.
-    pub(crate) server_cpu_us: Option<f64>,
-}
 
 /// How a round is to be made.
 #[derive(Clone, Copy)]

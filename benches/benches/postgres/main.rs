@@ -12,18 +12,17 @@ mod client;
 
 use std::io::{Error, Result};
 use std::net::SocketAddr;
-use std::path::{Path as File, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use prism_benches::aims::{self, Row};
+use prism_benches::dev_server;
 use prism_benches::prism::{self, Prism};
-use prism_benches::quiet::{OTHERS_MAX, Watch};
-use prism_benches::report::{Table, folder, median, save};
+use prism_benches::report::{Table, folder, save};
+use prism_benches::rounds::{Options, Round, Rounds};
 use prism_loadtest::report::Report;
 use serde::Serialize;
-
-use self::client::Round;
 
 const PRISM_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
@@ -36,9 +35,6 @@ const DATABASE: &str = "prism_bench";
 
 /// Callers at a time.
 const SHAPES: [usize; 2] = [64, 1];
-
-/// Rounds that are repeated at most because of others, over the whole run.
-const DISTURBED_MAX: usize = 4;
 
 /// Who is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,10 +56,8 @@ const PATHS: [Path; 4] = [Path::PrismMemory, Path::Client, Path::PrismStrong, Pa
 struct Figures {
     path: Path,
     at_a_time: usize,
-    requests_per_second: f64,
-    p50_us: f64,
-    p99_us: f64,
-    server_cpu_us: Option<f64>,
+    #[serde(flatten)]
+    median: Round,
     rounds: Vec<Round>,
 }
 
@@ -81,51 +75,29 @@ struct Stand {
     prism: Prism,
     postgres: (SocketAddr, u32),
     loadtest: PathBuf,
-    warmup: Duration,
-    length: Duration,
+    options: Options,
 }
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let has = |name: &str| arguments.iter().any(|word| word == name);
-    let number = |name: &str, otherwise: f64| {
-        let at = arguments.iter().position(|word| word == name);
-        let text = at.and_then(|at| arguments.get(at + 1));
-        text.map_or(Ok(otherwise), |text| text.parse().map_err(Error::other))
-    };
-    let quick = has("--quick");
-    let rounds = number("--rounds", if quick { 1.0 } else { 5.0 })? as usize;
-    let seconds = number("--seconds", if quick { 0.2 } else { 2.0 })?;
-    if !has("--no-build") {
+    let options = Options::read()?;
+    if options.build {
         prism::build()?;
     }
-    let warmup = Duration::from_millis(if quick { 50 } else { 500 });
-    let stand = Stand::start(warmup, Duration::from_secs_f64(seconds))?;
-    let (mut figures, mut disturbed, mut others_max) = (Vec::new(), 0, 0.0f64);
+    let stand = Stand::start(options)?;
+    let (mut figures, mut rounds) = (Vec::new(), Rounds::default());
     for at_a_time in SHAPES {
-        let mut group: Vec<Figures> =
-            PATHS.iter().map(|&path| Figures::new(path, at_a_time)).collect();
-        let mut kept = 0;
-        while kept < rounds {
-            let watch = Watch::begin(&stand.processes())?;
-            let made = group.iter().map(|one| stand.turn(one.path, at_a_time));
-            let made = made.collect::<Result<Vec<_>>>()?;
-            let others = watch.others()?;
-            if others > OTHERS_MAX && !quick && disturbed < DISTURBED_MAX {
-                disturbed += 1;
-                eprintln!("others used {:.0} % of the machine: repeated", others * 100.0);
-                continue;
-            }
-            others_max = others_max.max(others);
-            group.iter_mut().zip(made).for_each(|(figures, round)| figures.rounds.push(round));
-            kept += 1;
-        }
-        group.iter_mut().for_each(Figures::settle);
-        figures.append(&mut group);
+        let processes = stand.processes();
+        let turn = |path| stand.turn(path, at_a_time);
+        let made = rounds.alternate(&options, &processes, &PATHS, turn)?;
+        figures.extend(PATHS.iter().zip(made).map(|(&path, rounds)| {
+            let median = Round::median(&rounds);
+            Figures { path, at_a_time, median, rounds }
+        }));
         eprintln!("measured {at_a_time} at a time");
     }
     let aims = rows(&figures);
     println!("{}\n{}", table(&figures), aims::table(&aims));
+    let (quick, others_max) = (options.quick, rounds.others_max);
     println!("others used {:.0} % of the machine at most", others_max * 100.0);
     let results = Results { quick, pool: POOL, others_max, figures, aims };
     println!("written to {}", save("postgres", &results)?.display());
@@ -133,11 +105,11 @@ fn main() -> Result<()> {
 }
 
 impl Stand {
-    fn start(warmup: Duration, length: Duration) -> Result<Self> {
+    fn start(options: Options) -> Result<Self> {
         let scratch = folder()?.join("postgres-data");
         let _ = std::fs::remove_dir_all(&scratch);
         std::fs::create_dir_all(&scratch)?;
-        let (address, id) = postgres()?;
+        let (address, id) = dev_server::up("postgres")?;
         client::empty_database(address, DATABASE)?;
         client::prepare(address, DATABASE)?;
         let password = scratch.join("password");
@@ -154,7 +126,7 @@ impl Stand {
         let data = scratch.join("prism");
         let prism = Prism::start_with(&prism::binary("prism")?, &data, &[PRISM_CORE], &more)?;
         let loadtest = prism::binary("prism-loadtest")?;
-        Ok(Self { prism, postgres: (address, id), loadtest, warmup, length })
+        Ok(Self { prism, postgres: (address, id), loadtest, options })
     }
 
     /// Those that a round consists of. PostgreSQL's children are counted as others.
@@ -174,8 +146,8 @@ impl Stand {
                     database: DATABASE,
                     connections: POOL.min(at_a_time),
                     at_a_time,
-                    warmup: self.warmup,
-                    length: self.length,
+                    warmup: self.options.warmup,
+                    length: self.options.length,
                     core: PRISM_CORE,
                 });
             }
@@ -189,8 +161,8 @@ impl Stand {
             .args(["--endpoint", &self.prism.endpoint.to_string()])
             .args(["--cores", &LOAD_CORE.to_string(), "--connections", &at_a_time.to_string()])
             .args(["--server-pid", &self.prism.server.id().to_string()])
-            .args(["--duration", &format!("{}s", self.length.as_secs_f64())])
-            .args(["--warmup", &format!("{}ms", self.warmup.as_millis())])
+            .args(["--duration", &format!("{}s", self.options.length.as_secs_f64())])
+            .args(["--warmup", &format!("{}ms", self.options.warmup.as_millis())])
             .output()?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stdout).into_owned()
@@ -201,12 +173,7 @@ impl Stand {
         if path == Path::PrismWal {
             self.await_drained()?;
         }
-        Ok(Round {
-            requests_per_second: report.requests_per_second,
-            p50_us: report.latency.p50_us,
-            p99_us: report.latency.p99_us,
-            server_cpu_us: report.server_cpu_us,
-        })
+        Ok(Round::from(&report))
     }
 
     /// What is logged and not with PostgreSQL yet must not weigh on the turn after it.
@@ -222,44 +189,10 @@ impl Stand {
     }
 }
 
-/// Where the PostgreSQL of `dev/servers` is, and its process.
-fn postgres() -> Result<(SocketAddr, u32)> {
-    let root = File::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let script = root.join("dev/servers");
-    if !Command::new(&script).args(["up", "postgres"]).status()?.success() {
-        return Err(Error::other("dev/servers up postgres has failed"));
-    }
-    let output = Command::new(&script).arg("addresses").output()?;
-    let addresses = String::from_utf8_lossy(&output.stdout).into_owned();
-    let address = addresses.lines().find_map(|line| line.strip_prefix("postgres "));
-    let address = address.and_then(|address| address.parse().ok());
-    let id = std::fs::read_to_string(root.join("target/servers/postgres/pid"))?;
-    let id = id.split_whitespace().next().and_then(|id| id.parse().ok());
-    address.zip(id).ok_or_else(|| Error::other("dev/servers does not say where PostgreSQL is"))
-}
-
-impl Figures {
-    fn new(path: Path, at_a_time: usize) -> Self {
-        let (requests_per_second, p50_us, p99_us) = (0.0, 0.0, 0.0);
-        let (server_cpu_us, rounds) = (None, Vec::new());
-        Self { path, at_a_time, requests_per_second, p50_us, p99_us, server_cpu_us, rounds }
-    }
-
-    fn settle(&mut self) {
-        let of =
-            |field: fn(&Round) -> f64| median(&self.rounds.iter().map(field).collect::<Vec<_>>());
-        self.requests_per_second = of(|round| round.requests_per_second);
-        self.p50_us = of(|round| round.p50_us);
-        self.p99_us = of(|round| round.p99_us);
-        let cpu: Vec<f64> = self.rounds.iter().filter_map(|round| round.server_cpu_us).collect();
-        self.server_cpu_us = (!cpu.is_empty()).then(|| median(&cpu));
-    }
-}
-
 fn rows(all: &[Figures]) -> Vec<Row> {
     let rate = |path, at_a_time| {
         let found = all.iter().find(|one| (one.path, one.at_a_time) == (path, at_a_time));
-        found.map_or(f64::NAN, |one| one.requests_per_second)
+        found.map_or(f64::NAN, |one| one.median.requests_per_second)
     };
     let against = |path| rate(path, 64) / rate(Path::Client, 64);
     vec![
@@ -280,10 +213,10 @@ fn table(all: &[Figures]) -> Table {
     for figures in all {
         table.row(vec![
             format!("{} {:?}", figures.at_a_time, figures.path),
-            format!("{:.0}", figures.requests_per_second),
-            format!("{:.0}", figures.p50_us),
-            format!("{:.0}", figures.p99_us),
-            figures.server_cpu_us.map_or(String::new(), |us| format!("{us:.2}")),
+            format!("{:.0}", figures.median.requests_per_second),
+            format!("{:.0}", figures.median.p50_us),
+            format!("{:.0}", figures.median.p99_us),
+            figures.median.server_cpu_us.map_or(String::new(), |us| format!("{us:.2}")),
         ]);
     }
     table

@@ -141,7 +141,7 @@ impl Worker {
         if window.contains(&sent.due_ns) {
             let latencies = match sent.kind {
                 Kind::Read => &mut self.tally.reads,
-                Kind::Write => &mut self.tally.writes,
+                Kind::Write | Kind::Append => &mut self.tally.writes,
             };
             latencies.saturating_record(now_ns.saturating_sub(sent.due_ns));
         }

@@ -3,6 +3,7 @@
 //! Requests of one kind differ only in the digits of the key, so that a request costs a copy of a template and sixteen digits.
 
 use prism_proto::prism::keyvalue::v1::{GetRequest, SetRequest};
+use prism_proto::prism::stream::v1::{AppendRequest, NewRecord};
 use prost::Message;
 
 use crate::random::{Distribution, Keys, Random};
@@ -23,6 +24,8 @@ pub enum Kind {
     Read,
     /// KeyValueService/Set.
     Write,
+    /// StreamService/Append.
+    Append,
 }
 
 impl Kind {
@@ -31,6 +34,7 @@ impl Kind {
         match self {
             Kind::Read => "/prism.keyvalue.v1.KeyValueService/Get",
             Kind::Write => "/prism.keyvalue.v1.KeyValueService/Set",
+            Kind::Append => "/prism.stream.v1.StreamService/Append",
         }
     }
 }
@@ -99,6 +103,8 @@ pub struct Workload {
     mix: Mix,
     read: Template,
     write: Template,
+    /// What `write` is.
+    write_kind: Kind,
     preload: std::ops::Range<u64>,
 }
 
@@ -107,6 +113,8 @@ pub struct Workload {
 pub struct Recipe {
     /// Namespace of every request.
     pub namespace: String,
+    /// Writes append to this stream; absent: they are Sets.
+    pub stream: Option<String>,
     /// Bytes of each value.
     pub value_bytes: usize,
     /// Reads to writes.
@@ -127,15 +135,26 @@ impl Workload {
         let (thread, threads) = (thread as u64, threads as u64);
         let namespace = recipe.namespace.clone();
         let read = GetRequest { namespace: namespace.clone(), key: key_name(0) };
-        let write =
-            SetRequest { namespace, key: key_name(0), value: value.into(), ..Default::default() };
+        let (key, value) = (key_name(0), value.into());
+        let (write_kind, write) = match recipe.stream.clone() {
+            None => {
+                let request = SetRequest { namespace, key, value, ..Default::default() };
+                (Kind::Write, Template::new(&request))
+            }
+            Some(stream) => {
+                let record = Some(NewRecord { key: Some(key), value, ..Default::default() });
+                let request = AppendRequest { namespace, stream, record, ..Default::default() };
+                (Kind::Append, Template::new(&request))
+            }
+        };
         let share = |index: u64| recipe.keys * index / threads;
         Self {
             keys: Keys::new(recipe.keys, recipe.distribution, share(thread)),
             random,
             mix: recipe.mix,
             read: Template::new(&read),
-            write: Template::new(&write),
+            write,
+            write_kind,
             preload: share(thread)..share(thread + 1),
         }
     }
@@ -143,7 +162,7 @@ impl Workload {
     /// The next write of the preload, until every key of this thread's share is stored.
     pub fn preload(&mut self) -> Option<(Kind, &[u8])> {
         let key = self.preload.next()?;
-        Some((Kind::Write, self.write.set(key)))
+        Some((self.write_kind, self.write.set(key)))
     }
 
     /// The next request, encoded.
@@ -154,7 +173,7 @@ impl Workload {
         if turn < u64::from(self.mix.reads) {
             (Kind::Read, self.read.set(key))
         } else {
-            (Kind::Write, self.write.set(key))
+            (self.write_kind, self.write.set(key))
         }
     }
 }
@@ -166,6 +185,7 @@ mod tests {
     fn recipe(mix: &str) -> Recipe {
         Recipe {
             namespace: "keyvalue".into(),
+            stream: None,
             value_bytes: 128,
             mix: mix.parse().unwrap(),
             keys: 1000,
@@ -183,6 +203,12 @@ mod tests {
             assert_eq!((kind, message.key), (Kind::Write, key_name(number)));
             assert_eq!((message.namespace.as_str(), message.value.len()), ("keyvalue", 128));
         }
+        let stream = Some("s".to_owned());
+        let mut workload = Workload::new(&Recipe { stream, ..recipe("0:1") }, 0, 1);
+        let (kind, bytes) = workload.request();
+        let message = AppendRequest::decode(bytes).unwrap();
+        assert_eq!((kind, message.stream.as_str()), (Kind::Append, "s"));
+        assert_eq!(message.record.unwrap().key, Some(key_name(0)));
         let mut workload = Workload::new(&recipe("1:0"), 0, 1);
         assert_eq!(GetRequest::decode(workload.request().1).unwrap().key, key_name(0));
         assert_eq!(GetRequest::decode(workload.request().1).unwrap().key, key_name(1));

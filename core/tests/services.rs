@@ -19,7 +19,8 @@ use prism_proto::prism::transact::v1 as transact;
 use prism_proto::prism::transact::v1::transaction_request::Request;
 use prism_proto::prism::transact::v1::transaction_response::Response;
 use prism_proto::prism::r#type::v1::{
-    Condition, Message, Operation, Put, Start, condition::Requirement, operation::Action, start,
+    Condition, Delivery, Message, Operation, Put, Start, condition::Requirement, operation::Action,
+    start,
 };
 use prost::Message as _;
 use servers::OwnRedis;
@@ -366,13 +367,11 @@ async fn receive(caller: &Caller, max_messages: u32) -> Vec<String> {
     };
     let answer = caller.call::<queue::ReceiveResponse>(Method::QUEUE_RECEIVE, &[], &request).await;
     let deliveries = answer.expect("received").0.deliveries;
-    let text = |delivery: queue_delivery::Delivery| {
+    let text = |delivery: Delivery| {
         String::from_utf8(delivery.message.unwrap_or_default().payload.to_vec()).expect("text")
     };
     deliveries.into_iter().map(text).collect()
 }
-
-use prism_proto::prism::r#type::v1 as queue_delivery;
 
 /// The reader that is there without a configuration: each source leads to the namespace that holds it.
 #[test]

@@ -204,7 +204,7 @@ pub fn validate(
         ($($interface:ident),* $(,)?) => {
             match method.interface() {
                 $(Some($interface::INTERFACE) => $interface::validate(method, request, limits),)*
-                _ => crate::reader::validate(method, request, offered, limits),
+                _ => crate::reader::validate(method, request, offered),
             }
         };
     }

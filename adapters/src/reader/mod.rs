@@ -24,7 +24,7 @@ use crate::backend::{Backend, wrong_shape};
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::interfaces::{check_offered, malformed};
-use crate::limits::{COUNT_MAX_DEFAULT, Limits};
+use crate::limits::COUNT_MAX_DEFAULT;
 use request::{Counting, Of, Read, Which};
 use walk::{Counted, First, Pages, Walk};
 
@@ -65,13 +65,7 @@ pub fn model_of(message: &[u8]) -> Result<Model, Error> {
 ///
 /// # Errors
 /// INVALID_ARGUMENT with the field at fault; what is not offered.
-pub fn validate(
-    method: Method,
-    request: &[u8],
-    offered: Interfaces,
-    limits: &Limits,
-) -> Result<(), Error> {
-    let _ = limits;
+pub fn validate(method: Method, request: &[u8], offered: Interfaces) -> Result<(), Error> {
     match method {
         Method::READER_READ => Read::new(request, offered).map(drop),
         Method::READER_GET => Which::new(request, offered).map(drop),

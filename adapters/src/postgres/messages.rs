@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use prism_proto::prism::r#type::v1::Message;
 
 use super::codec::Row;
@@ -43,7 +42,7 @@ pub(super) fn read_message(
         content_type,
         attributes,
         ordering_key,
-        payload: row.value.clone().unwrap_or_else(Bytes::new),
+        payload: row.value.clone().unwrap_or_default(),
         ..Message::default()
     }
 }

@@ -39,13 +39,19 @@ const BYTES_MAX: i64 = 4 * 1024 * 1024;
 /// Streams whose leftovers wait to be given back, at most: those beyond come again at the end of their leases.
 const LEFT_MAX: usize = 4096;
 
+/// A namespace and a subscription of it.
+type Key = (u32, Box<str>);
+
+/// What a stream has left behind: namespace, subscription, and the stream.
+type Left = (Rc<Namespace>, Box<str>, i64);
+
 /// The streams of durable subscriptions on this shard.
 #[derive(Default)]
 pub(in super::super) struct Streams {
     /// By namespace and subscription, in the order in which they came.
-    attached: RefCell<HashMap<(u32, Box<str>), BTreeSet<i64>>>,
+    attached: RefCell<HashMap<Key, BTreeSet<i64>>>,
     /// Those that have left.
-    left: RefCell<Vec<(Rc<Namespace>, Box<str>, i64)>>,
+    left: RefCell<Vec<Left>>,
     work: Signal,
     is_kept: Cell<bool>,
 }

@@ -333,9 +333,15 @@ impl QueueDeadLetter for Postgres {
         request: ConfigureDeadLetterRequest<'_>,
         _: &mut Reply,
     ) -> Result<(), Error> {
-        let parameters = Parameters::default().bytes(request.queue.as_bytes());
-        let parameters = parameters.int8(request.max_deliveries.into());
-        self.write(context, vec![other(QueueStatement::Configure, parameters)]).await.map(drop)
+        let queue = Parameters::default().bytes(request.queue.as_bytes());
+        // What has ended already, has by the settings of then.
+        let ended = queue.clone().moment(context.now_us);
+        let operations = vec![
+            other(QueueStatement::GiveUp, ended.clone()),
+            other(QueueStatement::EndLeases, ended),
+            other(QueueStatement::Configure, queue.int8(request.max_deliveries.into())),
+        ];
+        self.write(context, operations).await.map(drop)
     }
 
     async fn list_dead_letters(

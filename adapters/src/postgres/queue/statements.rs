@@ -15,6 +15,10 @@ pub(in super::super) enum QueueStatement {
     Extend,
     /// The same.
     Release,
+    /// Makes dead letters of the messages whose last lease has ended.
+    GiveUp,
+    /// Ends the leases whose time is over.
+    EndLeases,
     Configure,
     DeadLetters,
     Redrive,
@@ -45,6 +49,8 @@ impl QueueStatement {
             QueueStatement::Reject => "queue_reject",
             QueueStatement::Extend => "queue_extend",
             QueueStatement::Release => "queue_release",
+            QueueStatement::GiveUp => "queue_give_up",
+            QueueStatement::EndLeases => "queue_end_leases",
             QueueStatement::Configure => "queue_configure",
             QueueStatement::DeadLetters => "queue_dead_letters",
             QueueStatement::Redrive => "queue_redrive",
@@ -123,6 +129,14 @@ impl QueueStatement {
                  kept AS (INSERT INTO {schema}.queue_dead_letter \
                  SELECT (gone.message).*, 'MAX_DELIVERIES', $4::timestamptz FROM gone) \
                  SELECT 0::bigint, ''::text, NULL::bytea, 0, 0::bigint, NULL::timestamptz FROM held"
+            }
+            QueueStatement::GiveUp => {
+                "SELECT 0::bigint, ''::text, NULL::bytea, 0, 0::bigint, NULL::timestamptz \
+                 FROM {schema}.queue_give_up($1::text, $2::timestamptz)"
+            }
+            QueueStatement::EndLeases => {
+                "UPDATE {schema}.queue SET lease = NULL \
+                 WHERE queue = $1::text AND visible_at <= $2::timestamptz AND lease IS NOT NULL"
             }
             QueueStatement::Configure => {
                 "INSERT INTO {schema}.queue_setting (queue, max_deliveries) VALUES ($1::text, $2::bigint) \

@@ -1,12 +1,12 @@
-//! The server's certificate: read at start, told about while it holds, read again when the operator says so.
+//! The server's certificate, and whose certificates its clients may show: read at start, told about while it holds, read again when the operator says so.
 //!
 //! A certificate that cannot be read stops the start; later it leaves the one that is there in force. One that has expired is served
 //! all the same, with a warning: clients refuse it by themselves, and a server that is gone helps nobody.
 
 use prism_io::clock::wall_us;
-use prism_io::tls::{Acceptor, Identity, IdentityError, Validity};
+use prism_io::tls::{Acceptor, ClientAuthorities, Identity, IdentityError, Validity};
 
-use crate::config::{Tls, units};
+use crate::config::{Tls, TlsClients, units};
 
 /// A certificate that ends within this time is warned of. 14 days.
 const EXPIRY_NOTICE_S: u64 = 14 * 86_400;
@@ -20,8 +20,9 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// Reads the files.
     pub(crate) fn load(files: &Tls) -> Result<Self, String> {
-        let identity = read(files).map_err(|error| error.to_string())?;
-        let acceptor = Acceptor::new(&identity).map_err(|error| format!("no TLS here: {error}"))?;
+        let (identity, clients) = read(files).map_err(|error| error.to_string())?;
+        let acceptor = Acceptor::with_clients(&identity, clients.as_ref())
+            .map_err(|error| format!("no TLS here: {error}"))?;
         Ok(Self { files: files.clone(), acceptor })
     }
 
@@ -32,8 +33,8 @@ impl Certificates {
 
     /// Reads the files again. New connections get what they hold; those that stand go on. Says in the log how it went.
     pub(crate) fn reload(&self) {
-        let replaced = read(&self.files).map_err(|error| error.to_string()).and_then(|identity| {
-            self.acceptor.replace(&identity).map_err(|error| error.to_string())
+        let replaced = read(&self.files).map_err(|error| error.to_string()).and_then(|(identity, clients)| {
+            self.acceptor.replace(&identity, clients.as_ref()).map_err(|error| error.to_string())
         });
         match replaced {
             Ok(()) => tracing::info!(
@@ -49,12 +50,14 @@ impl Certificates {
     }
 }
 
-fn read(files: &Tls) -> Result<Identity, IdentityError> {
+fn read(files: &Tls) -> Result<(Identity, Option<ClientAuthorities>), IdentityError> {
     let identity = Identity::load(&files.certificate, &files.key)?;
     if let Some((found, remedy)) = validity_concern(identity.validity(), wall_us() / 1_000_000) {
         tracing::warn!("{}: {found}; {remedy}", files.certificate.display());
     }
-    Ok(identity)
+    let load = |of: &TlsClients| ClientAuthorities::load(&of.authorities, of.required);
+    let clients = files.clients.as_ref().map(load).transpose()?;
+    Ok((identity, clients))
 }
 
 /// What is to be said about the time in which a certificate holds, and what to do: nothing while all is well.

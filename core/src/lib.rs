@@ -3,6 +3,7 @@
 //! Configuration, command line, admin port, metrics, doctor and log lines are the outer rooms; the request's path is
 //! in the inner ones. This crate opens no socket and no file of its own accord; `io` does.
 
+mod access;
 pub mod admin;
 mod certificates;
 pub mod cli;

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::access::Access;
 use crate::config::platform::{Platform, Purpose, load_platform};
 use crate::config::request::{Document, load_requests};
 use crate::config::units::{Date, show_bytes};
 use crate::config::{
     BACKLOG_RECORDS, ClientApi, Config, IDEMPOTENCY_WINDOW, MESSAGE_BYTES_MIN, Namespace,
 };
+use crate::namespaces::Namespaces;
 use crate::plan::{Capabilities, Input, Outcome, Placed, Plan, plan_all};
 use crate::registry::Registry;
 
@@ -58,6 +60,17 @@ pub(crate) fn resolve(config: &mut Config) -> Result<(), Vec<String>> {
     }
     config.namespaces = namespaces;
     if refused.is_empty() { Ok(()) } else { Err(refused) }
+}
+
+/// Who may what, from the files that namespaces are planned from as they are now; `None` where they know no identities.
+pub(crate) fn access(config: &Config, namespaces: &Namespaces) -> Result<Option<Access>, String> {
+    let Some(planned) = &config.planned else { return Ok(None) };
+    let Some(path) = &planned.platform else { return Ok(None) };
+    let (platform, _) = load_platform(path, Purpose::Plan).map_err(|errors| errors.to_string())?;
+    let requests = load_requests(&planned.requests).map_err(|errors| {
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    })?;
+    Access::compile(&platform, &requests, namespaces)
 }
 
 /// Plans requests for this build and today, beside the namespaces that a data directory holds.

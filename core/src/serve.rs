@@ -1,7 +1,7 @@
 //! `prism serve`: the control thread, from the first lock to the exit code.
 //!
 //! It opens the data directory, binds the ports, starts one thread per shard and then only listens: to signals, and to what
-//! the shards report. It touches no request. SIGHUP has it read the certificate again.
+//! the shards report. It touches no request. SIGHUP has it read certificates, keys and grants again.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,12 +16,14 @@ use prism_io::{mesh, net};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::access::InForce;
 use crate::admin::{Admin, AdminState, Readiness};
 use crate::certificates::Certificates;
 use crate::cli::{Exit, Serving, first_screen};
-use crate::config::{Backend, Config};
+use crate::config::{Backend, Config, Tls};
 use crate::metrics::{Labels, Metrics};
 use crate::namespaces::Namespaces;
+use crate::planned;
 use crate::registry::Registry;
 use crate::remote::RING_MESSAGES;
 use crate::shard::{
@@ -72,6 +74,9 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
     let (mut registry, namespaces, shards) = place(&config)?;
     let outside: Arc<[u32]> = registry.outside(&Backend::embedded().name).into();
+    let access = planned::access(&config, &namespaces).map_err(|error| (Exit::Config, error))?;
+    check_exposure(&config, access.is_some())?;
+    let access = access.map(InForce::new);
     let config = Arc::new(config);
     let listeners = net::bind_shared(config.listen, shards)
         .map_err(|error| cannot_listen("--listen", config.listen, &error))?;
@@ -98,6 +103,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
             core: config.cores[index % config.cores.len()],
             config: config.clone(),
             namespaces: namespaces.clone(),
+            access: access.clone(),
             directory: config.data_dir.join(format!("shard-{index:03}")),
             start: registry.starts,
             known: index < registry.logs,
@@ -125,7 +131,17 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         }
     })?;
 
-    let mut control = Control { shards, stop, finish, readiness, certificates, exit: Exit::Ok };
+    let mut control = Control {
+        shards,
+        stop,
+        finish,
+        readiness,
+        certificates,
+        config: config.clone(),
+        namespaces,
+        access,
+        exit: Exit::Ok,
+    };
     let serving = |recovered, ready: &Ready| Serving {
         listen,
         admin: admin_address,
@@ -184,6 +200,9 @@ struct Control {
     finish: Vec<Arc<Flag>>,
     readiness: Readiness,
     certificates: Option<Certificates>,
+    config: Arc<Config>,
+    namespaces: Arc<Namespaces>,
+    access: Option<Arc<InForce>>,
     exit: Exit,
 }
 
@@ -280,6 +299,24 @@ impl Control {
             Some(certificates) => certificates.reload(),
             None => tracing::info!("SIGHUP reads the certificate again, but there is none here"),
         }
+        self.reload_access();
+    }
+
+    /// Reads again who may what. What cannot be read leaves in force what there is.
+    fn reload_access(&self) {
+        match (planned::access(&self.config, &self.namespaces), &self.access) {
+            (Ok(Some(access)), Some(in_force)) => {
+                in_force.replace(access);
+                tracing::info!("identities, keys and grants were read again");
+            }
+            (Ok(None), None) => {}
+            (Ok(_), _) => tracing::error!(
+                "the platform file begins or ceases to know identities, which takes a restart; what was in force stays so"
+            ),
+            (Err(error), _) => tracing::error!(
+                "identities, keys and grants were not replaced, those before stay in force: {error}"
+            ),
+        }
     }
 
     fn ended(&mut self, shard: usize, ended: Ended) {
@@ -328,6 +365,46 @@ impl Control {
             self.exit = exit;
         }
     }
+}
+
+/// Refuses to serve strangers in clear, or strangers at all, where others than this machine reach it, unless that is allowed in so
+/// many words.
+fn check_exposure(config: &Config, knows_identities: bool) -> Result<(), Failure> {
+    if config.listen.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    let listen = config.listen;
+    let asks = |tls: &Tls| tls.clients.as_ref().is_some_and(|clients| clients.required);
+    let is_closed = knows_identities || config.tls.as_ref().is_some_and(asks);
+    for (is_protected, is_allowed, what, key, remedy) in [
+        (
+            config.tls.is_some(),
+            config.unprotected.plaintext,
+            "everything passes in clear",
+            "plaintext",
+            "serve TLS (--tls-cert, --tls-key)",
+        ),
+        (
+            is_closed,
+            config.unprotected.anonymous,
+            "everybody who reaches it may read and write everything",
+            "anonymous",
+            "configure identities (docs/security.md)",
+        ),
+    ] {
+        if is_protected {
+            continue;
+        }
+        if !is_allowed {
+            let message = format!(
+                "{listen} is reached from outside this machine, and {what}: {remedy}, listen on 127.0.0.1, or allow it with \
+                 `unprotected: {{{key}: allowed}}` in the configuration"
+            );
+            return Err((Exit::Config, message));
+        }
+        tracing::warn!(%listen, "THIS SERVER IS NOT PROTECTED: {what}; {remedy}");
+    }
+    Ok(())
 }
 
 fn exit_of(error: &OpenError) -> Exit {

@@ -286,7 +286,7 @@ fn a_replaced_certificate_is_shown_to_those_who_come_later() {
     let connector = files.connector();
     let mut before =
         (End::new(connector.session().unwrap()), End::new(acceptor.session().unwrap()));
-    acceptor.replace(&files.identity("other")).unwrap();
+    acceptor.replace(&files.identity("other"), None).unwrap();
     talk(&mut before.0, &mut before.1, 1000).unwrap();
     // The ticket of the first is good for the second, whatever certificate it was given under.
     let mut after = (End::new(connector.session().unwrap()), End::new(acceptor.session().unwrap()));

@@ -4,6 +4,7 @@
 //! wrong types and impossible values are refused together, each with file, line, column and a remedy. Never reads a
 //! file or the machine by itself, except in [`load`].
 
+pub mod access;
 mod backends;
 pub mod described;
 mod error;
@@ -59,6 +60,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// TLS where gRPC is served; `None`: in clear.
     pub tls: Option<Tls>,
+    /// What is allowed although it protects nobody.
+    pub unprotected: Unprotected,
     /// Where metrics, health and the effective configuration are served over HTTP.
     pub admin: SocketAddr,
     /// The directory of the logs and snapshots.
@@ -114,10 +117,30 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// PEM: its private key.
     pub key: PathBuf,
+    /// Whose certificates clients may show; `None`: they are not asked for one.
+    pub clients: Option<TlsClients>,
     /// Most handshakes at a time, of the whole process.
     pub handshakes_max: u32,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
+}
+
+/// Clients that show certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsClients {
+    /// PEM: the authorities that sign them.
+    pub authorities: PathBuf,
+    /// Whether one without a certificate is refused in the handshake.
+    pub required: bool,
+}
+
+/// What is allowed in so many words although it protects nobody.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unprotected {
+    /// To serve in clear on an address that others reach.
+    pub plaintext: bool,
+    /// To serve callers that nobody knows on such an address.
+    pub anonymous: bool,
 }
 
 /// A namespace of the configuration file.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
+use super::access::{self, Anonymous, CallerIdentity, Grant, TokenIssuer};
 use super::described::{
     ByteRate, Count, Day, Described, Field, Index, Name, Place, Rate, Reading, Size, Span, Switch,
     Text, Within, not_one_of, read_document,
@@ -41,6 +42,14 @@ section! {
         pub placement: Vec<Placement>,
         /// What a namespace may use at a time, unless its placement says otherwise.
         pub quotas: Within<Quotas>,
+        /// Whose tokens are taken.
+        pub tokens: Vec<TokenIssuer>,
+        /// Who is who. With this key, or another of these four, what is not granted is denied.
+        pub identities: Vec<CallerIdentity>,
+        /// What teams and services may do, beside what requests say under `access`.
+        pub grants: Vec<Grant>,
+        /// What callers may do who do not say who they are.
+        pub anonymous: Option<Setting<Anonymous>>,
     }
 }
 
@@ -471,6 +480,7 @@ impl Default for Platform {
 
 /// Relations between settings, once all are known.
 fn check(platform: &Platform, report: &Report) {
+    access::check(platform, report);
     check_teams(platform, report);
     check_approvals(platform, report);
     let allowed = platform.allowed_backends.iter();

@@ -19,7 +19,7 @@ use super::web;
 use super::{
     Backend, ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX,
     IDEMPOTENCY_WINDOW_MIN, Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX,
-    Namespace, PlannedFrom, SHARDS_MAX, Sync, Tls, Wal, parse_cores,
+    Namespace, PlannedFrom, SHARDS_MAX, Sync, Tls, TlsClients, Unprotected, Wal, parse_cores,
 };
 
 const KIB: u64 = 1 << 10;
@@ -120,6 +120,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         );
     }
     let tls = read_tls(top.section("tls"), flags, report);
+    let unprotected = read_unprotected(top.section("unprotected"));
     let data_dir = top.value("data_dir", PathBuf::from(DATA_DIR), directory);
     let data_dir = over("data-dir", data_dir, &flags.data_dir, directory, report);
     let cores = read_cores(&top, flags, machine, report);
@@ -162,6 +163,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         file: None,
         listen: listen.value,
         tls,
+        unprotected,
         admin: admin.value,
         data_dir: data_dir.value,
         cores,
@@ -297,6 +299,19 @@ fn read_tls(section: Option<Section<'_>>, flags: &Flags, report: &Report) -> Opt
     let handshakes_max = section.value("handshakes_max", 1_024, count(1, 65_536)).value;
     let handshake_timeout =
         section.value("handshake_timeout", seconds(10), span(millis(100), seconds(300))).value;
+    let authorities = section.optional("client_authorities", file);
+    let required = section.optional("client_certificates", |text| {
+        one_of(text, [("required", true), ("optional", false)])
+    });
+    if let (Some(required), true) = (&required, section.lacks("client_authorities")) {
+        let message = "tls.client_certificates without tls.client_authorities";
+        let remedy = "name the PEM file of those who sign the clients' certificates";
+        report.error(required.origin, Problem::new(message, remedy));
+    }
+    let clients = authorities.map(|authorities| TlsClients {
+        authorities: authorities.value,
+        required: required.is_none_or(|required| required.value),
+    });
     let (certificate_named, key_named) = (
         !section.lacks("certificate") || flags.tls_cert.is_some(),
         !section.lacks("key") || flags.tls_key.is_some(),
@@ -316,6 +331,7 @@ fn read_tls(section: Option<Section<'_>>, flags: &Flags, report: &Report) -> Opt
             return Some(Tls {
                 certificate: certificate.value,
                 key: key.value,
+                clients,
                 handshakes_max,
                 handshake_timeout,
             });
@@ -329,6 +345,17 @@ fn read_tls(section: Option<Section<'_>>, flags: &Flags, report: &Report) -> Opt
         _ => {}
     }
     None
+}
+
+fn read_unprotected(section: Option<Section<'_>>) -> Unprotected {
+    let Some(section) = section else { return Unprotected::default() };
+    let allowed = |text: &str| one_of(text, [("allowed", true), ("refused", false)]);
+    let unprotected = Unprotected {
+        plaintext: section.value("plaintext", false, allowed).value,
+        anonymous: section.value("anonymous", false, allowed).value,
+    };
+    section.finish();
+    unprotected
 }
 
 fn read_limits(section: Option<Section<'_>>, report: &Report) -> Limits {

@@ -22,9 +22,19 @@ impl fmt::Display for Config {
             writeln!(f, "tls:")?;
             writeln!(f, "  certificate: {}", quoted(&tls.certificate.to_string_lossy())?)?;
             writeln!(f, "  key: {}", quoted(&tls.key.to_string_lossy())?)?;
+            if let Some(clients) = &tls.clients {
+                let authorities = clients.authorities.to_string_lossy();
+                let wanted = if clients.required { "required" } else { "optional" };
+                writeln!(f, "  client_authorities: {}", quoted(&authorities)?)?;
+                writeln!(f, "  client_certificates: {wanted}")?;
+            }
             writeln!(f, "  handshakes_max: {}", tls.handshakes_max)?;
             writeln!(f, "  handshake_timeout: {}", show_duration(tls.handshake_timeout))?;
         }
+        let allowed = |is_allowed| if is_allowed { "allowed" } else { "refused" };
+        writeln!(f, "unprotected:")?;
+        writeln!(f, "  plaintext: {}", allowed(self.unprotected.plaintext))?;
+        writeln!(f, "  anonymous: {}", allowed(self.unprotected.anonymous))?;
         writeln!(f, "admin: {}", self.admin)?;
         writeln!(f, "data_dir: {}", quoted(&self.data_dir.to_string_lossy())?)?;
         writeln!(f, "shards: {}", self.shards())?;

@@ -188,7 +188,7 @@ async fn answer(
     progress: &Progress,
     seen: &Cell<Option<usize>>,
 ) -> Result<Step, Error> {
-    let namespace = permit(shard, call.method, &message, seen)?;
+    let namespace = permit(shard, call, &message, seen)?;
     let held = shard.hold(namespace, call, message.len())?;
     let message =
         if may_wait(shard, call, namespace) { kept(shard, call, message) } else { message };

@@ -1,4 +1,4 @@
-//! Whether a call may go on: it names a namespace that is served, and that offers the method.
+//! Whether a call may go on: it names a namespace that is served, its caller may call that, and it offers the method.
 
 use std::cell::Cell;
 
@@ -6,30 +6,42 @@ use prism_adapters::{Error, Kind, reader};
 use prism_proto::catalogue::{Interface, Method};
 use prism_proto::wire;
 
+use super::Call;
 use crate::config::ClientApi;
 use crate::namespaces::Namespace;
 use crate::shard::Shard;
 
-/// The namespace that a request is about, if it may be called with `method`: the one that it names, or of a reader the one that
-/// holds the source.
+/// The namespace that a call is about, if it offers the method and its caller may call it: the one that the request names, or of
+/// a reader the one that holds the source, which its caller has to be allowed to read too. `seen` learns which it names.
 pub(crate) fn permit<'a>(
     shard: &'a Shard,
-    method: Method,
+    call: &Call,
     message: &[u8],
     seen: &Cell<Option<usize>>,
 ) -> Result<&'a Namespace, Error> {
+    let method = call.method;
     let name = wire::namespace_of(message).map_err(malformed)?;
-    let Some(namespace) = shard.namespaces.get(name) else {
+    let namespace = shard.namespaces.get(name);
+    seen.set(namespace.map(|namespace| namespace.index));
+    if let Some(gate) = &shard.gate {
+        gate.admit(call, name, namespace)?;
+    }
+    let Some(namespace) = namespace else {
         return Err(unknown(shard, name));
     };
-    seen.set(Some(namespace.index));
     let is_reader = namespace.api == ClientApi::Reader;
     if is_reader && !reader::serves(method) {
         return Err(not_offered(namespace, method));
     }
     let called = namespace;
     let namespace = match is_reader && !called.reads.is_empty() {
-        true => read_by(shard, called, message)?,
+        true => {
+            let source = read_by(shard, called, message)?;
+            if let Some(gate) = &shard.gate {
+                gate.admit(call, &source.name, Some(source))?;
+            }
+            source
+        }
         false => called,
     };
     if !method.offered_by(namespace.offers) {

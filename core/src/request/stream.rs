@@ -37,7 +37,7 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
         let seen = std::cell::Cell::new(None);
         let mut sink = CallerSink { shard: &shard, stream: &stream };
         let served = within(&call, stream.closed(), async {
-            let namespace = permit(&shard, call.method, &call.message, &seen)?;
+            let namespace = permit(&shard, &call, &call.message, &seen)?;
             let _held = shard.hold(namespace, &call, call.message.len())?;
             if namespace.home == shard.index {
                 serve(&shard, namespace, &call, &mut sink).await
@@ -78,7 +78,7 @@ pub(crate) fn start_remote(shard: &Rc<Shard>, call: Call) {
         let seen = std::cell::Cell::new(None);
         let mut sink = RemoteSink::new(&shard, to, ticket);
         let served = within(&call, std::future::pending(), async {
-            let namespace = permit(&shard, call.method, &call.message, &seen)?;
+            let namespace = permit(&shard, &call, &call.message, &seen)?;
             let _held = shard.hold(namespace, &call, call.message.len())?;
             serve(&shard, namespace, &call, &mut sink).await
         })
@@ -100,9 +100,7 @@ pub(crate) fn refuse_client_streaming(shard: &Rc<Shard>, stream: StreamCall, met
         let first =
             rt::timeout(Duration::from_nanos(shard.default_deadline_ns()), stream.next()).await;
         let error = match first {
-            Some(Ok(Some(message))) => permit(&shard, method, &message, &Default::default())
-                .err()
-                .unwrap_or_else(|| prism_adapters::backend::not_offered("", method)),
+            Some(Ok(Some(_))) => prism_adapters::backend::not_offered("", method),
             Some(Ok(None)) => {
                 Error::field("NAMESPACE_MISSING", "namespace", "send a first message that names it")
             }

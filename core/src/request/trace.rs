@@ -41,7 +41,7 @@ pub(crate) struct LineBudget {
 }
 
 impl LineBudget {
-    fn take(&self, now_ns: u64) -> bool {
+    pub(crate) fn take(&self, now_ns: u64) -> bool {
         let second = now_ns / 1_000_000_000;
         if self.second.replace(second) != second {
             self.written.set(0);

@@ -33,6 +33,7 @@ pub(crate) use run::{Ended, Launch, Report, run};
 pub(crate) use service::route;
 pub(crate) use stopping::Stopping;
 
+use crate::access::Gate;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::remote::Peers;
@@ -63,6 +64,8 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
     "IDEMPOTENCY_KEY_REUSED",
     "NAMESPACE_UNKNOWN",
     "INTERFACE_NOT_OFFERED",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
     "OTHER",
 ];
 
@@ -70,6 +73,8 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
 pub(crate) struct Shard {
     pub(crate) index: usize,
     pub(crate) namespaces: Arc<Namespaces>,
+    /// Who may what; `None`: everybody everything.
+    pub(crate) gate: Option<Gate>,
     pub(crate) store: Rc<Memstore>,
     /// By place in the configuration; the first is `store`.
     backends: Box<[Attached]>,

@@ -20,6 +20,7 @@ use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
 use super::{DeadLetters, Deadlines, OpenError, Refusals, Replies, Shard, Stopping, open};
+use crate::access::{Gate, InForce};
 use crate::config::{ClientApi, Config, Durability, OnDataLoss};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
@@ -49,6 +50,8 @@ pub(crate) struct Launch {
     pub(crate) core: usize,
     pub(crate) config: Arc<Config>,
     pub(crate) namespaces: Arc<Namespaces>,
+    /// Who may what; `None`: everybody everything.
+    pub(crate) access: Option<Arc<InForce>>,
     /// The shard's own directory.
     pub(crate) directory: PathBuf,
     /// Number of this start on the data directory, from 1.
@@ -228,6 +231,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         index,
         in_flight: namespaces.iter().map(|_| Cell::new(0)).collect(),
         namespaces,
+        gate: launch.access.map(Gate::new),
         backends,
         store: opened.store,
         log: opened.log,

@@ -19,7 +19,9 @@ use monoio::net::TcpStream;
 use super::output::send_at_once;
 use super::{Stream, receive_at_once};
 use crate::rt;
-use crate::tls::{Acceptor, Cleartext, Connector, Failure, Phase, Sealed, Session};
+use crate::tls::{
+    Acceptor, Cleartext, Connector, Failure, PeerIdentity, Phase, Sealed, Session,
+};
 
 /// The buffer that records are read into, while there is little to read. 3 KiB: one of sixteen small calls.
 const RECORDS_BYTES_MIN: usize = 3 * 1024;
@@ -448,6 +450,11 @@ impl Stream {
     /// Whether the handshake took an earlier connection up again.
     pub fn is_resumed(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.shared.borrow().session.is_resumed())
+    }
+
+    /// Who the client has shown to be, if it was asked and answered.
+    pub fn peer_identity(&self) -> Option<PeerIdentity> {
+        self.tls.as_ref()?.shared.borrow().session.peer_identity()
     }
 
     /// The protocol that both sides have agreed on (ALPN), if they named any.

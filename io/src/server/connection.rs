@@ -25,6 +25,7 @@ use crate::grpc::{Code, Compressing, Event, Message, SendError, Status};
 use crate::h2::{CloseReason, Output, Pace, Refusal, StreamId};
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
+use crate::tls::PeerIdentity;
 
 /// Looks after a connection without a call before it rests.
 const RESTS_AFTER: u8 = 2;
@@ -42,11 +43,25 @@ thread_local! {
     static LARGE: Cell<BytesMut> = Cell::default();
 }
 
+/// What is remembered of who is at the other end of a connection, so that it is found out once; its meaning is that of whoever keeps
+/// it. Nothing is known in the epoch 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Of what it was found out from.
+    pub epoch: u32,
+    /// What was found out.
+    pub row: u32,
+    /// Monotonic time until which it holds, in ns.
+    pub until_ns: u64,
+}
+
 /// A connection of this shard.
 pub struct Connection {
     grpc: RefCell<Protocol>,
     message_bytes_max: usize,
     peer: SocketAddr,
+    identity: Option<Box<PeerIdentity>>,
+    standing: Cell<Standing>,
     traffic: Rc<Traffic>,
     /// Its place in the list of those that are open, and what that list shows of it.
     entry: Entry,
@@ -144,11 +159,18 @@ impl StreamState {
 }
 
 impl Connection {
-    pub(super) fn new(options: &Options, peer: SocketAddr, traffic: Rc<Traffic>) -> Self {
+    pub(super) fn new(
+        options: &Options,
+        peer: SocketAddr,
+        identity: Option<PeerIdentity>,
+        traffic: Rc<Traffic>,
+    ) -> Self {
         Self {
             grpc: RefCell::new(Protocol::new(options, clock::monotonic_ns())),
             message_bytes_max: options.limits.message_bytes_max as usize,
             peer,
+            identity: identity.map(Box::new),
+            standing: Cell::default(),
             entry: {
                 traffic.newest.set(traffic.newest.get() + 1);
                 traffic.registry.enter(traffic.newest.get(), peer)
@@ -182,6 +204,16 @@ impl Connection {
     /// The address at the other end.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Who is at the other end, if a certificate says so.
+    pub fn identity(&self) -> Option<&PeerIdentity> {
+        self.identity.as_deref()
+    }
+
+    /// What the layer above knows of who that is; kept by it.
+    pub fn standing(&self) -> &Cell<Standing> {
+        &self.standing
     }
 
     /// Bytes of requests that are being worked on; kept by the layer above.

@@ -208,7 +208,9 @@ fn serve<S: Service>(
     options: &Options,
     connections: &Rc<Connections>,
 ) {
-    let connection = Rc::new(Connection::new(options, peer, connections.traffic.clone()));
+    let connection =
+        Connection::new(options, peer, stream.peer_identity(), connections.traffic.clone());
+    let connection = Rc::new(connection);
     connections.list.borrow_mut().push(Rc::downgrade(&connection));
     if connections.draining.get() {
         // The drain began amid the handshake.

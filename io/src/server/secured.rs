@@ -9,7 +9,7 @@ use super::Service;
 use super::listen::{Begun, Connections};
 use crate::h2::Refusal;
 use crate::tls::{Acceptor, Failure};
-use crate::{net, rt};
+use crate::{clock, net, rt};
 
 /// How one shard accepts TLS.
 #[derive(Clone, Debug)]
@@ -43,6 +43,15 @@ impl Handshakes {
 
 fn count(counter: &Cell<u64>) {
     counter.set(counter.get() + 1);
+}
+
+fn has_expired(stream: &net::Stream) -> bool {
+    let now_s = clock::wall_us() / 1_000_000;
+    stream.peer_identity().is_some_and(|peer| peer.validity.until_s < now_s)
+}
+
+fn expired() -> rustls::Error {
+    rustls::Error::InvalidCertificate(rustls::CertificateError::Expired)
 }
 
 /// One handshake that is under way.
@@ -88,6 +97,10 @@ pub(super) fn begin<S: Service>(
             connections.traffic().refuse(Refusal::HandshakeTime, 1);
         }
         match result.unwrap_or(Err(Failure::TimedOut)) {
+            // A ticket may outlive the certificate that it stands for.
+            Ok(stream) if has_expired(&stream) => {
+                count(&handshakes.failed[Failure::Untrusted(expired()).kind()]);
+            }
             Ok(stream) => {
                 count(if stream.is_resumed() { &handshakes.resumed } else { &handshakes.full });
                 begun.serve(stream, peer, &connections);

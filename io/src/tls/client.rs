@@ -8,7 +8,7 @@ use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, Error, RootCertStore};
 
-use super::identity::certificates;
+use super::identity::authorities;
 use super::{Identity, IdentityError, PROTOCOLS, Session, provider};
 
 /// Whose signature under a server's certificate is trusted.
@@ -95,15 +95,7 @@ impl Connector {
         let mut store = RootCertStore::empty();
         match roots {
             Roots::File(path) => {
-                for certificate in certificates(path).map_err(ConnectorError::File)? {
-                    store.add(certificate).map_err(|error| {
-                        let message =
-                            format!("a certificate in it cannot be an authority: {error}");
-                        let remedy =
-                            "give the certificate of the authority that signed the server's";
-                        ConnectorError::File(IdentityError::new(path, message, remedy))
-                    })?;
-                }
+                authorities(path, "server's", &mut store).map_err(ConnectorError::File)?;
             }
             Roots::System => {
                 let found = rustls_native_certs::load_native_certs();

@@ -110,7 +110,7 @@ impl Identity {
 }
 
 impl Validity {
-    fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
         let parsed =
             x509_cert::Certificate::from_der(certificate).map_err(|error| error.to_string())?;
         let validity = *parsed.tbs_certificate().validity();
@@ -121,8 +121,24 @@ impl Validity {
     }
 }
 
+/// Adds the certificates of a PEM file to those of authorities; `whose` certificates they sign.
+pub(super) fn authorities(
+    path: &Path,
+    whose: &str,
+    store: &mut rustls::RootCertStore,
+) -> Result<(), IdentityError> {
+    for certificate in certificates(path)? {
+        store.add(certificate).map_err(|error| {
+            let message = format!("a certificate in it cannot be an authority: {error}");
+            let remedy = format!("give the certificate of the authority that signed the {whose}");
+            IdentityError::new(path, message, remedy)
+        })?;
+    }
+    Ok(())
+}
+
 /// All certificates of a PEM file; at least one.
-pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let text = read(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let chain = all.map_err(|error| not_pem(path, &error))?;

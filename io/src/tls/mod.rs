@@ -1,9 +1,9 @@
 //! TLS 1.3 and 1.2 as a state machine: records in, plaintext out, and the other way round. rustls does the cryptography.
 //!
-//! Promises: nothing here touches a socket, a clock or a file but [`Identity::load`] and [`Connector::new`], which read PEM files.
+//! Promises: nothing here touches a socket, a clock or a file but [`Identity::load`], [`ClientAuthorities::load`] and [`Connector::new`], which read PEM files.
 //! What a peer may make us hold is one record, or the flight of handshake messages that rustls allows. A connection that fails
-//! leaves its alert to be sent. Neither early data (which can be replayed) nor renegotiation is ever accepted. Who a client is,
-//! nobody asks yet: [`Acceptor`] is where a verifier of client certificates will be given.
+//! leaves its alert to be sent. Neither early data (which can be replayed) nor renegotiation is ever accepted. A client is
+//! asked for a certificate where an [`Acceptor`] has [`ClientAuthorities`].
 //!
 //! *Record size*: everything that is written in one turn is cut into records of 16 KiB, the largest that TLS has, and one shorter;
 //! parts below [`GATHER_BYTES_MAX`] are put together first. A record costs its maker and its reader as much as a
@@ -11,6 +11,7 @@
 
 mod cleartext;
 mod client;
+mod clients;
 mod failure;
 mod identity;
 mod server;
@@ -18,6 +19,7 @@ mod session;
 
 pub use cleartext::{ALERT_FOR_TLS, Cleartext, HANDSHAKE};
 pub use client::{Connector, ConnectorError, Roots};
+pub use clients::{ClientAuthorities, PeerIdentity, is_spiffe_id};
 pub use failure::Failure;
 pub use identity::{Identity, IdentityError, Validity};
 pub use server::Acceptor;

@@ -7,7 +7,7 @@ use rustls::server::ProducesTickets;
 use rustls::sign::SingleCertAndKey;
 use rustls::{Error, ServerConfig};
 
-use super::{Identity, PROTOCOLS, Session, provider};
+use super::{ClientAuthorities, Identity, PROTOCOLS, Session, provider};
 
 /// Makes the server's side of connections. Clones share what they are made with, so that one [`Acceptor::replace`] reaches every
 /// shard; connections that stand keep what they began with.
@@ -19,7 +19,8 @@ pub struct Acceptor {
 struct Shared {
     /// Read once per handshake, which costs a thousand times as much as this lock; written when the operator says so.
     config: RwLock<Arc<ServerConfig>>,
-    /// Encrypts session tickets. It outlives the certificates: a client may resume after they were replaced.
+    /// Encrypts session tickets. It outlives the server's certificate: a client may resume after that was replaced, but not
+    /// after the authorities of clients were.
     ticketer: Arc<dyn ProducesTickets>,
 }
 
@@ -30,16 +31,33 @@ impl fmt::Debug for Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts connections as `identity`. Fails where the system has no random numbers.
+    /// Accepts connections as `identity`, of whoever comes. Fails where the system has no random numbers.
     pub fn new(identity: &Identity) -> Result<Self, Error> {
+        Self::with_clients(identity, None)
+    }
+
+    /// Accepts connections as `identity`, of clients that are asked who they are where there are `clients`.
+    pub fn with_clients(
+        identity: &Identity,
+        clients: Option<&ClientAuthorities>,
+    ) -> Result<Self, Error> {
         let ticketer = rustls::crypto::ring::Ticketer::new()?;
-        let config = RwLock::new(config(identity, ticketer.clone())?);
+        let config = RwLock::new(config(identity, clients, ticketer.clone())?);
         Ok(Self { shared: Arc::new(Shared { config, ticketer }) })
     }
 
-    /// From now on connections are accepted as `identity`.
-    pub fn replace(&self, identity: &Identity) -> Result<(), Error> {
-        let config = config(identity, self.shared.ticketer.clone())?;
+    /// From now on connections are accepted as `identity`, and clients are held to `clients`.
+    pub fn replace(
+        &self,
+        identity: &Identity,
+        clients: Option<&ClientAuthorities>,
+    ) -> Result<(), Error> {
+        // A ticket stands for a certificate that was verified by the authorities of its time.
+        let ticketer = match clients {
+            Some(_) => rustls::crypto::ring::Ticketer::new()?,
+            None => self.shared.ticketer.clone(),
+        };
+        let config = config(identity, clients, ticketer)?;
         *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
@@ -53,13 +71,17 @@ impl Acceptor {
 
 fn config(
     identity: &Identity,
+    clients: Option<&ClientAuthorities>,
     ticketer: Arc<dyn ProducesTickets>,
 ) -> Result<Arc<ServerConfig>, Error> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
-    // Clients are not asked for a certificate: this is where a verifier goes once callers have identities.
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier()),
+        None => builder.with_no_client_auth(),
+    };
     let certificates = Arc::new(SingleCertAndKey::from(identity.certified.clone()));
-    let mut config = builder.with_no_client_auth().with_cert_resolver(certificates);
+    let mut config = builder.with_cert_resolver(certificates);
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
     config.ticketer = ticketer;
     // Tickets hold all there is to know: no table of sessions that shards would share.

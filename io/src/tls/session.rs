@@ -19,6 +19,8 @@ use rustls::unbuffered::{
 };
 use rustls::{ClientConfig, CommonState, Error, PeerMisbehaved, ServerConfig};
 
+use super::PeerIdentity;
+
 /// Parts of what is sent that are shorter than this many bytes are copied together into one record; a longer one is sealed from
 /// where it lies.
 pub const GATHER_BYTES_MAX: usize = 4 * 1024;
@@ -174,6 +176,11 @@ impl Session {
     /// Whether the handshake took an earlier connection up again.
     pub fn is_resumed(&self) -> bool {
         self.common().handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    /// Who the peer has shown to be, if it was asked and answered.
+    pub fn peer_identity(&self) -> Option<PeerIdentity> {
+        PeerIdentity::of(self.common().peer_certificates()?.first()?)
     }
 
     /// Whether we have said goodbye.

@@ -1,0 +1,201 @@
+//! A shard's gate: who calls, and whether the table lets them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prism_adapters::{Error, Kind};
+use prism_io::clock;
+use prism_io::server::{Connection, Standing};
+use prism_proto::catalogue::Access as Effect;
+
+use super::{ANONYMOUS, Access, InForce, READ, STRANGER, WRITE, tokens};
+use crate::config::access::AnonymousFrom;
+use crate::namespaces::Namespace;
+use crate::request::{Call, LineBudget, Origin};
+
+/// Verified tokens that a shard remembers.
+const TOKENS_MAX: usize = 4096;
+/// Metadata: the caller's token.
+const AUTHORIZATION: &str = "authorization";
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// What each shard asks who may.
+pub(crate) struct Gate {
+    in_force: Arc<InForce>,
+    epoch: Cell<u32>,
+    table: RefCell<Arc<Access>>,
+    tokens: RefCell<HashMap<Box<[u8]>, Token, ahash::RandomState>>,
+    lines: LineBudget,
+}
+
+#[derive(Clone, Copy)]
+struct Token {
+    row: u32,
+    until_ns: u64,
+}
+
+impl Gate {
+    pub(crate) fn new(in_force: Arc<InForce>) -> Self {
+        let (epoch, table) = in_force.table();
+        Self {
+            in_force,
+            epoch: Cell::new(epoch),
+            table: RefCell::new(table),
+            tokens: RefCell::default(),
+            lines: LineBudget::default(),
+        }
+    }
+
+    /// Lets a call pass, or refuses it in the same words whether there is such a namespace or not. A call from another shard, or
+    /// of this one's own, has been let in where it arrived.
+    #[inline]
+    pub(crate) fn admit(
+        &self,
+        call: &Call,
+        name: &str,
+        namespace: Option<&Namespace>,
+    ) -> Result<(), Error> {
+        let Origin::Caller { connection, .. } = &call.origin else { return Ok(()) };
+        if self.in_force.epoch() != self.epoch.get() {
+            self.renew();
+        }
+        let row = self.row(connection, call)?;
+        let wanted = match call.method.access() {
+            Effect::Read => READ,
+            _ => WRITE,
+        };
+        match namespace {
+            Some(of) if self.table.borrow().rights(row, of.id) & wanted != 0 => Ok(()),
+            _ => Err(self.denied(connection, call, name, row)),
+        }
+    }
+
+    #[cold]
+    fn renew(&self) {
+        let (epoch, table) = self.in_force.table();
+        self.epoch.set(epoch);
+        self.table.replace(table);
+        self.tokens.borrow_mut().clear();
+    }
+
+    /// The caller's row: of its token if it brings one, else of its connection.
+    #[inline]
+    fn row(&self, connection: &Connection, call: &Call) -> Result<u32, Error> {
+        if !call.metadata.is_empty()
+            && let Some(value) = call.metadata.get(AUTHORIZATION)
+        {
+            return self.row_of_token(connection, call, value);
+        }
+        let standing = connection.standing().get();
+        if standing.epoch == self.epoch.get() && call.received_ns < standing.until_ns {
+            return Ok(standing.row);
+        }
+        self.row_of_connection(connection, call)
+    }
+
+    #[cold]
+    fn row_of_connection(&self, connection: &Connection, call: &Call) -> Result<u32, Error> {
+        let table = self.table.borrow();
+        let (row, until_ns) = match (connection.identity(), table.anonymous_from) {
+            (Some(identity), _) => {
+                let until_ns = until_ns(identity.validity.until_s);
+                if until_ns <= call.received_ns {
+                    return Err(self.unknown(connection, call, "its certificate has expired"));
+                }
+                (table.row_of(&identity.name, None), until_ns)
+            }
+            (None, Some(AnonymousFrom::Anywhere)) => (ANONYMOUS, u64::MAX),
+            (None, Some(AnonymousFrom::Loopback)) if is_loopback(connection) => {
+                (ANONYMOUS, u64::MAX)
+            }
+            (None, _) => {
+                let why = "it brings neither a certificate nor a token";
+                return Err(self.unknown(connection, call, why));
+            }
+        };
+        connection.standing().set(Standing { epoch: self.epoch.get(), row, until_ns });
+        Ok(row)
+    }
+
+    fn row_of_token(
+        &self,
+        connection: &Connection,
+        call: &Call,
+        value: &[u8],
+    ) -> Result<u32, Error> {
+        let refuse = |why: &str| self.unknown(connection, call, why);
+        let token = bearer(value).ok_or_else(|| refuse("`authorization` is no bearer token"))?;
+        if let Some(known) = self.tokens.borrow().get(token)
+            && call.received_ns < known.until_ns
+        {
+            return Ok(known.row);
+        }
+        let table = self.table.borrow();
+        let verified = tokens::verify(&table.issuers, token).map_err(|why| refuse(&why))?;
+        let row = table.row_of(&verified.subject, Some(verified.issuer));
+        if row == STRANGER && self.lines.take(call.received_ns) {
+            tracing::warn!(issuer = %verified.issuer, subject = %verified.subject, "a token of somebody who is not among `identities`");
+        }
+        let mut known = self.tokens.borrow_mut();
+        if known.len() >= TOKENS_MAX {
+            known.retain(|_, token| token.until_ns > call.received_ns);
+        }
+        if known.len() >= TOKENS_MAX {
+            known.clear();
+        }
+        known.insert(token.into(), Token { row, until_ns: until_ns(verified.until_s) });
+        Ok(row)
+    }
+
+    /// Refuses somebody who does not show who they are.
+    #[cold]
+    fn unknown(&self, connection: &Connection, call: &Call, why: &str) -> Error {
+        if self.lines.take(call.received_ns) {
+            tracing::warn!(peer = %connection.peer(), method = call.method.path(), "a call was refused, for nobody knows who calls: {why}");
+        }
+        let message = "who calls is not known here; show a client certificate or a bearer token that this server takes";
+        Error::new(Kind::Unauthenticated, "UNAUTHENTICATED", message)
+    }
+
+    /// Refuses somebody who may not.
+    #[cold]
+    fn denied(&self, connection: &Connection, call: &Call, name: &str, row: u32) -> Error {
+        if self.lines.take(call.received_ns) {
+            let who = match (call.metadata.get(AUTHORIZATION), connection.identity()) {
+                (None, Some(identity)) => &identity.name,
+                (Some(_), _) => "a token's bearer",
+                (None, None) => "anonymous",
+            };
+            let why = match row {
+                STRANGER => "not among `identities`",
+                _ => "nothing grants it",
+            };
+            let known = row.checked_sub(super::FIRST);
+            let table = self.table.borrow();
+            let known = known.and_then(|index| table.identities.get(index as usize));
+            let identity = known.map_or("", |known| &known.pattern.begin);
+            let namespace = name.escape_debug().take(63).collect::<String>();
+            tracing::warn!(peer = %connection.peer(), who, identity, namespace, method = call.method.path(), "a call was denied: {why}");
+        }
+        let message = "the caller may not do this, or there is no such namespace; who runs this server finds the reason in its log";
+        Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message)
+    }
+}
+
+/// The token of `Bearer TOKEN`; the scheme in any case.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
+}
+
+fn is_loopback(connection: &Connection) -> bool {
+    connection.peer().ip().to_canonical().is_loopback()
+}
+
+/// A second of Unix time as monotonic time.
+fn until_ns(unix_s: u64) -> u64 {
+    let left_s = unix_s.saturating_sub(clock::wall_us() / 1_000_000);
+    clock::monotonic_ns().saturating_add(left_s.saturating_mul(SECOND_NS))
+}

@@ -33,9 +33,12 @@ impl Certificates {
 
     /// Reads the files again. New connections get what they hold; those that stand go on. Says in the log how it went.
     pub(crate) fn reload(&self) {
-        let replaced = read(&self.files).map_err(|error| error.to_string()).and_then(|(identity, clients)| {
-            self.acceptor.replace(&identity, clients.as_ref()).map_err(|error| error.to_string())
-        });
+        let replaced =
+            read(&self.files).map_err(|error| error.to_string()).and_then(|(identity, clients)| {
+                self.acceptor
+                    .replace(&identity, clients.as_ref())
+                    .map_err(|error| error.to_string())
+            });
         match replaced {
             Ok(()) => tracing::info!(
                 certificate = %self.files.certificate.display(),

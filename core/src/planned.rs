@@ -67,9 +67,8 @@ pub(crate) fn access(config: &Config, namespaces: &Namespaces) -> Result<Option<
     let Some(planned) = &config.planned else { return Ok(None) };
     let Some(path) = &planned.platform else { return Ok(None) };
     let (platform, _) = load_platform(path, Purpose::Plan).map_err(|errors| errors.to_string())?;
-    let requests = load_requests(&planned.requests).map_err(|errors| {
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-    })?;
+    let requests = load_requests(&planned.requests)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     Access::compile(&platform, &requests, namespaces)
 }
 

@@ -144,15 +144,17 @@ impl Access {
             issuer: identity.issuer.as_ref().map(|issuer| issuer.value.0.as_str().into()),
         });
         let identities = known.collect();
-        let anonymous_from = platform.anonymous.as_ref().map(|anonymous| anonymous.value.from.value);
+        let anonymous_from =
+            platform.anonymous.as_ref().map(|anonymous| anonymous.value.from.value);
         Ok(Some(Self { issuers, identities, anonymous_from, rows }))
     }
 
     /// The row of an identity: of those that match it, the one that says most.
     fn row_of(&self, id: &str, issuer: Option<&str>) -> u32 {
-        let of = self.identities.iter().enumerate().filter(|(_, known)| {
-            known.issuer.as_deref() == issuer && known.pattern.matches(id)
-        });
+        let of =
+            self.identities.iter().enumerate().filter(|(_, known)| {
+                known.issuer.as_deref() == issuer && known.pattern.matches(id)
+            });
         let best = of.max_by_key(|(_, known)| (known.pattern.is_whole, known.pattern.begin.len()));
         best.map_or(STRANGER, |(index, _)| FIRST + index as u32)
     }

@@ -88,7 +88,8 @@ impl Issuer {
             return Err(wrong(format!("larger than {KEYS_BYTES_MAX} bytes")));
         }
         let text = std::fs::read(path).map_err(unreadable)?;
-        let set: JwkSet = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        let set: JwkSet =
+            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         let is_public = |parameters: &AlgorithmParameters| {
             !matches!(parameters, AlgorithmParameters::OctetKey(_) | AlgorithmParameters::Other(_))
         };
@@ -122,6 +123,10 @@ pub(super) fn verify<'a>(issuers: &'a [Issuer], token: &[u8]) -> Result<Verified
         return Err(format!("the token is longer than {TOKEN_BYTES_MAX} bytes"));
     }
     let header = decode_header(token).map_err(|error| format!("no token: {error}"))?;
+    // RFC 7515, section 4.1.11: what is critical has to be understood, and no extension is.
+    if header.crit.is_some() {
+        return Err("the token has extensions that are critical (`crit`)".to_owned());
+    }
     let issued: Issued =
         insecure_decode_claims(token).map_err(|error| format!("no token: {error}"))?;
     let issuer = issuers.iter().find(|issuer| *issuer.name == *issued.iss);

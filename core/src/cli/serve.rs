@@ -14,7 +14,7 @@ Without --config every client API that works has one namespace of its own name, 
 
 Examples:
   prism serve
-  prism serve --listen 0.0.0.0:7400 --data-dir /var/lib/prism
+  prism serve --listen 127.0.0.1:7500 --data-dir /var/lib/prism
   prism serve --cores 2-5 --log-format text
   prism serve --tls-cert server.pem --tls-key server.key
   prism serve --config prism.yaml

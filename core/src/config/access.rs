@@ -170,8 +170,9 @@ pub(super) fn check(platform: &Platform, report: &Report) {
 fn check_spiffe_id(id: &Setting<Text>, report: &Report) {
     let text = id.value.0.as_str();
     let whole = match text.strip_suffix('*') {
-        // What a prefix leaves open may be anything.
-        Some(begin) => format!("{begin}a"),
+        // What it leaves open may be anything, but the trust domain is never left open.
+        Some(begin) if begin.matches('/').count() > 2 => format!("{begin}a"),
+        Some(_) => String::new(),
         None => text.to_owned(),
     };
     if !prism_io::tls::is_spiffe_id(&whole) {

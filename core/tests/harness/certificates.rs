@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 
 /// Writes a certificate for `localhost` and its key: `<name>.pem` and `<name>.key`.
 pub fn issue(folder: &Path, name: &str, change: impl FnOnce(&mut CertificateParams)) {
@@ -13,6 +13,46 @@ pub fn issue(folder: &Path, name: &str, change: impl FnOnce(&mut CertificatePara
     let certificate = params.self_signed(&key).unwrap();
     replace(&folder.join(format!("{name}.pem")), &certificate.pem());
     replace(&folder.join(format!("{name}.key")), &key.serialize_pem());
+}
+
+/// An authority that signs the certificates of clients.
+pub struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// A new one.
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// Its own certificate.
+    pub fn pem(&self) -> String {
+        self.pem.clone()
+    }
+
+    /// Writes a certificate with these URIs and its key: `<name>.pem` and `<name>.key`.
+    pub fn issue(
+        &self,
+        folder: &Path,
+        name: &str,
+        uris: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) {
+        let mut params = CertificateParams::new(vec!["client.example".to_owned()]).unwrap();
+        let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+        params.subject_alt_names.extend(uris);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        replace(&folder.join(format!("{name}.pem")), &certificate.pem());
+        replace(&folder.join(format!("{name}.key")), &key.serialize_pem());
+    }
 }
 
 /// As tools replace a file: readers see the old one or the new one.

@@ -19,9 +19,7 @@ use monoio::net::TcpStream;
 use super::output::send_at_once;
 use super::{Stream, receive_at_once};
 use crate::rt;
-use crate::tls::{
-    Acceptor, Cleartext, Connector, Failure, PeerIdentity, Phase, Sealed, Session,
-};
+use crate::tls::{Acceptor, Cleartext, Connector, Failure, PeerIdentity, Phase, Sealed, Session};
 
 /// The buffer that records are read into, while there is little to read. 3 KiB: one of sixteen small calls.
 const RECORDS_BYTES_MIN: usize = 3 * 1024;

@@ -80,13 +80,11 @@ pub fn is_spiffe_id(text: &str) -> bool {
         Some((domain, path)) => (domain, Some(path)),
         None => (rest, None),
     };
-    let of_domain = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte)
-    };
+    let of_domain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
     let of_path = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let is_part = |part: &str| {
-        !part.is_empty() && part != "." && part != ".." && part.bytes().all(of_path)
-    };
+    let is_part =
+        |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(of_path);
     text.len() <= NAME_BYTES_MAX
         && !domain.is_empty()
         && domain.bytes().all(of_domain)

@@ -80,7 +80,15 @@ async fn run(
     let first = next(shard, stream, IDLE_DEFAULT).await?.ok_or_else(|| {
         Error::field("NAMESPACE_MISSING", "namespace", "send a first message that names it")
     })?;
-    let namespace = permit(shard, Method::TRANSACT_TRANSACTION, &first, seen)?;
+    let call = Call {
+        origin: Origin::Caller { connection: stream.connection().clone(), stream: stream.id() },
+        method: Method::TRANSACT_TRANSACTION,
+        metadata,
+        deadline_ns: stream::NO_DEADLINE_NS,
+        received_ns: clock::monotonic_ns(),
+        message: Bytes::new(),
+    };
+    let namespace = permit(shard, &call, &first, seen)?;
     let first = decode(&first)?;
     let Some(Request::Begin(begin)) = first.request else {
         return Err(Error::field(
@@ -94,14 +102,6 @@ async fn run(
         _ => transact::Isolation::Serializable,
     };
     let idle = idle_timeout(begin.idle_timeout)?;
-    let call = Call {
-        origin: Origin::Caller { connection: stream.connection().clone(), stream: stream.id() },
-        method: Method::TRANSACT_TRANSACTION,
-        metadata,
-        deadline_ns: stream::NO_DEADLINE_NS,
-        received_ns: clock::monotonic_ns(),
-        message: Bytes::new(),
-    };
     let mut transaction = Transaction {
         shard,
         namespace,

@@ -11,6 +11,9 @@ use prism_proto::prism::keyvalue::v1::{
     BatchGetRequest, BatchGetResponse, CompareAndSwapRequest, CompareAndSwapResponse, GetRequest,
     GetResponse, ScanKeysRequest, ScanKeysResponse, SetRequest, compare_and_swap_request,
 };
+use prism_proto::prism::stream::v1::{
+    AppendRequest, AppendResponse, GetLatestOffsetRequest, GetLatestOffsetResponse, NewRecord,
+};
 use prost::Message;
 use servers::redis_cli;
 
@@ -19,6 +22,7 @@ const CONFORMANCE: u32 = 1;
 const RANDOM: u32 = 2;
 const READ_BACK: u32 = 3;
 const FOREIGN: u32 = 4;
+const STREAMS: u32 = 5;
 
 /// An empty database.
 fn config(database: u32) -> RedisConfig {
@@ -131,6 +135,39 @@ fn redis_cli_reads_and_writes_the_same_data() {
         let response: CompareAndSwapResponse = call(&redis, method, &request).await.unwrap();
         assert_eq!(&response.current.expect("it is not as expected").value[..], b"swapped");
         assert_eq!(redis.facts().connects, 1);
+    })
+    .unwrap();
+}
+
+#[test]
+fn redis_cli_reads_and_appends_the_same_streams() {
+    let config = config(STREAMS);
+    let address = servers::address("redis");
+    let cli = move |arguments: &[&str]| redis_cli(address, STREAMS, arguments);
+    prism_io::rt::run(async move {
+        let redis = Redis::start(config);
+        let attributes = [("key".to_owned(), "an attribute".to_owned())].into();
+        let record = NewRecord {
+            key: Some("7".to_owned()),
+            value: b"paid".to_vec().into(),
+            content_type: "text/plain".to_owned(),
+            attributes,
+            ..NewRecord::default()
+        };
+        let (namespace, stream) = ("orders".to_owned(), "events".to_owned());
+        let request =
+            AppendRequest { namespace, stream, record: Some(record), expected_last: None };
+        let answer: AppendResponse = call(&redis, Method::STREAM_APPEND, &request).await.unwrap();
+        let offset = answer.position.expect("its place").offset;
+        let fields = "value\npaid\nkey\n7\ncontent-type\ntext/plain\nattribute.key\nan attribute";
+        assert_eq!(cli(&["XRANGE", "orders:events", "-", "+"]), format!("{offset}\n{fields}"));
+
+        let by_hand = cli(&["XADD", "orders:events", "*", "value", "by hand", "kind", "x"]);
+        let request =
+            GetLatestOffsetRequest { namespace: "orders".to_owned(), stream: "events".to_owned() };
+        let method = Method::STREAM_GET_LATEST_OFFSET;
+        let answer: GetLatestOffsetResponse = call(&redis, method, &request).await.unwrap();
+        assert_eq!(answer.positions[0].offset, by_hand);
     })
     .unwrap();
 }

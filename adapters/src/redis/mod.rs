@@ -12,6 +12,7 @@
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `scripts`: what runs within Redis
 //! - `keyvalue`, `scan`: the interfaces
+//! - `stream`, `walk`, `tail`: streams as Redis Streams; appended to, read, and waited for on a connection of its own
 //! - `lane`: logged writes, a batch as one transaction
 //!
 //! It serves a Redis by itself, not yet a cluster.
@@ -25,6 +26,9 @@ mod lane;
 mod pipeline;
 mod scan;
 mod scripts;
+mod stream;
+mod tail;
+mod walk;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -35,12 +39,14 @@ use prism_proto::catalogue::Method;
 pub use self::config::{Login, RedisConfig, Tls, TlsFiles};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
+use self::tail::Tail;
 use crate::backend::Admission;
 use crate::error::Error;
 
 /// A shard's Redis, see the module. The connection ends with it.
 pub struct Redis {
     link: Rc<Link>,
+    tail: Rc<Tail>,
     /// By namespace and partition: the connection on which the lane's cell was read.
     lanes: RefCell<HashMap<(u32, u16), u64>>,
 }
@@ -53,12 +59,14 @@ crate::backend! {
         keyvalue_transactional,
         keyvalue_batch,
         keyvalue_cas,
+        stream_basic,
 }
 
 impl Redis {
     /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: RedisConfig) -> Self {
-        Redis { link: Link::start(config), lanes: RefCell::default() }
+        let tail = Rc::new(Tail::new(config.clone()));
+        Redis { link: Link::start(config), tail, lanes: RefCell::default() }
     }
 
     /// What the connection has done so far.
@@ -70,6 +78,7 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         self.link.stop();
+        self.tail.stop();
     }
 }
 

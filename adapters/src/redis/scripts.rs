@@ -16,22 +16,29 @@ pub(super) enum Script {
     Replace,
     /// Entries of many keys, no more than fit.
     Read,
+    /// Where a stream stands, and its next records.
+    StreamRead,
+    /// Where many streams end.
+    StreamEnds,
 }
 
 impl Script {
-    pub(super) const ALL: [Script; 3] = [Script::Transact, Script::Replace, Script::Read];
+    pub(super) const ALL: [Script; 5] =
+        [Script::Transact, Script::Replace, Script::Read, Script::StreamRead, Script::StreamEnds];
 
     pub(super) fn source(self) -> &'static str {
         match self {
             Script::Transact => include_str!("transact.lua"),
             Script::Replace => include_str!("replace.lua"),
             Script::Read => include_str!("read.lua"),
+            Script::StreamRead => include_str!("stream_read.lua"),
+            Script::StreamEnds => include_str!("stream_ends.lua"),
         }
     }
 
     /// What EVALSHA calls it.
     pub(super) fn digest(self) -> &'static [u8; 40] {
-        static DIGESTS: LazyLock<[[u8; 40]; 3]> =
+        static DIGESTS: LazyLock<[[u8; 40]; 5]> =
             LazyLock::new(|| Script::ALL.map(|script| hex(&sha1(script.source().as_bytes()))));
         &DIGESTS[self as usize]
     }

@@ -15,6 +15,7 @@ use prism_adapters::kafka::Kafka;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
+use prism_adapters::redis::Redis;
 use prism_io::rt;
 use prism_proto::catalogue::{Interfaces, Method, Model};
 use servers::{OwnNats, OwnRedis};
@@ -412,6 +413,15 @@ fn topics_on_nats_conform_also_across_the_mesh() {
     let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
     let models = [(Model::PubSub, "memory"), (Model::PubSub, "wal")];
     messages_conform("nats", &backend, &models, Nats::SERVES);
+}
+
+/// Streams on a real Redis, answered by it and by way of the log.
+#[test]
+fn streams_on_redis_conform_also_across_the_mesh() {
+    let redis = OwnRedis::start(&[]);
+    let backend = format!("{{name: log, type: redis, address: \"{}\"}}", redis.address);
+    let models = [(Model::Stream, "memory"), (Model::Stream, "wal")];
+    messages_conform("redis", &backend, &models, Redis::SERVES);
 }
 
 /// Four namespaces for each model and level.

@@ -1,6 +1,6 @@
 //! Redis, from 7.0 on: values as strings under `<namespace>:<key>`, as anybody who knows Redis would store them.
 //!
-//! One per shard, on its thread, with one connection that all of its namespaces share. A value's version is its SHA-1
+//! One per shard, on its thread, with one connection that all of its namespaces share, and a second one while streams are followed. A value's version is its SHA-1
 //! digest (DIGEST: what went from A to B and back to A has the version it had). Expiries are moments of Redis's clock
 //! in milliseconds, so that a write that is sent a second time does not live longer; a Get also goes by the caller's. What
 //! one command cannot do atomically is done by a script within Redis. What is durable is what Redis's append-only file

@@ -15,6 +15,7 @@ mod namespaces;
 pub mod plan;
 mod planned;
 mod registry;
+mod reload;
 mod remote;
 mod request;
 pub mod serve;

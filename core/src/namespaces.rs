@@ -1,8 +1,10 @@
 //! The namespaces that are served: what a call's first field resolves to.
 //!
-//! The table is made once, shared by all shards and never changed while they run. Ids and home shards come from the data
+//! The table is shared by all shards and only grows while they run ([`added`]). Ids and home shards come from the data
 //! directory ([`crate::registry`]), so that a namespace keeps its data over restarts, renamings of others, and changes of the
 //! number of shards.
+
+mod added;
 
 use std::collections::HashMap;
 use std::hash::Hasher;
@@ -10,8 +12,13 @@ use std::hash::Hasher;
 use prism_proto::catalogue::Interfaces;
 use siphasher::sip::SipHasher13;
 
-use crate::config::{ClientApi, Config, Durability};
+use added::Added;
+
+use crate::config::{self, ClientApi, Config, Durability};
 use crate::registry::Registry;
+
+/// Namespaces that may come between two starts, where they are planned from files.
+const ADDED_MAX: usize = 1024;
 
 /// One namespace as the shards see it.
 #[derive(Debug, Clone)]
@@ -57,6 +64,7 @@ pub(crate) struct Namespace {
 pub(crate) struct Namespaces {
     list: Vec<Namespace>,
     by_name: HashMap<Box<str>, usize, ahash::RandomState>,
+    added: Added,
 }
 
 impl Namespaces {
@@ -66,31 +74,9 @@ impl Namespaces {
             .namespaces
             .iter()
             .enumerate()
-            .map(|(index, namespace)| {
-                let backend = &config.backends[namespace.backend].name;
-                let (id, home) = registry.place(&namespace.name, backend, namespace.home, shards);
-                let message_bytes_max = namespace.max_message_size as usize;
-                Namespace {
-                    id,
-                    index,
-                    name: namespace.name.as_str().into(),
-                    api: namespace.client_api,
-                    backend: namespace.backend,
-                    backend_name: config.backends[namespace.backend].name.as_str().into(),
-                    durability: namespace.durability,
-                    durability_max: config.backends[namespace.backend].durability_max(),
-                    offers: config.backends[namespace.backend]
-                        .serves()
-                        .intersection(namespace.client_api.model().interfaces()),
-                    home,
-                    message_bytes_max,
-                    bytes_in_flight_max: namespace.in_flight_bytes_max,
-                    memory_bytes_max: namespace.memory_bytes_max,
-                    backlog_records_max: namespace.backlog_records_max,
-                    idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
-                    limits: prism_adapters::Limits { max_message_size: message_bytes_max },
-                    reads: namespace.reads.as_slice().into(),
-                }
+            .map(|(index, namespace)| Namespace {
+                index,
+                ..Self::entry(config, namespace, registry, shards)
             })
             .collect();
         let by_name = list
@@ -98,29 +84,95 @@ impl Namespaces {
             .enumerate()
             .map(|(index, namespace)| (namespace.name.clone(), index))
             .collect();
-        Self { list, by_name }
+        Self { list, by_name, added: Added::with_room(places_for_added(config)) }
+    }
+
+    /// The entry of a configured namespace, placed in the registry; its index is still to be set.
+    pub(crate) fn entry(
+        config: &Config,
+        namespace: &config::Namespace,
+        registry: &mut Registry,
+        shards: usize,
+    ) -> Namespace {
+        let backend = &config.backends[namespace.backend].name;
+        let (id, home) = registry.place(&namespace.name, backend, namespace.home, shards);
+        let message_bytes_max = namespace.max_message_size as usize;
+        Namespace {
+            id,
+            index: 0,
+            name: namespace.name.as_str().into(),
+            api: namespace.client_api,
+            backend: namespace.backend,
+            backend_name: config.backends[namespace.backend].name.as_str().into(),
+            durability: namespace.durability,
+            durability_max: config.backends[namespace.backend].durability_max(),
+            offers: config.backends[namespace.backend]
+                .serves()
+                .intersection(namespace.client_api.model().interfaces()),
+            home,
+            message_bytes_max,
+            bytes_in_flight_max: namespace.in_flight_bytes_max,
+            memory_bytes_max: namespace.memory_bytes_max,
+            backlog_records_max: namespace.backlog_records_max,
+            idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
+            limits: prism_adapters::Limits { max_message_size: message_bytes_max },
+            reads: namespace.reads.as_slice().into(),
+        }
+    }
+
+    /// How many may still be added.
+    pub(crate) fn room(&self) -> usize {
+        self.added.places() - self.added.len()
+    }
+
+    /// How many were added.
+    pub(crate) fn added(&self) -> usize {
+        self.added.len()
+    }
+
+    /// How many there can be, those that may be added among them.
+    pub(crate) fn places(&self) -> usize {
+        self.list.len() + self.added.places()
+    }
+
+    /// Serves one more from now on, which must be new; there must be [`Self::room`]. For the control thread alone.
+    pub(crate) fn add(&self, mut namespace: Namespace) {
+        namespace.index = self.list.len() + self.added.len();
+        let has_room = self.added.add(namespace);
+        debug_assert!(has_room, "the caller looks for room first");
     }
 
     /// The namespace of that name.
     #[inline]
     pub(crate) fn get(&self, name: &str) -> Option<&Namespace> {
-        self.by_name.get(name).map(|&index| &self.list[index])
+        match self.by_name.get(name) {
+            Some(&index) => Some(&self.list[index]),
+            None => self.added.get(name),
+        }
     }
 
-    /// The namespace at that place of the configuration.
+    /// The namespace at that place of the configuration, those that were added after it.
     pub(crate) fn at(&self, index: usize) -> &Namespace {
-        &self.list[index]
+        match self.list.get(index).or_else(|| self.added.at(index - self.list.len())) {
+            Some(namespace) => namespace,
+            None => unreachable!("a place comes from the namespace that has it"),
+        }
     }
 
     /// The namespace with that id, if it is served.
     pub(crate) fn by_id(&self, id: u32) -> Option<&Namespace> {
-        self.list.iter().find(|namespace| namespace.id == id)
+        self.iter().find(|namespace| namespace.id == id)
     }
 
     /// All of them, in the order of the configuration.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Namespace> {
-        self.list.iter()
+        self.list.iter().chain(self.added.iter())
     }
+}
+
+/// How many namespaces may be added to those of a configuration.
+pub(crate) fn places_for_added(config: &Config) -> usize {
+    if config.planned.is_some() { ADDED_MAX } else { 0 }
 }
 
 /// The home of a new namespace among `shards`: the one whose hash with the name is highest, so that a change of the number
@@ -151,5 +203,31 @@ mod tests {
             }
         }
         assert!((100..300).contains(&moved), "about a fifth moves: {moved}");
+    }
+
+    #[test]
+    fn what_is_added_is_found_beside_what_was_there() {
+        let mut config = config::load(None, &config::Flags::default()).expect("the defaults");
+        let mut registry =
+            Registry::load(std::path::Path::new("/nowhere"), [0; 16]).expect("a fresh one");
+        config.planned = Some(config::PlannedFrom { requests: "r".into(), platform: None });
+        let namespaces = Namespaces::new(&config, &mut registry, 2);
+        let first = namespaces.iter().count();
+        for number in 0..ADDED_MAX {
+            let asked = config::Namespace {
+                name: format!("added-{number}"),
+                ..config.namespaces[0].clone()
+            };
+            namespaces.add(Namespaces::entry(&config, &asked, &mut registry, 2));
+        }
+        assert_eq!((namespaces.room(), namespaces.added()), (0, ADDED_MAX));
+        for number in 0..ADDED_MAX {
+            let found = namespaces.get(&format!("added-{number}")).expect("it was added");
+            assert_eq!(found.index, first + number);
+            assert_eq!(namespaces.at(found.index).id, found.id);
+            assert_eq!(namespaces.by_id(found.id).map(|same| same.index), Some(found.index));
+        }
+        assert!(namespaces.get("added-x").is_none());
+        assert_eq!(namespaces.iter().count(), first + ADDED_MAX);
     }
 }

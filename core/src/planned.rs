@@ -1,7 +1,7 @@
 //! From plans to what is served: the namespaces and backends of `prism serve` where its configuration names a folder of
 //! requests and a platform (`requests:`, `platform:`) instead of listing them.
 //!
-//! All or nothing: one request that is refused, and nothing is served. Reads files at start and never again.
+//! All or nothing: one request that is refused, and nothing is served. Reads files at start, and again when [`crate::reload`] asks for it.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! `prism serve`: the control thread, from the first lock to the exit code.
 //!
 //! It opens the data directory, binds the ports, starts one thread per shard and then only listens: to signals, and to what
-//! the shards report. It touches no request. SIGHUP has it read certificates, keys and grants again.
+//! the shards report. It touches no request. SIGHUP has it read certificates, keys and grants again, and the files that
+//! namespaces are planned from.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -25,6 +26,7 @@ use crate::metrics::{Labels, Metrics};
 use crate::namespaces::Namespaces;
 use crate::planned;
 use crate::registry::Registry;
+use crate::reload::Reload;
 use crate::remote::RING_MESSAGES;
 use crate::shard::{
     self, Ended, Launch, OpenError, REFUSAL_REASONS, Report, directory_options, log_config,
@@ -72,7 +74,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         .transpose()
         .map_err(|error| (Exit::Config, error))?;
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
-    let (mut registry, namespaces, shards) = place(&config)?;
+    let (registry, namespaces, shards) = place(&config)?;
     let outside: Arc<[u32]> = registry.outside(&Backend::embedded().name).into();
     let access = planned::access(&config, &namespaces).map_err(|error| (Exit::Config, error))?;
     check_exposure(&config, access.is_some())?;
@@ -84,7 +86,9 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let labels = Labels::of(&config, REFUSAL_REASONS);
     let (metrics, writers) = Metrics::new(labels, shards);
     let readiness = Readiness::new(shards);
-    let admin = Admin::bind(config.admin, AdminState::new(&config, metrics, readiness.clone()))
+    let state = AdminState::new(&config, metrics.clone(), readiness.clone());
+    let shown = state.config();
+    let admin = Admin::bind(config.admin, state)
         .map_err(|error| cannot_listen("--admin", config.admin, &error))?;
     let admin_address = admin.local_address().unwrap_or(config.admin);
 
@@ -131,17 +135,10 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         }
     })?;
 
-    let mut control = Control {
-        shards,
-        stop,
-        finish,
-        readiness,
-        certificates,
-        config: config.clone(),
-        namespaces,
-        access,
-        exit: Exit::Ok,
-    };
+    let reload = Reload { config: config.clone(), registry, namespaces, shards, metrics, shown };
+    let exit = Exit::Ok;
+    let mut control =
+        Control { shards, stop, finish, readiness, certificates, reload, access, exit };
     let serving = |recovered, ready: &Ready| Serving {
         listen,
         admin: admin_address,
@@ -153,6 +150,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         ready_after: began.elapsed(),
     };
     if let Some(ready) = control.wait_ready(&news) {
+        let registry = &mut control.reload.registry;
         if registry.logs != shards {
             registry.logs = shards;
             registry
@@ -200,8 +198,7 @@ struct Control {
     finish: Vec<Arc<Flag>>,
     readiness: Readiness,
     certificates: Option<Certificates>,
-    config: Arc<Config>,
-    namespaces: Arc<Namespaces>,
+    reload: Reload,
     access: Option<Arc<InForce>>,
     exit: Exit,
 }
@@ -294,17 +291,25 @@ impl Control {
         }
     }
 
-    fn reload(&self) {
+    fn reload(&mut self) {
+        let is_planned = self.reload.config.planned.is_some();
         match &self.certificates {
             Some(certificates) => certificates.reload(),
-            None => tracing::info!("SIGHUP reads the certificate again, but there is none here"),
+            None if is_planned => {}
+            None => tracing::info!(
+                "SIGHUP reads the certificate and namespace requests again, but there are none here"
+            ),
         }
+        if is_planned {
+            self.reload.run();
+        }
+        // After the namespaces: one that is new is denied to everybody until it is among the grants.
         self.reload_access();
     }
 
     /// Reads again who may what. What cannot be read leaves in force what there is.
     fn reload_access(&self) {
-        match (planned::access(&self.config, &self.namespaces), &self.access) {
+        match (planned::access(&self.reload.config, &self.reload.namespaces), &self.access) {
             (Ok(Some(access)), Some(in_force)) => {
                 in_force.replace(access);
                 tracing::info!("identities, keys and grants were read again");

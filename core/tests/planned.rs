@@ -125,3 +125,111 @@ fn the_example_is_served() {
     }
     server.stop();
 }
+
+/// Sends one message to the queue `q` of a namespace: the level reached, or the code that refused it.
+fn sent(address: std::net::SocketAddr, namespace: &'static str) -> Result<String, String> {
+    run(async move {
+        let caller = Caller::to(address, namespace).await;
+        let request = queue::SendRequest {
+            namespace: namespace.to_owned(),
+            queue: "q".to_owned(),
+            message: Some(Message { payload: "hello".into(), ..Default::default() }),
+        };
+        let sent = caller.call::<queue::SendResponse>(Method::QUEUE_SEND, &[], &request).await;
+        let (_, trailers) = sent.map_err(|error| format!("{error:?}"))?;
+        Ok(harness::calls::trailer(&trailers, "prism-durability").unwrap_or_default().to_owned())
+    })
+}
+
+#[test]
+fn a_namespace_comes_without_a_restart_and_stays_over_one() {
+    let path = directory();
+    let setup = planned(path.path(), PLATFORM, REQUESTS);
+    let server = setup.start();
+    let folder = path.path().join("namespaces");
+    let refusal = sent(server.listen, "mail").expect_err("nobody asked for it");
+    assert!(refusal.contains("NAMESPACE_UNKNOWN"), "{refusal}");
+
+    // Homes of names differ, and a connection lands on either shard: those of both are found by both.
+    let mut asked = String::new();
+    for name in ["mail", "bills", "parcels", "audits"] {
+        asked += &format!("---\nnamespace: {name}\nteam: payments\nclient_api: queue\n");
+    }
+    std::fs::write(folder.join("more.yaml"), &asked).unwrap();
+    server.signal("HUP");
+    server.wait_says("serving also ");
+    for name in ["mail", "bills", "parcels", "audits", "orders"] {
+        let level = if name == "orders" { "strong" } else { "wal" };
+        assert_eq!(sent(server.listen, name).as_deref(), Ok(level), "{name}");
+    }
+    assert!(server.admin_page("/config").contains("- name: mail"));
+    let metrics = server.admin_page("/metrics");
+    assert!(metrics.contains("prism_config_reloads_total{outcome=\"applied\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains(
+            "prism_requests_total{namespace=\"mail\",api=\"queue\",status=\"success\"} 1"
+        ),
+        "{metrics}"
+    );
+    let registry = std::fs::read(path.path().join("data/registry.json")).unwrap();
+
+    // The same files again change nothing.
+    server.signal("HUP");
+    server.wait_says("the requests ask for nothing new");
+    assert_eq!(std::fs::read(path.path().join("data/registry.json")).unwrap(), registry);
+
+    server.kill();
+    let server = setup.start();
+    run({
+        let address = server.listen;
+        async move {
+            let caller = Caller::to(address, "mail").await;
+            let request = queue::ReceiveRequest {
+                namespace: "mail".to_owned(),
+                queue: "q".to_owned(),
+                max_messages: 1,
+                ..Default::default()
+            };
+            let got = caller.call::<queue::ReceiveResponse>(Method::QUEUE_RECEIVE, &[], &request);
+            let (got, _) = got.await.expect("received");
+            assert_eq!(got.deliveries.len(), 1, "it outlived the process");
+        }
+    });
+    server.stop();
+}
+
+#[test]
+fn a_reload_that_is_refused_changes_nothing_and_says_why() {
+    let path = directory();
+    let server = planned(path.path(), PLATFORM, REQUESTS).start();
+    let file = path.path().join("namespaces/all.yaml");
+    let mail = "---\nnamespace: mail\nteam: payments\nclient_api: queue\n";
+    let shorter = REQUESTS.split("---\n").next().unwrap();
+    let cases = [
+        (format!("{REQUESTS}{mail}taem: web\n"), "all.yaml:14:1: unknown key `taem`"),
+        (format!("{REQUESTS}{mail}{mail}"), "all.yaml:15:12: "),
+        (format!("{REQUESTS}{mail}needs: {{write_rps: 2k}}\n"), "all.yaml:14:20: LIMIT_WRITES"),
+        (format!("{shorter}{mail}"), "namespace `sessions` is not asked for any more"),
+        (
+            REQUESTS.replace("strong", "eventual") + mail,
+            "namespace `orders` is asked for in another way",
+        ),
+    ];
+    for (number, (requests, says)) in cases.iter().enumerate() {
+        std::fs::write(&file, requests).unwrap();
+        server.signal("HUP");
+        server.wait_says(says);
+        let count = format!("prism_config_reloads_total{{outcome=\"refused\"}} {}", number + 1);
+        while !server.admin_page("/metrics").contains(&count) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let refusal = sent(server.listen, "mail").expect_err("it was refused");
+        assert!(refusal.contains("NAMESPACE_UNKNOWN"), "{refusal}");
+        assert_eq!(sent(server.listen, "orders").as_deref(), Ok("strong"));
+    }
+    std::fs::write(&file, format!("{REQUESTS}{mail}")).unwrap();
+    server.signal("HUP");
+    server.wait_says("serving also mail");
+    assert_eq!(sent(server.listen, "mail").as_deref(), Ok("wal"));
+    server.stop();
+}

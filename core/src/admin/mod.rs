@@ -8,6 +8,7 @@ mod readiness;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prism_io::http1::{Request, Response, Server, Stop};
@@ -18,6 +19,25 @@ use crate::config::Config;
 use crate::logging;
 use crate::metrics::{CONTENT_TYPE, Metrics, ProcessNumbers};
 
+/// The effective configuration as the admin port shows it. `Clone` shares it.
+#[derive(Debug, Clone)]
+pub(crate) struct ShownConfig(Arc<Mutex<String>>);
+
+impl ShownConfig {
+    fn of(config: &Config) -> Self {
+        Self(Arc::new(Mutex::new(config.to_string())))
+    }
+
+    fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows this one from now on.
+    pub(crate) fn set(&self, config: &Config) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = config.to_string();
+    }
+}
+
 /// What the admin port shows.
 #[derive(Debug, Clone)]
 pub struct AdminState {
@@ -26,7 +46,7 @@ pub struct AdminState {
     /// Whether calls are served.
     pub readiness: Readiness,
     /// The effective configuration as YAML.
-    config: String,
+    config: ShownConfig,
     started_seconds: f64,
 }
 
@@ -34,7 +54,17 @@ impl AdminState {
     /// The state of a process that starts now.
     pub fn new(config: &Config, metrics: Metrics, readiness: Readiness) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { metrics, readiness, config: config.to_string(), started_seconds: now.as_secs_f64() }
+        Self {
+            metrics,
+            readiness,
+            config: ShownConfig::of(config),
+            started_seconds: now.as_secs_f64(),
+        }
+    }
+
+    /// What is shown of the configuration, for whoever changes it.
+    pub(crate) fn config(&self) -> ShownConfig {
+        self.config.clone()
     }
 
     /// The answer to one request.
@@ -64,7 +94,7 @@ impl AdminState {
             "/config" => Response {
                 status: 200,
                 content_type: "application/yaml",
-                body: self.config.clone().into_bytes(),
+                body: self.config.get().into_bytes(),
             },
             _ => Response::text(404, INDEX),
         }

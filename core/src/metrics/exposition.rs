@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use prism_io::h2::Refusal;
 
@@ -47,6 +48,7 @@ impl Metrics {
     pub fn render(&self, process: &ProcessNumbers) -> String {
         let mut out = String::with_capacity(16 << 10);
         process.render(&mut out);
+        self.render_reloads(&mut out);
         if let Some(first) = self.shards.first() {
             self.render_calls(&mut out, first);
             self.render_errors(&mut out, first);
@@ -56,6 +58,14 @@ impl Metrics {
         out
     }
 
+    fn render_reloads(&self, out: &mut String) {
+        let name = "prism_config_reloads_total";
+        family(out, name, "counter", "Reloads of requests and platform, by outcome.");
+        for (count, outcome) in self.reloads.iter().zip(["applied", "refused"]) {
+            line(out, name, &format!("outcome=\"{outcome}\""), count.load(Ordering::Relaxed));
+        }
+    }
+
     fn render_calls(&self, out: &mut String, shape: &ShardNumbers) {
         struct Series {
             labels: String,
@@ -63,7 +73,7 @@ impl Metrics {
             totals: Totals,
         }
         let mut series = Vec::new();
-        for namespace in 0..=shape.labels.namespaces.len() {
+        for namespace in 0..=shape.labels.places() {
             for (api, api_name) in shape.labels.apis.iter().enumerate() {
                 let mut codes = [0; CODES];
                 let mut totals = Totals::default();
@@ -133,7 +143,7 @@ impl Metrics {
     fn render_errors(&self, out: &mut String, shape: &ShardNumbers) {
         let name = "prism_backend_errors_total";
         family(out, name, "counter", "Errors that backends gave, by their kind as a gRPC status.");
-        for namespace in 0..=shape.labels.namespaces.len() {
+        for namespace in 0..=shape.labels.places() {
             let rows: Vec<_> = self
                 .shards
                 .iter()
@@ -338,6 +348,7 @@ mod tests {
     fn example() -> Metrics {
         let labels = Labels {
             namespaces: vec!["orders".into(), "users".into()],
+            added: Box::default(),
             apis: vec!["keyvalue"],
             backends: vec!["memstore".to_owned()],
             reasons: vec!["WAL_FULL", "MESSAGE_TOO_LARGE"],

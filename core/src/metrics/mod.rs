@@ -12,6 +12,7 @@ mod families;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 pub use cell::{Counter, Gauge, Histogram, Totals};
@@ -24,6 +25,7 @@ use prism_io::h2::{REFUSALS, Refusal};
 use prism_io::server::Registry;
 
 use crate::config::{ClientApi, Config};
+use crate::namespaces::places_for_added;
 
 /// gRPC status codes are 0 to 16.
 const CODES: usize = 17;
@@ -60,6 +62,8 @@ fn code_index(code: u8) -> usize {
 pub struct Labels {
     /// Names of namespaces, in the order of [`Config::namespaces`].
     pub namespaces: Vec<String>,
+    /// Names of those that were added since, in their order; as many as there may be.
+    pub added: Box<[OnceLock<String>]>,
     /// Names of client APIs.
     pub apis: Vec<&'static str>,
     /// Names of backends, in the order of [`Config::backends`].
@@ -73,10 +77,16 @@ impl Labels {
     pub fn of(config: &Config, reasons: &[&'static str]) -> Self {
         Self {
             namespaces: config.namespaces.iter().map(|namespace| namespace.name.clone()).collect(),
+            added: (0..places_for_added(config)).map(|_| OnceLock::new()).collect(),
             apis: ClientApi::ALL.iter().map(|api| api.name()).collect(),
             backends: config.backends.iter().map(|backend| backend.name.clone()).collect(),
             reasons: reasons.to_vec(),
         }
+    }
+
+    /// The places of namespaces, taken or not; the next is that of the unknown one.
+    fn places(&self) -> usize {
+        self.namespaces.len() + self.added.len()
     }
 }
 
@@ -87,6 +97,8 @@ const NAMESPACE_UNKNOWN: &str = "-";
 #[derive(Debug, Clone)]
 pub struct Metrics {
     shards: Arc<[Arc<ShardNumbers>]>,
+    /// Reloads of the configuration that were applied, and that were refused.
+    reloads: Arc<[AtomicU64; 2]>,
 }
 
 impl Metrics {
@@ -99,7 +111,20 @@ impl Metrics {
             .iter()
             .map(|numbers| ShardMetrics { numbers: numbers.clone(), not_shared: PhantomData })
             .collect();
-        (Self { shards: numbers }, writers)
+        (Self { shards: numbers, reloads: Arc::default() }, writers)
+    }
+
+    /// Gives the namespace that was added as `number`th, from 0, its label; the first name stays.
+    pub fn name_added(&self, number: usize, name: &str) {
+        let labels = self.shards.first().map(|shard| &shard.labels);
+        if let Some(place) = labels.and_then(|labels| labels.added.get(number)) {
+            place.get_or_init(|| name.to_owned());
+        }
+    }
+
+    /// Counts a reload of the configuration.
+    pub fn count_reload(&self, is_applied: bool) {
+        self.reloads[usize::from(!is_applied)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Requests that ended with `code` (0 to 16) in a namespace, over all shards and client APIs.
@@ -174,7 +199,7 @@ struct Calls {
 
 impl ShardNumbers {
     fn new(labels: Arc<Labels>) -> Self {
-        let namespaces = labels.namespaces.len() + 1;
+        let namespaces = labels.places() + 1;
         let cells = namespaces * labels.apis.len();
         Self {
             calls: (0..cells).map(|_| OnceLock::new()).collect(),
@@ -197,7 +222,7 @@ impl ShardNumbers {
     /// client API, its gRPC status code and the time from its last request byte to its answer.
     #[inline]
     pub fn request(&self, namespace: Option<usize>, api: usize, code: u8, elapsed_ns: u64) {
-        let unknown = self.labels.namespaces.len();
+        let unknown = self.labels.places();
         let namespace = namespace.unwrap_or(unknown).min(unknown);
         debug_assert!(api < self.labels.apis.len(), "client API {api} has no label");
         if let Some(cell) = self.calls.get(namespace * self.labels.apis.len() + api) {
@@ -214,7 +239,7 @@ impl ShardNumbers {
     /// that is its kind.
     pub fn backend_error(&self, namespace: usize, backend: usize, code: u8) {
         debug_assert!(backend < self.labels.backends.len(), "backend {backend} has no label");
-        let namespace = namespace.min(self.labels.namespaces.len());
+        let namespace = namespace.min(self.labels.places());
         let counters = self.backend_errors[namespace].get_or_init(|| {
             (0..self.labels.backends.len() * CODES).map(|_| Counter::default()).collect()
         });
@@ -248,6 +273,10 @@ impl ShardNumbers {
     }
 
     fn namespace_label(&self, namespace: usize) -> &str {
-        self.labels.namespaces.get(namespace).map_or(NAMESPACE_UNKNOWN, String::as_str)
+        let labels = &self.labels;
+        let added = |place: usize| labels.added.get(place)?.get();
+        let name = labels.namespaces.get(namespace);
+        name.or_else(|| added(namespace - labels.namespaces.len()))
+            .map_or(NAMESPACE_UNKNOWN, String::as_str)
     }
 }

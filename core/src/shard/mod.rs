@@ -1,6 +1,6 @@
 //! A shard: everything that one core owns, and what its request path asks of it.
 //!
-//! Nothing here is shared with another thread but the namespace table (never changed), the numbers that it counts (it is
+//! Nothing here is shared with another thread but the namespace table (which only grows), the numbers that it counts (it is
 //! their only writer) and its end of the mesh.
 
 mod backends;

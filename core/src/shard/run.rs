@@ -154,13 +154,19 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     let services = {
         let mut services: Vec<&'static str> = OWN_SERVICES.to_vec();
         for method in prism_proto::catalogue::Method::all() {
-            let served = namespaces.iter().any(|namespace| {
-                method.offered_by(namespace.offers)
-                    && method.interface().is_none_or(|interface| {
-                        namespace.api != ClientApi::Reader
-                            && interface.model() == namespace.api.model()
-                    })
-            });
+            let is_of = |api: ClientApi| {
+                method.interface().is_none_or(|interface| {
+                    api != ClientApi::Reader && interface.model() == api.model()
+                })
+            };
+            // Where namespaces may come while this runs, so may those of every API.
+            let may_come = namespaces.room() > 0
+                && ClientApi::ALL.iter().any(|api| is_of(*api))
+                && config.backends.iter().any(|backend| method.offered_by(backend.serves()));
+            let served = may_come
+                || namespaces
+                    .iter()
+                    .any(|namespace| method.offered_by(namespace.offers) && is_of(namespace.api));
             if served && !services.contains(&method.service()) {
                 services.push(method.service());
             }
@@ -229,7 +235,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     };
     let shard = Rc::new(Shard {
         index,
-        in_flight: namespaces.iter().map(|_| Cell::new(0)).collect(),
+        in_flight: (0..namespaces.places()).map(|_| Cell::new(0)).collect(),
         namespaces,
         gate: launch.access.map(Gate::new),
         backends,

@@ -108,7 +108,7 @@ impl Lanes {
     /// The lane of the namespace at that place of the configuration, if it leads outside.
     #[inline]
     pub(crate) fn of(&self, namespace: usize) -> Option<&Rc<OutsideLane>> {
-        self.list[namespace].as_ref()
+        self.list.get(namespace)?.as_ref()
     }
 
     /// The log may be trimmed up to this record without losing what a backend has not confirmed, or may still lose.

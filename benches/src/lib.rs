@@ -4,6 +4,7 @@
 //! alternating rounds, and the medians are set against each other. Nothing here is part of the product.
 
 pub mod aims;
+pub mod certificate;
 pub mod dev_server;
 pub mod echo;
 pub mod echo_server;

@@ -44,6 +44,7 @@ fn a_silent_client_is_asked_and_then_given_up() {
     assert_eq!(at(&mut server, 150), ["Cancelled 1"]);
     let reason = server.grpc.close_reason();
     assert!(matches!(reason, Some(CloseReason::Error(ErrorCode::NO_ERROR, _))), "{reason:?}");
+    assert_eq!(server.refused(), [("keepalive_time", 1)]);
 }
 
 #[test]
@@ -65,6 +66,7 @@ fn clients_that_ping_too_often_are_told() {
     let reason = server.grpc.close_reason();
     let told = CloseReason::Error(ErrorCode::ENHANCE_YOUR_CALM, "too_many_pings");
     assert_eq!(reason, Some(told));
+    assert_eq!(server.refused(), [("pings", 1)]);
 }
 
 #[test]
@@ -84,6 +86,7 @@ fn an_old_connection_is_drained_and_its_calls_have_their_time() {
     assert_eq!(server.say("HEADERS 5 h @req\nDATA 5 e msg:a"), [""; 0]);
     assert!(!server.grpc.is_closed());
     assert_eq!(at(&mut server, 141), ["Cancelled 1", "GOAWAY 3 NO_ERROR"]);
+    assert_eq!(server.refused(), [("connection_age", 1)]);
     assert_eq!(server.grpc.close_reason(), Some(CloseReason::Done));
 }
 

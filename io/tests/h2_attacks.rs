@@ -137,6 +137,7 @@ fn a_peer_that_never_reads() {
     }
     assert!(server.grpc.is_closed());
     assert!(server.grpc.output().len() < 1100);
+    assert_eq!(server.refused(), [("output", 1)]);
 }
 
 /// Zero window: answers wait, their number of bytes is bounded, and small errors still go out.
@@ -154,7 +155,7 @@ fn zero_window() {
         refused += usize::from(lines.iter().any(|line| line.contains("grpc-status=8")));
         assert!(server.grpc.queued_bytes() <= 10_049);
     }
-    assert_eq!(refused, 41);
+    assert_eq!((refused, server.refused()), (41, vec![("queued", 41)]));
     // And it goes on where it stopped.
     let lines = server.say("SETTINGS - 4=100000");
     assert_eq!(lines.iter().filter(|line| line.ends_with("end grpc-status=0")).count(), 9);
@@ -170,7 +171,7 @@ fn more_streams_than_announced() {
     }
     assert_eq!(server.say("HEADERS 7 h @silent"), ["RST_STREAM 7 REFUSED_STREAM"]);
     assert!(server.say("RST 1 8\nHEADERS 9 h @silent").is_empty());
-    assert_eq!(server.grpc.open_streams(), 3);
+    assert_eq!((server.grpc.open_streams(), server.refused()), (3, vec![("streams", 1)]));
 }
 
 #[test]
@@ -183,6 +184,7 @@ fn header_list_and_hpack_bomb() {
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines[0].starts_with("HEADERS 1 end :status=431"), "{lines:?}");
     assert_eq!(lines[1], "RST_STREAM 1 NO_ERROR");
+    assert_eq!(server.refused(), [("header_list", 1)]);
     // The tables are still in step.
     let lines = server.say("HEADERS 3 h @req\nDATA 3 e msg:a");
     assert_eq!(lines[0], "Request 3 1");
@@ -208,6 +210,7 @@ fn window_overrun() {
     let text = format!("HEADERS 1 h @stream\n{}", "DATA 1 - 0000003e7b #15995\n".repeat(6));
     let lines = server.say(&text);
     assert!(lines.contains(&"RST_STREAM 1 FLOW_CONTROL_ERROR".to_string()), "{lines:?}");
+    assert!(server.refused().contains(&("stream_error", 1)));
 }
 
 #[test]
@@ -220,6 +223,7 @@ fn slow_preface_and_settings() {
     assert!(!server.grpc.is_closed());
     server.grpc.handle_timeout(limits.preface_timeout_ns);
     assert!(server.grpc.is_closed() && server.grpc.poll_timeout().is_none());
+    assert_eq!(server.refused(), [("preface_time", 1)]);
 
     let mut server = Server::fresh(&limits);
     server.feed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
@@ -229,6 +233,7 @@ fn slow_preface_and_settings() {
     let mut lines = Vec::new();
     server.turn(&mut lines);
     assert_eq!(lines, ["GOAWAY 0 SETTINGS_TIMEOUT"]);
+    assert_eq!(server.refused(), [("settings_time", 1)]);
 }
 
 #[test]
@@ -273,13 +278,6 @@ fn an_idle_connection_gives_its_memory_back() {
     assert!(!server.grpc.is_closed());
 }
 
-/// What was refused since the last time, by kind.
-fn refused(server: &mut Server) -> Vec<(&'static str, u32)> {
-    let mut all = Vec::new();
-    server.grpc.take_refusals(|kind, count| all.push((kind.name(), count)));
-    all
-}
-
 /// The lines that a time-out brings.
 fn at(server: &mut Server, now_ns: u64) -> Vec<String> {
     server.now_ns = now_ns;
@@ -295,7 +293,7 @@ fn window_updates_by_the_byte() {
     let mut server = Server::new(&limits);
     let attack = |_| "WU 0 1".to_string();
     assert_eq!(until_calm(&mut server, 100_000, attack), limits.window_updates.burst);
-    assert_eq!(refused(&mut server), [("window_updates", 1)]);
+    assert_eq!(server.refused(), [("window_updates", 1)]);
     // Beside answers they are what a reader does.
     let mut server = Server::new(&limits);
     for round in 0..limits.window_updates.burst / 100 {
@@ -318,6 +316,30 @@ fn frames_of_streams_that_have_ended() {
     }
 }
 
+/// What is encoded is bounded as well as what is decoded, in one frame and over several.
+#[test]
+fn a_header_block_too_large() {
+    let limits = Limits { header_block_bytes_max: 1024, ..Limits::default() };
+    let half = "be".repeat(600);
+    for text in
+        [format!("HEADERS 1 h 0x{half}{half}"), format!("HEADERS 1 - 0x{half}\nCONT 1 h 0x{half}")]
+    {
+        let mut server = Server::new(&limits);
+        assert_eq!(server.say(&text), ["GOAWAY 0 ENHANCE_YOUR_CALM"]);
+        assert_eq!(server.refused(), [("header_block", 1)]);
+    }
+}
+
+/// A message is refused by the length that it claims.
+#[test]
+fn a_message_too_large() {
+    let limits = Limits { message_bytes_max: 1000, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    let lines = server.say("HEADERS 1 h @req\nDATA 1 - 00000003e9");
+    assert!(lines[0].contains("grpc-status=8"), "{lines:?}");
+    assert_eq!(server.refused(), [("message_size", 1)]);
+}
+
 #[test]
 fn many_fields() {
     let limits = Limits { header_count_max: 20, ..Limits::default() };
@@ -326,7 +348,7 @@ fn many_fields() {
     assert!(server.say(&format!("HEADERS 1 h @req {most}")).is_empty());
     let lines = server.say(&format!("HEADERS 3 h @req {most} a=b"));
     assert!(lines[0].starts_with("HEADERS 3 end :status=431"), "{lines:?}");
-    assert_eq!(refused(&mut server), [("header_count", 1)]);
+    assert_eq!(server.refused(), [("header_count", 1)]);
 }
 
 /// A header block that dribbles: over CONTINUATION frames, within one frame, and within the nine bytes of its header.
@@ -348,7 +370,7 @@ fn a_header_block_that_dribbles() {
         assert_eq!(server.grpc.poll_timeout(), Some(due_ns + 5), "after {first} bytes");
         assert!(at(&mut server, due_ns + 4).is_empty());
         assert_eq!(at(&mut server, due_ns + 5), ["GOAWAY 0 ENHANCE_YOUR_CALM"]);
-        assert_eq!(refused(&mut server), [("header_time", 1)]);
+        assert_eq!(server.refused(), [("header_time", 1)]);
     }
     let mut server = Server::new(&limits);
     server.say("HEADERS 1 - @silent");
@@ -375,7 +397,7 @@ fn a_frame_that_dribbles() {
     assert!(at(&mut server, due_ns - 1).is_empty());
     let lines = at(&mut server, due_ns);
     assert!(lines.contains(&"GOAWAY 1 ENHANCE_YOUR_CALM".to_string()), "{lines:?}");
-    assert_eq!(refused(&mut server), [("slow_writer", 1)]);
+    assert_eq!(server.refused(), [("slow_writer", 1)]);
 }
 
 /// A request that has begun has to come; one whose client streams may be silent between two messages.
@@ -400,7 +422,7 @@ fn slow_writers() {
         ended,
         ["Cancelled 5", "RST_STREAM 1 ENHANCE_YOUR_CALM", "RST_STREAM 5 ENHANCE_YOUR_CALM"]
     );
-    assert_eq!(refused(&mut server), [("slow_writer", 2)]);
+    assert_eq!(server.refused(), [("slow_writer", 2)]);
     assert_eq!(server.grpc.open_streams(), 2);
 }
 
@@ -425,7 +447,7 @@ fn slow_readers() {
         resets.extend(at(&mut server, second * SECOND_NS));
     }
     assert_eq!(resets, ["RST_STREAM 1 ENHANCE_YOUR_CALM"]);
-    assert_eq!(refused(&mut server), [("slow_reader", 1)]);
+    assert_eq!(server.refused(), [("slow_reader", 1)]);
     assert_eq!((server.grpc.open_streams(), server.grpc.queued_bytes()), (0, 0));
     // Nothing is asked for with 0.
     let off = prism_io::h2::Pace { bytes: 0, period_ns };
@@ -452,7 +474,7 @@ fn idle_connections_are_asked_to_leave() {
     assert_eq!(at(&mut server, due_ns), ["GOAWAY 2147483647 NO_ERROR", "PING"]);
     assert_eq!(at(&mut server, due_ns + SECOND_NS), ["GOAWAY 3 NO_ERROR"]);
     assert!(server.grpc.is_closed());
-    assert_eq!(refused(&mut server), [("idle_time", 1)]);
+    assert_eq!(server.refused(), [("idle_time", 1)]);
 }
 
 #[test]
@@ -462,7 +484,7 @@ fn nothing_said_at_all() {
     assert_eq!(server.grpc.poll_timeout(), Some(limits.first_byte_timeout_ns));
     assert!(at(&mut server, limits.first_byte_timeout_ns).is_empty());
     assert!(server.grpc.is_closed());
-    assert_eq!(refused(&mut server), [("first_byte_time", 1)]);
+    assert_eq!(server.refused(), [("first_byte_time", 1)]);
 }
 
 /// A whole message in a request that has no end counts as long as that is so, and a small one does not keep its read buffer.
@@ -482,5 +504,5 @@ fn requests_without_an_end() {
     let lines = server.say("DATA 1 e #0\nRST 3 8");
     assert_eq!(lines[0], "Request 1 900");
     assert_eq!(server.grpc.buffered_bytes(), 900);
-    assert_eq!(refused(&mut server), [("gathered", 2)]);
+    assert_eq!(server.refused(), [("gathered", 2)]);
 }

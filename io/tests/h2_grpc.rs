@@ -289,6 +289,7 @@ fn a_full_stream_hears_when_there_is_room() {
     }
     assert_eq!(sent, 6);
     assert!(!server.grpc.is_writable(stream));
+    assert_eq!(server.refused(), [("stream_queue", 1)]);
     assert_eq!(server.say("WU 3 1000"), ["HEADERS 3 :status=200", "DATA 3 2000"]);
     let lines = server.say("WU 3 10000");
     assert_eq!(lines, ["DATA 3 10000", "Writable 3"]);
@@ -354,6 +355,26 @@ fn a_gathered_message_counts_until_it_is_consumed() {
     let mut lines = Vec::new();
     server.turn(&mut lines);
     assert_eq!(lines, [format!("WINDOW_UPDATE 1 {}", 100_000 - left)]);
+}
+
+/// A reply that is larger than any may be is told to its caller instead of being sent, by itself or within a stream.
+#[test]
+fn a_reply_too_large() {
+    use prism_io::grpc::{Message, SendError};
+    let limits = Limits { send_bytes_max: 1000, ..Limits::default() };
+    let mut server = Server::new(&limits);
+    server.echo = false;
+    server.say("HEADERS 1 h @req\nDATA 1 e msg:a");
+    let unary = server.stream.expect("it was asked");
+    server.say("HEADERS 3 h @stream");
+    let streaming = server.stream.expect("it was opened");
+    assert!(server.grpc.respond(unary, Message::new(&[0; 1001]), &[]));
+    let sent = server.grpc.send_message(streaming, Message::new(&[0; 1001]));
+    assert_eq!(sent, Err(SendError::Closed));
+    let mut lines = Vec::new();
+    server.turn(&mut lines);
+    let refused = lines.iter().filter(|line| line.contains("grpc-status=8")).count();
+    assert_eq!((refused, server.refused()), (2, vec![("reply_size", 2)]), "{lines:?}");
 }
 
 /// What a handler has done stays done: its trailers reach a client that has no room for the reply.

@@ -175,6 +175,8 @@ struct IdleArguments {
     /// Address of the server
     #[arg(long, default_value = "127.0.0.1:7400", value_parser = address, value_name = "HOST:PORT")]
     endpoint: SocketAddr,
+    #[command(flatten)]
+    tls: Tls,
     /// Connections
     #[arg(short, long, default_value_t = 10_000, value_parser = count)]
     connections: usize,
@@ -246,9 +248,10 @@ fn main() -> ExitCode {
         Command::NullServer(NullArguments { listen, core, value_size }) => {
             null_server::run(listen, core, value_size).map(|()| true)
         }
-        Command::Idle(IdleArguments { endpoint, connections }) => {
-            idle::run(endpoint, connections).map(|()| true)
-        }
+        Command::Idle(IdleArguments { endpoint, tls, connections }) => tls
+            .connector(endpoint)
+            .and_then(|tls| idle::run(endpoint, tls, connections))
+            .map(|()| true),
         Command::Journal(arguments) => run_journal(arguments),
         Command::Verify(VerifyArguments { endpoint, journal, wait, output }) => {
             journal::verify(endpoint, &journal, wait).and_then(|summary| {

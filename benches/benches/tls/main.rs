@@ -9,19 +9,19 @@
 
 use std::io::{Error, Result, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use prism_benches::aims::{self, Row};
+use prism_benches::certificate::Files;
 use prism_benches::echo_server;
 use prism_benches::load::{self, Figures, Kind, Load};
 use prism_benches::process::Server;
 use prism_benches::quiet::{OTHERS_MAX, Watch};
 use prism_benches::report::{Table, median, save};
 use prism_io::server::Tls;
-use prism_io::tls::{Acceptor, Connector, Identity, Roots};
-use rcgen::{CertificateParams, KeyPair};
+use prism_io::tls::{Acceptor, Connector, Identity};
 use serde::Serialize;
 
 /// Rounds that are repeated at most, over the whole run; after that what comes is taken.
@@ -65,35 +65,6 @@ struct Results {
     aims: Vec<Row>,
     /// The largest share of the machine that others had in a round that counts.
     others_max: f64,
-}
-
-/// A certificate for the servers' address, which stands for itself, and its key.
-struct Files {
-    folder: tempfile::TempDir,
-}
-
-impl Files {
-    fn make() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let key = KeyPair::generate().map_err(Error::other)?;
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).map_err(Error::other)?;
-        let certificate = params.self_signed(&key).map_err(Error::other)?;
-        std::fs::write(folder.path().join("server.pem"), certificate.pem())?;
-        std::fs::write(folder.path().join("server.key"), key.serialize_pem())?;
-        Ok(Self { folder })
-    }
-
-    fn certificate(&self) -> PathBuf {
-        self.folder.path().join("server.pem")
-    }
-
-    fn key(&self) -> PathBuf {
-        self.folder.path().join("server.key")
-    }
-
-    fn connector(&self) -> Result<Connector> {
-        Connector::new(&Roots::File(self.certificate()), "127.0.0.1").map_err(Error::other)
-    }
 }
 
 fn main() -> Result<()> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use prism_benches::certificate::Files;
 use prism_benches::prism::Prism;
 use prism_benches::process::Server;
 use prism_benches::report::{Table, median};
@@ -30,6 +31,8 @@ pub(crate) struct Around {
     idle_connections: usize,
     /// Resident memory that each idle connection adds in the server.
     pub(crate) bytes_per_connection: f64,
+    /// The same over TLS.
+    pub(crate) bytes_per_tls_connection: f64,
 }
 
 impl Around {
@@ -44,6 +47,10 @@ impl Around {
         row(
             &format!("{} idle connections", self.idle_connections),
             format!("{:.1} KiB each", self.bytes_per_connection / 1024.0),
+        );
+        row(
+            &format!("{} idle TLS connections", self.idle_connections),
+            format!("{:.1} KiB each", self.bytes_per_tls_connection / 1024.0),
         );
         table
     }
@@ -72,7 +79,10 @@ pub(crate) fn measure(plan: &Plan) -> Result<Around> {
     }
     eprintln!("measured start and idle memory");
     let idle_connections = if plan.quick { 200 } else { 10_000 };
-    let bytes_per_connection = connections(plan, scratch.path(), idle_connections)?;
+    let bytes_per_connection = connections(plan, scratch.path(), idle_connections, None)?;
+    let files = Files::make()?;
+    let bytes_per_tls_connection =
+        connections(plan, scratch.path(), idle_connections, Some(&files))?;
     eprintln!("measured idle connections");
     let recoveries = [
         Recovery::measure(plan, scratch.path(), FEW_KEYS)?,
@@ -85,16 +95,30 @@ pub(crate) fn measure(plan: &Plan) -> Result<Around> {
         recoveries,
         idle_connections,
         bytes_per_connection,
+        bytes_per_tls_connection,
     })
 }
 
-fn connections(plan: &Plan, scratch: &Path, count: usize) -> Result<f64> {
-    let prism = Prism::start(&plan.prism, &scratch.join("idle"), &[plan.server_core])?;
+/// What each of `count` silent connections costs, over TLS where an identity is given.
+fn connections(plan: &Plan, scratch: &Path, count: usize, tls: Option<&Files>) -> Result<f64> {
+    let (name, more) = match tls {
+        None => ("idle", String::new()),
+        Some(files) => {
+            let (certificate, key) = (files.certificate(), files.key());
+            let (certificate, key) = (certificate.display(), key.display());
+            ("idle-tls", format!("tls: {{certificate: {certificate}, key: {key}}}"))
+        }
+    };
+    let cores = [plan.server_core];
+    let prism = Prism::start_with(&plan.prism, &scratch.join(name), &cores, &more)?;
     std::thread::sleep(SETTLE);
     let before = resident_bytes(prism.server.id())?;
     let mut command = Command::new(&plan.loadtest);
     let (endpoint, count_text) = (prism.endpoint.to_string(), count.to_string());
     command.args(["idle", "--endpoint", &endpoint, "--connections", &count_text]);
+    if let Some(files) = tls {
+        command.arg("--tls-ca").arg(files.certificate());
+    }
     let mut holder = Server::start(&mut command)?;
     holder.line()?;
     std::thread::sleep(SETTLE);

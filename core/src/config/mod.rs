@@ -22,6 +22,8 @@ mod show;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transport;
+#[cfg(test)]
+mod transport_tests;
 mod tree;
 pub mod units;
 mod web;

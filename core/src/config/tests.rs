@@ -9,7 +9,7 @@ fn machine() -> Machine {
     Machine { cores: vec![0, 1, 2, 3], memory_bytes: 8 << 30 }
 }
 
-fn read_text(text: &str) -> Result<Config, ConfigErrors> {
+pub(super) fn read_text(text: &str) -> Result<Config, ConfigErrors> {
     read(Some((Path::new("prism.yaml"), text)), &Flags::default(), &machine())
 }
 

@@ -655,6 +655,7 @@ impl ServerConnection {
         trailers: &[(&str, &[u8])],
     ) -> bool {
         let max = self.core.limits.send_bytes_max;
+        self.core.refusals.count(Refusal::ReplySize);
         let message = format!("carried out, but the reply of {bytes} bytes is larger than {max}");
         let code = Code::ResourceExhausted;
         self.fail(stream, &Status { code, message: &message, details: &[], trailers })
@@ -782,7 +783,8 @@ impl ServerConnection {
         let bytes = PREFIX_BYTES + message.len();
         let Limits { queue_bytes_max: queue, send_bytes_max: max, .. } = *self.core.limits;
         if bytes > queue as usize || message.len() > max as usize {
-            self.core.refusals.count(Refusal::Queued);
+            let too_large = message.len() > max as usize;
+            self.core.refusals.count(if too_large { Refusal::ReplySize } else { Refusal::Queued });
             self.violation(stream, Code::ResourceExhausted, "a message too large to be sent");
             return Err(SendError::Closed);
         }
@@ -815,8 +817,8 @@ impl ServerConnection {
         if !entry.headers_sent || call.finished || call.web.is_some() || call.announces_gzip {
             return false;
         }
-        let parts = [&message.prefix()[..], message.head, &message.tail];
-        let joined = self.core.join_data(stream.slot(), parts);
+        let parts = [message.head, &message.tail];
+        let joined = self.core.join_data(stream.slot(), message.prefix(), parts);
         if joined {
             self.counts.messages_sent += 1;
             self.counts.last_sent_ns = self.core.now_ns;

@@ -52,11 +52,11 @@ impl<T: Recycle> Connection<T> {
         sink: &mut S,
     ) -> Handled {
         let (stream, end_stream) = (header.stream, header.has(flag::END_STREAM));
-        if header.has(flag::END_HEADERS) {
-            return self.head(stream, end_stream, depends_on_itself, part, sink);
-        }
         if part.len() > self.limits.header_block_bytes_max as usize {
             return Err(calm(Refusal::HeaderBlock, "header block too large"));
+        }
+        if header.has(flag::END_HEADERS) {
+            return self.head(stream, end_stream, depends_on_itself, part, sink);
         }
         self.block = Some(Block {
             stream,

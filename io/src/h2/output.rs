@@ -112,17 +112,18 @@ impl Output {
         self.last_data = if end_stream { None } else { Some(data) };
     }
 
-    /// Makes the last frame longer by a small payload in three parts, if it is the stream's and [`Output::put_data`] would; `false`:
+    /// Makes the last frame longer by a small payload behind a prefix, if it is the stream's and [`Output::put_data`] would; `false`:
     /// nothing was put.
     #[inline]
-    pub(crate) fn join_data(
+    pub(crate) fn join_data<const PREFIX: usize>(
         &mut self,
         stream: u32,
-        parts: [&[u8]; 3],
+        prefix: [u8; PREFIX],
+        [head, tail]: [&[u8]; 2],
         frame_bytes_max: usize,
     ) -> bool {
         let Some(last) = &mut self.last_data else { return false };
-        let bytes = last.bytes + parts[0].len() + parts[1].len() + parts[2].len();
+        let bytes = last.bytes + PREFIX + head.len() + tail.len();
         let is_open = last.stream == stream && last.end == (self.inline.len(), self.large.len());
         if !is_open || bytes > frame_bytes_max {
             return false;
@@ -130,8 +131,10 @@ impl Output {
         let [_, a, b, c] = (bytes as u32).to_be_bytes();
         self.inline[last.start..last.start + 3].copy_from_slice(&[a, b, c]);
         self.inline.reserve(bytes - last.bytes);
-        for part in parts {
-            self.inline.extend_from_slice(part);
+        self.inline.extend_from_slice(&prefix);
+        self.inline.extend_from_slice(head);
+        if !tail.is_empty() {
+            self.inline.extend_from_slice(tail);
         }
         last.bytes = bytes;
         last.end.0 = self.inline.len();

@@ -40,8 +40,12 @@ refusals! {
     FrameSize = "frame_size",
     /// A message above `message_bytes_max`: RESOURCE_EXHAUSTED.
     MessageSize = "message_size",
+    /// A message of a reply above `reply_bytes_max`: RESOURCE_EXHAUSTED.
+    ReplySize = "reply_size",
     /// Unfinished messages above `gather_bytes_max`: RESOURCE_EXHAUSTED.
     Gathered = "gathered",
+    /// A stream whose queued messages reached `stream_queue_bytes`: its handler waits, nothing is lost.
+    StreamQueue = "stream_queue",
     /// Replies that wait above `queue_bytes_max`: RESOURCE_EXHAUSTED.
     Queued = "queued",
     /// Answers to control frames above `output_bytes_max`, because the peer does not read: ENHANCE_YOUR_CALM.

@@ -10,6 +10,7 @@ use super::hpack::{Encoder, Indexing};
 use super::limits::Limits;
 use super::output::Output;
 use super::queue::REFERENCE_BYTES_MIN;
+use super::refusal::Refusal;
 use super::stream::{Ending, Recycle, StreamId};
 use bytes::Bytes;
 
@@ -86,17 +87,27 @@ impl<T: Recycle> Connection<T> {
         self.budgets.window_updates.refill();
     }
 
-    /// Sends a small piece of DATA in three parts by making the last frame longer, which is its stream's; `false`: nothing was
+    /// Sends a small piece of DATA behind a prefix by making the last frame longer, which is its stream's; `false`: nothing was
     /// taken. What a frame means to budgets and clocks was accounted for when it was begun.
     #[inline]
-    pub(crate) fn join_data(&mut self, slot: usize, parts: [&[u8]; 3]) -> bool {
-        let bytes = parts[0].len() + parts[1].len() + parts[2].len();
+    pub(crate) fn join_data<const PREFIX: usize>(
+        &mut self,
+        slot: usize,
+        prefix: [u8; PREFIX],
+        parts: [&[u8]; 2],
+    ) -> bool {
+        let bytes = PREFIX + parts[0].len() + parts[1].len();
         let stream = self.streams.at(slot);
         let window = stream.send_window.available().min(self.send_window.available());
         if bytes > window
             || !stream.queue.is_empty()
             || self.output.len() >= self.limits.output_bytes_high as usize
-            || !self.output.join_data(stream.number, parts, self.peer.frame_bytes_max as usize)
+            || !self.output.join_data(
+                stream.number,
+                prefix,
+                parts,
+                self.peer.frame_bytes_max as usize,
+            )
         {
             return false;
         }
@@ -353,7 +364,9 @@ impl<T: Recycle> Connection<T> {
         let Limits { stream_queue_bytes, .. } = *self.limits;
         let stream = self.streams.at(slot);
         let room = stream.queue_bytes < stream_queue_bytes as usize;
-        stream.wants_room |= !room;
+        if !room && !std::mem::replace(&mut stream.wants_room, true) {
+            self.refusals.count(Refusal::StreamQueue);
+        }
         room
     }
 

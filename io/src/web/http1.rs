@@ -510,7 +510,9 @@ impl Http1Connection {
         }
         self.put(part);
         let room = self.is_writable(stream);
-        self.room_wanted |= !room;
+        if !room && !std::mem::replace(&mut self.room_wanted, true) {
+            self.refusals.count(Refusal::StreamQueue);
+        }
         Ok(room)
     }
 

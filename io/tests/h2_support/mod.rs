@@ -285,6 +285,13 @@ impl Server {
         }
     }
 
+    /// What was refused since the last time, by the metric's label.
+    pub fn refused(&mut self) -> Vec<(&'static str, u32)> {
+        let mut all = Vec::new();
+        self.grpc.take_refusals(|kind, count| all.push((kind.name(), count)));
+        all
+    }
+
     pub fn say(&mut self, text: &str) -> Vec<String> {
         let bytes = self.writer.frames(text);
         self.feed(&bytes)

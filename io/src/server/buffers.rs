@@ -4,20 +4,15 @@
 //! is given out next is the one that came back last, which the processor's caches still hold: with many connections of few calls that is
 //! one buffer for all of them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 use crate::h2::Output;
 
 /// Buffers that are kept; those of more connections that answer at the same time come from the allocator.
 const KEPT_MAX: usize = 64;
 
-/// The one large buffer that is kept may have so many bytes: what a turn of a stream puts into the output, and the last doubling.
-const LARGE_BYTES_MAX: usize = 1024 * 1024;
-
 thread_local! {
     static SPARE: RefCell<Vec<Output>> = const { RefCell::new(Vec::new()) };
-    /// For streams of many messages: without it each turn would grow a buffer anew, and copy what is there at each step.
-    static LARGE: Cell<Option<Output>> = const { Cell::new(None) };
 }
 
 /// An empty output, with a buffer if one is to spare.
@@ -26,25 +21,14 @@ pub(super) fn take() -> Output {
     SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
 }
 
-/// The same for a stream, which may fill it: the large one, if it is there.
-#[inline]
-pub(super) fn take_large() -> Output {
-    LARGE.take().unwrap_or_else(take)
-}
-
-/// Takes an output back that has been written; whatever it still holds is forgotten. Of those above `bytes_max` one is kept, and the
-/// others go to the allocator.
+/// Takes an output back that has been written; whatever it still holds is forgotten. One above `bytes_max` goes to the allocator.
 #[inline]
 pub(super) fn give_back(mut output: Output, bytes_max: usize) {
     let bytes = output.inline.capacity();
-    if bytes == 0 || bytes > bytes_max.max(LARGE_BYTES_MAX) {
+    if bytes == 0 || bytes > bytes_max {
         return;
     }
     output.clear();
-    if bytes > bytes_max {
-        LARGE.set(Some(output));
-        return;
-    }
     SPARE.with_borrow_mut(|spare| {
         if spare.len() < KEPT_MAX {
             spare.push(output);
@@ -71,10 +55,6 @@ mod tests {
         let taken = [take(), take(), take()];
         assert!(taken.iter().all(Output::is_empty));
         assert_eq!(taken.map(|output| output.inline.capacity()), [200, 100, 0]);
-        let taken = [take_large(), take_large()];
-        assert_eq!(taken.map(|output| output.inline.capacity()), [2000, 0]);
-        give_back(with_capacity(LARGE_BYTES_MAX + 1), 1000);
-        assert_eq!(take_large().inline.capacity(), 0);
         for _ in 0..2 * KEPT_MAX {
             give_back(with_capacity(10), 1000);
         }

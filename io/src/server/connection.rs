@@ -807,11 +807,7 @@ impl StreamCall {
         if self.state.closed.get() {
             return Err(SendError::Closed);
         }
-        let sent = {
-            let mut grpc = self.connection.grpc.borrow_mut();
-            grpc.lend(buffers::take_large);
-            grpc.try_send(self.stream, message)
-        };
+        let sent = self.connection.grpc.borrow_mut().try_send(self.stream, message);
         if sent != Err(SendError::QueueFull) {
             self.connection.has_work();
         }

@@ -156,7 +156,7 @@ fn two_shards_conform_at_both_levels_also_across_the_mesh() {
     };
     let homes = vec![home('m', 0), home('m', 1), home('w', 0), home('w', 1)];
     conforms(&server, homes, Versions::Revision);
-    assert!(server.metric("prism_mesh_sent_total") > 100.0, "calls cross the mesh");
+    assert!(server.metric("prism_mesh_sent_total") > 0.0, "calls cross the mesh");
     server.stop();
 }
 
@@ -291,7 +291,7 @@ fn models_conform(model: Model) {
         assert!(ran.len() > 10, "{ran:?}");
     }
     server.assert_well();
-    assert!(server.metric("prism_mesh_sent_total") > 100.0, "calls cross the mesh");
+    assert!(server.metric("prism_mesh_sent_total") > 0.0, "calls cross the mesh");
     server.stop();
 }
 
@@ -452,6 +452,6 @@ fn messages_conform(kind: &str, backend: &str, models: &[(Model, &str)], serves:
         assert!(ran.len() > 10, "{ran:?}");
     }
     server.assert_well();
-    assert!(server.metric("prism_mesh_sent_total") > 100.0, "calls cross the mesh");
+    assert!(server.metric("prism_mesh_sent_total") > 0.0, "calls cross the mesh");
     server.stop();
 }

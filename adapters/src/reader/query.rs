@@ -1,6 +1,7 @@
 //! Query over keys and values: as a scan finds them, or by key.
 //!
-//! In the order of keys each page walks all keys and keeps the next of them, a page's worth; nothing is sorted that is larger.
+//! In the order of keys a walk over all keys keeps the next [`WALK_KEYS`] of them, and pages are cut from those; nothing is sorted
+//! that is larger.
 
 use std::collections::BTreeSet;
 
@@ -21,6 +22,9 @@ use crate::call::{Context, PageSink};
 use crate::error::{Error, Kind};
 use crate::filter::Filter;
 use crate::interfaces::keyvalue_selection::PAGE_BYTES;
+
+/// Keys that one walk keeps, at least a page's worth: at most 4 MiB of them.
+const WALK_KEYS: usize = 4096;
 
 /// Before the last key of a page in the order of keys.
 const BEHIND: &str = "a.";
@@ -119,13 +123,14 @@ impl Query {
         sink: &mut S,
     ) -> Result<(), Error> {
         let mut place = self.place()?;
+        let walk_keys = self.page_size.max(WALK_KEYS);
         loop {
             let mut nearest = Nearest {
                 filter: &self.filter,
                 after: place.take(),
                 descending,
                 // One more tells whether there are more.
-                keys_max: self.page_size + 1,
+                keys_max: walk_keys + 1,
                 keys: BTreeSet::new(),
                 now_us: sink.now_us(),
             };
@@ -140,8 +145,8 @@ impl Query {
             if descending {
                 keys.reverse();
             }
-            let is_last = keys.len() <= self.page_size;
-            keys.truncate(self.page_size);
+            let is_last = keys.len() <= walk_keys;
+            keys.truncate(walk_keys);
             place = keys.last().cloned();
             let (mut records, mut page_bytes) = (Vec::new(), 0);
             let last = keys.len().saturating_sub(1);
@@ -156,7 +161,8 @@ impl Query {
                 let found = get_key(backend, &now, key.clone()).await?;
                 page_bytes += found.as_ref().map_or(0, prost::Message::encoded_len);
                 records.extend(found);
-                if page_bytes >= PAGE_BYTES || index == last {
+                let is_full = records.len() >= self.page_size || page_bytes >= PAGE_BYTES;
+                if is_full || index == last {
                     let next_page_token = token(&key, is_last && index == last);
                     let page = reader::QueryResponse {
                         records: std::mem::take(&mut records),

@@ -62,6 +62,15 @@ pub struct FieldViolation {
     pub description: Cow<'static, str>,
 }
 
+/// Which limit was met (`google.rpc.QuotaFailure.Violation`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaViolation {
+    /// Whose limit, for instance `namespace:orders`.
+    pub subject: String,
+    /// Which, and how much it is.
+    pub description: String,
+}
+
 /// A failure of a call.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Error {
@@ -75,6 +84,7 @@ struct Details {
     message: Cow<'static, str>,
     metadata: Vec<(&'static str, Cow<'static, str>)>,
     retry_after: Option<Duration>,
+    quota: Option<QuotaViolation>,
     violations: Vec<FieldViolation>,
 }
 
@@ -115,6 +125,14 @@ impl Error {
         self
     }
 
+    /// Says whose limit was met, and which (`google.rpc.QuotaFailure`).
+    #[must_use]
+    pub fn quota(mut self, subject: impl Into<String>, description: impl Into<String>) -> Self {
+        let (subject, description) = (subject.into(), description.into());
+        self.details.quota = Some(QuotaViolation { subject, description });
+        self
+    }
+
     /// What kind of failure it is.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -138,6 +156,11 @@ impl Error {
     /// After how long a retry has a chance; absent where none has.
     pub fn retry_delay(&self) -> Option<Duration> {
         self.details.retry_after
+    }
+
+    /// The limit that was met.
+    pub fn quota_violation(&self) -> Option<&QuotaViolation> {
+        self.details.quota.as_ref()
     }
 
     /// The fields at fault.
@@ -174,11 +197,13 @@ mod tests {
         assert!(size_of::<Result<(), Error>>() <= 32);
         let error = Error::field("KEY_INVALID", "key", "must not be empty")
             .with("namespace", "orders")
+            .quota("namespace:orders", "1k/s requests")
             .retry_after(Duration::from_secs(1));
         assert_eq!(error.kind().grpc_code(), 3);
         assert_eq!(error.to_string(), "KEY_INVALID: key: must not be empty");
         assert_eq!(error.violations()[0].field, "key");
         assert_eq!(error.metadata()[0].1, "orders");
+        assert_eq!(error.quota_violation().expect("it was said").subject, "namespace:orders");
         assert!(error.is_retryable());
     }
 }

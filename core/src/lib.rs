@@ -14,6 +14,7 @@ pub mod metrics;
 mod namespaces;
 pub mod plan;
 mod planned;
+mod quota;
 mod registry;
 mod reload;
 mod remote;

@@ -15,6 +15,7 @@ use siphasher::sip::SipHasher13;
 use added::Added;
 
 use crate::config::{self, ClientApi, Config, Durability};
+use crate::quota::Quota;
 use crate::registry::Registry;
 
 /// Namespaces that may come between two starts, where they are planned from files.
@@ -51,6 +52,8 @@ pub(crate) struct Namespace {
     pub(crate) memory_bytes_max: u64,
     /// Most logged writes that may wait for a backend outside.
     pub(crate) backlog_records_max: u64,
+    /// What it may use at a time besides.
+    pub(crate) quota: Quota,
     /// How long an idempotency key is remembered, in µs of log time.
     pub(crate) idempotency_window_us: u64,
     /// What adapters hold its requests to.
@@ -114,6 +117,7 @@ impl Namespaces {
             bytes_in_flight_max: namespace.in_flight_bytes_max,
             memory_bytes_max: namespace.memory_bytes_max,
             backlog_records_max: namespace.backlog_records_max,
+            quota: Quota::new(namespace.quotas),
             idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
             limits: prism_adapters::Limits { max_message_size: message_bytes_max },
             reads: namespace.reads.as_slice().into(),

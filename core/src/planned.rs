@@ -135,6 +135,7 @@ fn namespace(plan: &Plan, config: &Config) -> Result<Namespace, String> {
         in_flight_bytes_max: in_flight.max(max_message_size),
         memory_bytes_max: config.memory.bytes_max,
         backlog_records_max: plan.limits.backlog_records_max.unwrap_or(BACKLOG_RECORDS),
+        quotas: plan.limits.quotas,
         idempotency_window: IDEMPOTENCY_WINDOW,
         home: plan.homes.first().copied(),
         reads: Vec::new(),

@@ -17,6 +17,9 @@ pub(crate) fn details(error: &Error) -> Bytes {
     if let Some(delay) = error.retry_delay() {
         details = details.retry_after(delay);
     }
+    if let Some(quota) = error.quota_violation() {
+        details = details.quota(&quota.subject, &quota.description);
+    }
     for violation in error.violations() {
         details = details.bad_field(&violation.field, violation.description.as_ref());
     }

@@ -3,17 +3,14 @@
 mod harness;
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use harness::certificates::{Authority, issue, replace};
+use harness::tokens::{ISSUER, Signer, claims, now_s, with};
 use harness::{Caller, Server, Setup, TempDir, directory, run, serve};
 use prism_io::client::Client;
 use prism_io::grpc::Limits;
 use prism_io::tls::{Connector, Failure, Identity, Roots};
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const REQUESTS: &str = "namespace: orders
 team: payments
@@ -30,52 +27,15 @@ const PERMISSION_DENIED: u8 = 7;
 
 fn platform(folder: &Path) -> String {
     format!(
-        "tokens: [{{issuer: 'https://issuer.example', audience: [prism], keys: {}, clock_skew: 5s}}]
+        "tokens: [{{issuer: '{ISSUER}', audience: [prism], keys: {}, clock_skew: 5s}}]
 identities:
   - {{id: 'spiffe://example.org/payments/*', team: payments}}
-  - {{id: checkout, issuer: 'https://issuer.example', team: payments, service: checkout}}
-  - {{id: report, issuer: 'https://issuer.example', team: analytics}}
+  - {{id: checkout, issuer: '{ISSUER}', team: payments, service: checkout}}
+  - {{id: report, issuer: '{ISSUER}', team: analytics}}
 grants: [{{service: checkout, namespace: 'sess*', may: read}}]
 ",
         folder.join("keys.json").display()
     )
-}
-
-struct Signer(Ed25519KeyPair);
-
-impl Signer {
-    fn new(seed: u8) -> Self {
-        Self(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap())
-    }
-
-    fn keys(&self) -> String {
-        let x = URL_SAFE_NO_PAD.encode(self.0.public_key().as_ref());
-        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "x": x}]}).to_string()
-    }
-
-    fn sign(&self, header: &Value, claims: &Value) -> String {
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let text = format!("{}.{}", part(header), part(claims));
-        let signature = URL_SAFE_NO_PAD.encode(self.0.sign(text.as_bytes()));
-        format!("Bearer {text}.{signature}")
-    }
-
-    fn token(&self, claims: &Value) -> String {
-        self.sign(&json!({"alg": "EdDSA", "typ": "JWT"}), claims)
-    }
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
-fn claims(subject: &str) -> Value {
-    json!({"iss": "https://issuer.example", "aud": "prism", "sub": subject, "exp": now_s() + 600})
-}
-
-fn with(mut claims: Value, key: &str, value: Value) -> Value {
-    claims[key] = value;
-    claims
 }
 
 /// A server that knows identities, with its files in a folder.

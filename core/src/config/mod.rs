@@ -15,6 +15,7 @@ mod nats;
 pub mod platform;
 #[cfg(test)]
 mod platform_tests;
+mod quotas;
 mod read;
 mod readers;
 pub mod request;
@@ -38,6 +39,7 @@ pub use backends::{BACKENDS_MAX, Backend, BackendKind, OnDataLoss};
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
 pub use grpc::Grpc;
 pub use machine::{Machine, parse_cores, show_cores};
+pub use quotas::Quotas;
 pub(crate) use read::{BACKLOG_RECORDS, IDEMPOTENCY_WINDOW, MESSAGE_BYTES_MIN};
 pub use read::{load, namespace_name_valid, read};
 pub use transport::Transport;
@@ -146,7 +148,7 @@ pub struct Unprotected {
 }
 
 /// A namespace of the configuration file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Namespace {
     /// `[a-z][a-z0-9-]{0,62}`.
     pub name: String,
@@ -164,6 +166,8 @@ pub struct Namespace {
     pub memory_bytes_max: u64,
     /// Most logged writes that may wait for a backend outside the process.
     pub backlog_records_max: u64,
+    /// What it may use at a time besides.
+    pub quotas: Quotas,
     /// How long an idempotency key and its outcome are remembered.
     pub idempotency_window: Duration,
     /// The shard that is to own it, unless it lives on another already; `None`: by its name.

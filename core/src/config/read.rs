@@ -11,6 +11,7 @@ use prism_proto::catalogue::Interfaces;
 
 use super::error::{ConfigError, ConfigErrors, Origin, Problem, nearest};
 use super::grpc;
+use super::quotas;
 use super::readers;
 use super::transport::read_transport;
 use super::tree::{self, FILE_BYTES_MAX, Node, Report, Section, Setting, Value};
@@ -19,7 +20,7 @@ use super::web;
 use super::{
     Backend, ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX,
     IDEMPOTENCY_WINDOW_MIN, Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX,
-    Namespace, PlannedFrom, SHARDS_MAX, Sync, Tls, TlsClients, Unprotected, Wal, parse_cores,
+    Namespace, PlannedFrom, Quotas, SHARDS_MAX, Sync, Tls, TlsClients, Unprotected, Wal, parse_cores,
 };
 
 const KIB: u64 = 1 << 10;
@@ -149,6 +150,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 in_flight_bytes_max: limits.namespace_bytes_in_flight_max,
                 memory_bytes_max: memory.bytes_max,
                 backlog_records_max: BACKLOG_RECORDS,
+                quotas: Quotas::default(),
                 idempotency_window: IDEMPOTENCY_WINDOW,
                 home: None,
                 reads: readers::default(*api),
@@ -583,6 +585,7 @@ fn read_namespaces(
         let memory = section.value("memory_bytes_max", memory.bytes_max, size(0, memory.bytes_max));
         let backlog =
             section.value("backlog_records_max", BACKLOG_RECORDS, count(1, 1_000_000_000_000));
+        let quotas = quotas::read(&section);
         let window = section.value(
             "idempotency_window",
             IDEMPOTENCY_WINDOW,
@@ -621,6 +624,7 @@ fn read_namespaces(
             in_flight_bytes_max: in_flight.value,
             memory_bytes_max: memory.value,
             backlog_records_max: backlog.value,
+            quotas,
             idempotency_window: window.value,
             home: None,
             reads: Vec::new(),

@@ -82,6 +82,7 @@ impl fmt::Display for Config {
             writeln!(f, "    in_flight_bytes_max: {}", show_bytes(namespace.in_flight_bytes_max))?;
             writeln!(f, "    memory_bytes_max: {}", show_bytes(namespace.memory_bytes_max))?;
             writeln!(f, "    backlog_records_max: {}", namespace.backlog_records_max)?;
+            write!(f, "{}", namespace.quotas)?;
             writeln!(f, "    idempotency_window: {}", show_duration(namespace.idempotency_window))?;
         }
         let limits = &self.limits;

@@ -253,6 +253,13 @@ pub fn show_rate(rate: f64) -> String {
             return format!("{}{letter}/s", rate / scale);
         }
     }
+    // What is whole in a longer time was written so, and is read back so.
+    for (seconds, per) in [(1.0, "s"), (60.0, "min"), (3_600.0, "h"), (86_400.0, "d")] {
+        let count = rate * seconds;
+        if count.round() >= 1.0 && (count - count.round()).abs() < 1e-6 {
+            return format!("{}/{per}", count.round());
+        }
+    }
     format!("{}/s", (rate * 1e3).round() / 1e3)
 }
 
@@ -511,7 +518,7 @@ mod tests {
             assert_eq!(Date::of_unix_seconds(seconds).to_string(), expected);
         }
         for (rate, expected) in
-            [(5_000.0, "5k/s"), (200.0, "200/s"), (1.5e6, "1.5M/s"), (0.2, "0.2/s")]
+            [(5_000.0, "5k/s"), (200.0, "200/s"), (1.5e6, "1.5M/s"), (0.2, "12/min"), (10.0 / 3_600.0, "10/h")]
         {
             assert_eq!(show_rate(rate), expected);
         }

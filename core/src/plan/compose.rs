@@ -277,6 +277,11 @@ pub(super) fn limits(draft: &Draft<'_>, target: Target) -> PlanLimits {
         data_bytes: needs.data_size.map(|size| size.value.0),
         in_flight_bytes_max: quotas.bytes_in_flight.map(|size| size.value.0),
         backlog_records_max: quotas.backlog.map(|count| u64::from(count.value.0)),
+        quotas: crate::config::Quotas {
+            requests_per_second: quotas.requests.map(|rate| rate.value.0),
+            bytes_per_second: quotas.bytes.map(|rate| rate.value.0),
+            subscriptions: quotas.subscriptions.map(|count| count.value.0),
+        },
     }
 }
 
@@ -284,20 +289,11 @@ pub(super) fn limits(draft: &Draft<'_>, target: Target) -> PlanLimits {
 pub(super) fn notes(draft: &mut Draft<'_>, api: Api, demand: &Demand, target: Target) {
     let request = &draft.document.request;
     let (needs, access) = (&request.needs, &request.access);
-    let quotas = draft.quotas();
     let has_access = !access.owners.is_empty() || !access.consumers.is_empty();
     if has_access && !draft.input.capabilities.grants {
         draft.notes.push(
             "`access` is not enforced by this build: whoever reaches its port may call this namespace".into(),
         );
-    }
-    let unenforced = [
-        ("requests", quotas.requests.is_some()),
-        ("bytes", quotas.bytes.is_some()),
-        ("subscriptions", quotas.subscriptions.is_some()),
-    ];
-    for (quota, _) in unenforced.iter().filter(|(_, is_set)| *is_set) {
-        draft.notes.push(format!("the quota `{quota}` is not enforced by this build"));
     }
     if api == Api::Transact && !has_outbox(draft) {
         draft.notes.push(

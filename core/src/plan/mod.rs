@@ -243,6 +243,8 @@ pub struct PlanLimits {
     pub in_flight_bytes_max: Option<u64>,
     /// Logged writes that may wait for the backend.
     pub backlog_records_max: Option<u64>,
+    /// Requests, bytes and subscriptions.
+    pub quotas: crate::config::Quotas,
 }
 
 /// One choice, with its reason.

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Decision, Outcome, Part, Plan};
 use crate::config::Durability;
+use crate::config::described::ByteRate;
 use crate::config::units::{show_bytes, show_duration, show_rate};
 
 /// The outcome as indented lines; with refusals the plan is called what it would be.
@@ -101,6 +102,10 @@ fn limits_text(plan: &Plan) -> String {
     add("of data", limits.data_bytes.map(show_bytes));
     add("in flight", limits.in_flight_bytes_max.map(show_bytes));
     add("logged writes waiting", limits.backlog_records_max.map(|records| records.to_string()));
+    let quotas = &limits.quotas;
+    add("requests at most", quotas.requests_per_second.map(show_rate));
+    add("of requests at most", quotas.bytes_per_second.map(|rate| ByteRate(rate).to_string()));
+    add("subscriptions at most", quotas.subscriptions.map(|count| count.to_string()));
     text
 }
 
@@ -159,6 +164,9 @@ fn plan_json(plan: &Plan) -> Value {
             "data_bytes": limits.data_bytes,
             "in_flight_bytes_max": limits.in_flight_bytes_max,
             "backlog_records_max": limits.backlog_records_max,
+            "requests_per_second_max": limits.quotas.requests_per_second,
+            "bytes_per_second_max": limits.quotas.bytes_per_second,
+            "subscriptions_max": limits.quotas.subscriptions,
         },
         "homes": plan.homes,
         "decisions": plan.decisions.iter().map(decision).collect::<Vec<_>>(),

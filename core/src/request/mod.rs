@@ -197,7 +197,10 @@ async fn answer(
         if call.method.access() == Access::Write {
             progress.stage.set(Stage::Elsewhere);
         }
-        return remote::ask(shard, call, namespace, message).await.map(Step::Answered);
+        let answered = remote::ask(shard, call, namespace, message).await;
+        return answered
+            .inspect_err(|error| shard.learn_of_quota(namespace, call, error))
+            .map(Step::Answered);
     }
     if call.is_late() {
         return Err(expired(Stage::Nothing));

@@ -1,4 +1,5 @@
-//! Whether a call may go on: it names a namespace that is served, its caller may call that, and it offers the method.
+//! Whether a call may go on: it names a namespace that is served, its caller may call that, it offers the method, and its quota has
+//! room.
 
 use std::cell::Cell;
 
@@ -60,6 +61,7 @@ pub(crate) fn permit<'a>(
         )
         .with("namespace", called.name.to_string()));
     }
+    shard.charge(namespace, call, message.len())?;
     Ok(namespace)
 }
 

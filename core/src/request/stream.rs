@@ -123,6 +123,10 @@ async fn serve(
     call: &Call,
     sink: &mut impl PageSink,
 ) -> Result<(), Error> {
+    let _place = match is_endless(call.method) {
+        true => Some(shard.subscribe(namespace)?),
+        false => None,
+    };
     interfaces::validate(call.method, &call.message, namespace.offers, &namespace.limits)?;
     durability::after(shard, &call.metadata).await?;
     let context = Context {

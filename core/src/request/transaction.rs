@@ -165,6 +165,10 @@ struct Transaction<'a> {
 
 impl Transaction<'_> {
     async fn step(&mut self, step: Request, bytes: usize) -> Result<Response, Error> {
+        // A get is a call of its own, which is counted at its home.
+        if !matches!(step, Request::Get(_)) {
+            self.shard.charge_step(self.namespace, bytes)?;
+        }
         match step {
             Request::Get(get) => self.get(get.key).await.map(Response::Record),
             Request::Put(put) => {

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use prism_adapters::memory::Memstore;
 use prism_adapters::{Admission as _, Error, Kind, Reply, Revision};
 use prism_io::calls::StartCall;
+use prism_io::clock;
 use prism_proto::catalogue::Method;
 
 use backends::Attached;
@@ -36,9 +37,10 @@ pub(crate) use stopping::Stopping;
 use crate::access::Gate;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
+use crate::quota::{self, QUOTA_REQUESTS, Subscription, Usage};
 use crate::remote::Peers;
 use crate::request::stream::STREAMS_MAX;
-use crate::request::{Call, LineBudget, LsnToken, Target};
+use crate::request::{Call, LineBudget, LsnToken, Origin, Target};
 use crate::services::Health;
 
 /// Reply buffers that a shard keeps.
@@ -66,6 +68,9 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
     "INTERFACE_NOT_OFFERED",
     "UNAUTHENTICATED",
     "PERMISSION_DENIED",
+    "QUOTA_REQUESTS",
+    "QUOTA_BYTES",
+    "QUOTA_SUBSCRIPTIONS",
     "OTHER",
 ];
 
@@ -90,6 +95,8 @@ pub(crate) struct Shard {
     pub(crate) health: Rc<Health>,
     /// By place in the configuration: bytes of requests in flight.
     in_flight: Box<[Cell<u64>]>,
+    /// By place in the configuration: what was used of quotas.
+    usage: Box<[Usage]>,
     connection_bytes_max: u64,
     default_deadline_ns: u64,
     calls: OnceCell<Rc<dyn StartCall<Call>>>,
@@ -128,7 +135,9 @@ impl Shard {
         let bytes = bytes as u64;
         let of_namespace = &self.in_flight[namespace.index];
         if of_namespace.get() + bytes > namespace.bytes_in_flight_max {
-            return Err(busy("NAMESPACE_BUSY", "namespace", namespace.bytes_in_flight_max)
+            let bytes_max = namespace.bytes_in_flight_max;
+            return Err(busy("NAMESPACE_BUSY", "namespace", bytes_max)
+                .quota(format!("namespace:{}", namespace.name), format!("{bytes_max} bytes in flight"))
                 .with("namespace", namespace.name.to_string()));
         }
         let of_connection = call.origin.bytes_in_flight();
@@ -140,6 +149,51 @@ impl Shard {
         }
         of_namespace.set(of_namespace.get() + bytes);
         Ok(Held { of_namespace, of_connection, bytes })
+    }
+
+    /// Counts a call of so many bytes against its namespace's quota, at its home, or refuses it.
+    #[inline]
+    pub(crate) fn charge(
+        &self,
+        namespace: &Namespace,
+        call: &Call,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        let quota = &namespace.quota;
+        // What a stream writes of its own nobody has asked for.
+        let is_own = matches!(call.origin, Origin::Own(_)) && call.method.server_streaming();
+        if !quota.counts_calls() || is_own {
+            return Ok(());
+        }
+        let usage = &self.usage[namespace.index];
+        let charged = match namespace.home == self.index {
+            true => usage.charge(quota, bytes, call.received_ns),
+            false => usage.look(call.received_ns),
+        };
+        charged.map_err(|exceeded| quota::refused(quota, &namespace.name, exceeded))
+    }
+
+    /// Counts a step of a transaction, on the shard where its stream is: the transaction has a home only when it commits.
+    pub(crate) fn charge_step(&self, namespace: &Namespace, bytes: usize) -> Result<(), Error> {
+        let quota = &namespace.quota;
+        if !quota.counts_calls() {
+            return Ok(());
+        }
+        let charged = self.usage[namespace.index].charge(quota, bytes, clock::monotonic_ns());
+        charged.map_err(|exceeded| quota::refused(quota, &namespace.name, exceeded))
+    }
+
+    /// Learns from a home's refusal until when it need not be asked again.
+    pub(crate) fn learn_of_quota(&self, namespace: &Namespace, call: &Call, error: &Error) {
+        if let Some(delay) = error.retry_delay().filter(|_| error.reason() == QUOTA_REQUESTS) {
+            let delay_ns = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+            self.usage[namespace.index].close(call.received_ns.saturating_add(delay_ns));
+        }
+    }
+
+    /// A place among the namespace's subscriptions, at its home.
+    pub(crate) fn subscribe(&self, namespace: &Namespace) -> Result<Subscription<'_>, Error> {
+        self.usage[namespace.index].subscribe(&namespace.quota, &namespace.name)
     }
 
     /// Gives back the room of a call for which it was kept ([`Held::keep`]).

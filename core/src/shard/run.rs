@@ -24,6 +24,7 @@ use crate::access::{Gate, InForce};
 use crate::config::{ClientApi, Config, Durability, OnDataLoss};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
+use crate::quota::Usage;
 use crate::remote::{self, Message, Peers};
 use crate::request::{self, Call, LineBudget};
 use crate::services::Health;
@@ -236,6 +237,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     let shard = Rc::new(Shard {
         index,
         in_flight: (0..namespaces.places()).map(|_| Cell::new(0)).collect(),
+        usage: (0..namespaces.places()).map(|_| Usage::default()).collect(),
         namespaces,
         gate: launch.access.map(Gate::new),
         backends,

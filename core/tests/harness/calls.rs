@@ -8,7 +8,7 @@ use prism_io::client::{Client, Failure};
 use prism_io::grpc::{Code, Limits, Metadata};
 use prism_io::tls::Connector;
 use prism_proto::catalogue::Method;
-use prism_proto::google::rpc::{BadRequest, ErrorInfo, RetryInfo, Status};
+use prism_proto::google::rpc::{BadRequest, ErrorInfo, QuotaFailure, RetryInfo, Status};
 use prism_proto::prism::keyvalue::v1 as kv;
 use prism_proto::rpc::detail;
 use prost::Message;
@@ -30,6 +30,8 @@ pub struct Refusal {
     pub fields: Vec<String>,
     /// `RetryInfo`.
     pub retry: Option<Duration>,
+    /// Subject and description of each violation of `QuotaFailure`.
+    pub quotas: Vec<(String, String)>,
     pub trailers: Metadata,
 }
 
@@ -47,6 +49,8 @@ impl From<Failure> for Refusal {
         let info: ErrorInfo = detail(&status).unwrap_or_default();
         let retry: Option<RetryInfo> = detail(&status);
         let bad: BadRequest = detail(&status).unwrap_or_default();
+        let quota: QuotaFailure = detail(&status).unwrap_or_default();
+        let quotas = quota.violations.into_iter();
         if !failure.details.is_empty() {
             assert_eq!(info.domain, "prism", "{status:?}");
             assert_eq!(status.code, i32::from(failure.code.number()));
@@ -62,6 +66,7 @@ impl From<Failure> for Refusal {
             retry: retry
                 .and_then(|retry| retry.retry_delay)
                 .map(|delay| Duration::new(delay.seconds as u64, delay.nanos as u32)),
+            quotas: quotas.map(|violation| (violation.subject, violation.description)).collect(),
             trailers: failure.trailers,
         }
     }

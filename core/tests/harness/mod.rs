@@ -13,6 +13,7 @@ pub mod frames;
 pub mod mounts;
 pub mod neighbour;
 mod together;
+pub mod tokens;
 
 use std::fs;
 use std::future::Future;

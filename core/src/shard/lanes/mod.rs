@@ -163,7 +163,9 @@ impl OutsideLane {
                  the namespace's backlog_records_max",
                 namespace.name, namespace.backend_name
             );
-            let error = Error::new(Kind::ResourceExhausted, "BACKLOG_FULL", text);
+            let most = format!("{} logged writes that wait", self.backlog_records_max);
+            let error = Error::new(Kind::ResourceExhausted, "BACKLOG_FULL", text)
+                .quota(format!("namespace:{}", namespace.name), most);
             return Err(self.named(error, namespace).retry_after(Duration::from_secs(1)));
         }
         let Some(stalled) = &*self.stalled.borrow() else { return Ok(()) };

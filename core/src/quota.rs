@@ -1,0 +1,256 @@
+//! What a namespace may use at a time: requests and bytes a second, and streamed calls that are open.
+//!
+//! A namespace's home shard counts for it, alone: two numbers for each namespace, no lock, no allocation, and no clock but the
+//! time at which a call came in. Each rate is kept as the time until which what was used is paid for (the generic cell rate
+//! algorithm, ITU-T I.371): it may run ahead of the clock by [`BURST_NS`], so that in any span of t seconds no more than t + 1
+//! seconds' worth passes. A message larger than a second's worth passes when there is any room, and is paid for afterwards.
+//! A refusal says when the next call has a chance.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use prism_adapters::{Error, Kind};
+
+use crate::config::Quotas;
+use crate::config::described::{ByteRate, Rate};
+
+/// For how long what was not used may be used at once.
+const BURST_NS: u64 = 1_000_000_000;
+/// After how long a subscription that was refused may be tried again; nobody knows when another one ends.
+const SUBSCRIPTION_RETRY: Duration = Duration::from_secs(1);
+
+/// The reason of a refusal for want of requests.
+pub(crate) const QUOTA_REQUESTS: &str = "QUOTA_REQUESTS";
+
+/// The quota of a namespace, as it is counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Quota {
+    asked: Quotas,
+    /// What one request is worth; 0: requests are not counted.
+    request_ns: u64,
+    /// How far requests may run ahead of the clock.
+    requests_ahead_ns: u64,
+    /// What one byte is worth; 0: bytes are not counted.
+    byte_ns: f64,
+}
+
+impl Quota {
+    pub(crate) fn new(asked: Quotas) -> Self {
+        let second_ns = BURST_NS as f64;
+        // Rounded up: never more than was asked for.
+        let request_ns = asked.requests_per_second.map_or(0.0, |rate| second_ns / rate).ceil() as u64;
+        Self {
+            asked,
+            request_ns,
+            requests_ahead_ns: BURST_NS.saturating_sub(request_ns),
+            byte_ns: asked.bytes_per_second.map_or(0.0, |rate| second_ns / rate as f64),
+        }
+    }
+
+    /// Whether calls are counted at all.
+    #[inline]
+    pub(crate) fn counts_calls(&self) -> bool {
+        self.request_ns != 0 || self.byte_ns != 0.0
+    }
+}
+
+/// What there was too much of, and in how many nanoseconds there is room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exceeded {
+    Requests(u64),
+    Bytes(u64),
+}
+
+/// What a namespace has used, as a shard counts it.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    /// Monotonic time until which requests are paid for, in ns.
+    requests_ns: Cell<u64>,
+    /// The same of bytes.
+    bytes_ns: Cell<u64>,
+    /// Its home has no room for a request before this time, in ns.
+    closed_until_ns: Cell<u64>,
+    subscriptions: Cell<u32>,
+}
+
+impl Usage {
+    /// Counts a request of so many bytes that came at `now_ns`, unless there is no room for it.
+    #[inline]
+    pub(crate) fn charge(&self, quota: &Quota, bytes: usize, now_ns: u64) -> Result<(), Exceeded> {
+        let requests_ns = self.requests_ns.get().max(now_ns);
+        let ahead_ns = requests_ns - now_ns;
+        if quota.request_ns != 0 && ahead_ns > quota.requests_ahead_ns {
+            return Err(Exceeded::Requests(ahead_ns - quota.requests_ahead_ns));
+        }
+        let bytes_ns = self.bytes_ns.get().max(now_ns);
+        let ahead_ns = bytes_ns - now_ns;
+        if quota.byte_ns != 0.0 && ahead_ns >= BURST_NS {
+            return Err(Exceeded::Bytes(ahead_ns - BURST_NS + 1));
+        }
+        self.requests_ns.set(requests_ns.saturating_add(quota.request_ns));
+        self.bytes_ns.set(bytes_ns.saturating_add((bytes as f64 * quota.byte_ns) as u64));
+        Ok(())
+    }
+
+    /// Has calls refused here that would cross to the namespace's home in vain.
+    pub(crate) fn close(&self, until_ns: u64) {
+        self.closed_until_ns.set(until_ns);
+    }
+
+    /// Whether the home has room for a request, as far as is known here.
+    #[inline]
+    pub(crate) fn look(&self, now_ns: u64) -> Result<(), Exceeded> {
+        match self.closed_until_ns.get().checked_sub(now_ns) {
+            None | Some(0) => Ok(()),
+            Some(left_ns) => Err(Exceeded::Requests(left_ns)),
+        }
+    }
+
+    /// Counts one more streamed call, for as long as its place is held.
+    pub(crate) fn subscribe(&self, quota: &Quota, name: &str) -> Result<Subscription<'_>, Error> {
+        let open = self.subscriptions.get();
+        if let Some(most) = quota.asked.subscriptions.filter(|most| open >= *most) {
+            let text = format!(
+                "namespace {name} has its {most} subscriptions open; end one, or have the platform's owner raise the quota `subscriptions`"
+            );
+            return Err(refusal("QUOTA_SUBSCRIPTIONS", name, text, SUBSCRIPTION_RETRY)
+                .quota(format!("namespace:{name}"), format!("{most} subscriptions")));
+        }
+        self.subscriptions.set(open + 1);
+        Ok(Subscription(&self.subscriptions))
+    }
+}
+
+/// The place of a streamed call; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Subscription<'a>(&'a Cell<u32>);
+
+impl Drop for Subscription<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// The refusal of a call for which a namespace's quota has no room.
+#[cold]
+pub(crate) fn refused(quota: &Quota, name: &str, exceeded: Exceeded) -> Error {
+    let (reason, key, most, left_ns) = match exceeded {
+        Exceeded::Requests(left_ns) => {
+            let rate = Rate(quota.asked.requests_per_second.unwrap_or_default());
+            (QUOTA_REQUESTS, "requests", format!("{rate} requests"), left_ns)
+        }
+        Exceeded::Bytes(left_ns) => {
+            let rate = ByteRate(quota.asked.bytes_per_second.unwrap_or_default());
+            ("QUOTA_BYTES", "bytes", format!("{rate} of requests"), left_ns)
+        }
+    };
+    let text = format!(
+        "namespace {name} has used up its quota of {most}; try again in {} ms, send less, or have the platform's owner raise \
+         the quota `{key}`",
+        left_ns.div_ceil(1_000_000)
+    );
+    refusal(reason, name, text, Duration::from_nanos(left_ns))
+        .quota(format!("namespace:{name}"), most)
+}
+
+fn refusal(reason: &'static str, name: &str, text: String, retry: Duration) -> Error {
+    Error::new(Kind::ResourceExhausted, reason, text)
+        .with("namespace", name.to_owned())
+        .retry_after(retry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    fn quota(requests: Option<f64>, bytes: Option<u64>) -> Quota {
+        Quota::new(Quotas {
+            requests_per_second: requests,
+            bytes_per_second: bytes,
+            subscriptions: Some(2),
+        })
+    }
+
+    /// How many of `asked` requests of so many bytes pass at a moment.
+    fn pass(usage: &Usage, quota: &Quota, bytes: usize, now_ns: u64, asked: usize) -> usize {
+        (0..asked).filter(|_| usage.charge(quota, bytes, now_ns).is_ok()).count()
+    }
+
+    #[test]
+    fn a_second_of_requests_may_come_at_once_and_then_as_they_are_earned() {
+        let (usage, quota) = (Usage::default(), quota(Some(100.0), None));
+        let begin_ns = 50 * SECOND_NS;
+        assert_eq!(pass(&usage, &quota, 10, begin_ns, 1000), 100);
+        assert_eq!(usage.charge(&quota, 10, begin_ns), Err(Exceeded::Requests(10_000_000)));
+        assert_eq!(usage.charge(&quota, 10, begin_ns + 9_999_999), Err(Exceeded::Requests(1)));
+        assert_eq!(pass(&usage, &quota, 10, begin_ns + 10_000_000, 5), 1);
+        assert_eq!(pass(&usage, &quota, 10, begin_ns + SECOND_NS / 2, 1000), 49);
+        // What was not used is not saved up beyond a second's worth.
+        assert_eq!(pass(&usage, &quota, 10, begin_ns + 1000 * SECOND_NS, 1000), 100);
+    }
+
+    #[test]
+    fn a_rate_below_one_a_second_lets_one_pass_at_a_time() {
+        let (usage, quota) = (Usage::default(), quota(Some(10.0 / 3600.0), None));
+        assert_eq!(pass(&usage, &quota, 10, SECOND_NS, 5), 1);
+        assert_eq!(pass(&usage, &quota, 10, 360 * SECOND_NS, 5), 0);
+        assert_eq!(pass(&usage, &quota, 10, 361 * SECOND_NS + 1, 5), 1);
+    }
+
+    #[test]
+    fn bytes_are_paid_for_even_where_one_message_is_more_than_a_second_of_them() {
+        let (usage, quota) = (Usage::default(), quota(None, Some(1000)));
+        assert_eq!(pass(&usage, &quota, 100, SECOND_NS, 50), 10);
+        assert_eq!(usage.charge(&quota, 1, SECOND_NS), Err(Exceeded::Bytes(1)));
+        assert_eq!(pass(&usage, &quota, 5000, 2 * SECOND_NS, 2), 1);
+        // Five seconds' worth: the next has room when less than one is left to pay.
+        assert_eq!(usage.charge(&quota, 1, 2 * SECOND_NS), Err(Exceeded::Bytes(4 * SECOND_NS + 1)));
+        assert_eq!(pass(&usage, &quota, 1, 6 * SECOND_NS, 1), 0);
+        assert_eq!(pass(&usage, &quota, 1, 6 * SECOND_NS + 1, 1), 1);
+    }
+
+    #[test]
+    fn what_is_refused_is_not_counted_and_an_earlier_time_does_no_harm() {
+        let (usage, both) = (Usage::default(), quota(Some(10.0), Some(1000)));
+        assert_eq!(pass(&usage, &both, 500, SECOND_NS, 100), 2, "bytes are what there is too few of");
+        assert_eq!(pass(&usage, &both, 500, 2 * SECOND_NS, 100), 2);
+        // A call that came earlier, at another shard, and arrives later.
+        assert!(usage.charge(&both, 1, SECOND_NS).is_err());
+        assert_eq!(pass(&usage, &both, 0, 4 * SECOND_NS, 100), 10, "no refusal took a request");
+        let none = quota(None, None);
+        assert!(!none.counts_calls());
+        assert_eq!(pass(&Usage::default(), &none, usize::MAX, 0, 1000), 1000);
+    }
+
+    #[test]
+    fn a_door_that_is_closed_opens_at_its_time() {
+        let usage = Usage::default();
+        assert_eq!(usage.look(0), Ok(()));
+        usage.close(2 * SECOND_NS);
+        assert_eq!(usage.look(SECOND_NS), Err(Exceeded::Requests(SECOND_NS)));
+        assert_eq!(usage.look(2 * SECOND_NS), Ok(()));
+    }
+
+    #[test]
+    fn subscriptions_have_places() {
+        let (usage, quota) = (Usage::default(), quota(None, None));
+        let first = usage.subscribe(&quota, "orders").expect("a place");
+        let _second = usage.subscribe(&quota, "orders").expect("a place");
+        let error = usage.subscribe(&quota, "orders").expect_err("no place");
+        assert_eq!(error.reason(), "QUOTA_SUBSCRIPTIONS");
+        drop(first);
+        usage.subscribe(&quota, "orders").expect("a place again");
+    }
+
+    #[test]
+    fn a_refusal_says_whose_quota_how_much_and_when() {
+        let error = refused(&quota(Some(5000.0), None), "orders", Exceeded::Requests(1_500_000));
+        assert_eq!((error.kind(), error.reason()), (Kind::ResourceExhausted, QUOTA_REQUESTS));
+        assert!(error.message().contains("5k/s requests; try again in 2 ms"), "{error}");
+        let violation = error.quota_violation().expect("a quota");
+        assert_eq!(violation.subject, "namespace:orders");
+        assert_eq!(error.retry_delay(), Some(Duration::from_nanos(1_500_000)));
+    }
+}

@@ -32,14 +32,14 @@ impl Certificates {
     }
 
     /// Reads the files again. New connections get what they hold; those that stand go on. Says in the log how it went.
-    pub(crate) fn reload(&self) {
+    pub(crate) fn reload(&self) -> Result<(), String> {
         let replaced =
             read(&self.files).map_err(|error| error.to_string()).and_then(|(identity, clients)| {
                 self.acceptor
                     .replace(&identity, clients.as_ref())
                     .map_err(|error| error.to_string())
             });
-        match replaced {
+        match &replaced {
             Ok(()) => tracing::info!(
                 certificate = %self.files.certificate.display(),
                 "the certificate was read again; new connections get it"
@@ -50,6 +50,7 @@ impl Certificates {
                 );
             }
         }
+        replaced
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod access;
 pub mod admin;
+mod audit;
 mod certificates;
 pub mod cli;
 pub mod config;

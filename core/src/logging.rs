@@ -292,7 +292,7 @@ fn cut(text: &str) -> &str {
 }
 
 /// A time as RFC 3339 in UTC, to the millisecond. Days become dates after Howard Hinnant, `civil_from_days`.
-fn timestamp(time: SystemTime) -> String {
+pub(crate) fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, millis) = (since.as_secs(), since.subsec_millis());
     let days = (seconds / 86_400) as i64 + 719_468;

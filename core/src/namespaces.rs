@@ -54,6 +54,8 @@ pub(crate) struct Namespace {
     pub(crate) backlog_records_max: u64,
     /// What it may use at a time besides.
     pub(crate) quota: Quota,
+    /// Whether every access to its data is written down.
+    pub(crate) audit_logging: bool,
     /// How long an idempotency key is remembered, in µs of log time.
     pub(crate) idempotency_window_us: u64,
     /// What adapters hold its requests to.
@@ -118,10 +120,17 @@ impl Namespaces {
             memory_bytes_max: namespace.memory_bytes_max,
             backlog_records_max: namespace.backlog_records_max,
             quota: Quota::new(namespace.quotas),
+            audit_logging: Self::is_audited(config, namespace),
             idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
             limits: prism_adapters::Limits { max_message_size: message_bytes_max },
             reads: namespace.reads.as_slice().into(),
         }
+    }
+
+    /// Whether calls of a namespace are written down: for its own sake, or for that of one that it reads.
+    fn is_audited(config: &Config, namespace: &config::Namespace) -> bool {
+        let mut read = namespace.reads.iter().map(|at| &config.namespaces[*at]);
+        namespace.audit_logging || read.any(|source| source.audit_logging)
     }
 
     /// How many may still be added.

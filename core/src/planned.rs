@@ -15,7 +15,7 @@ use crate::config::{
     BACKLOG_RECORDS, ClientApi, Config, IDEMPOTENCY_WINDOW, MESSAGE_BYTES_MIN, Namespace,
 };
 use crate::namespaces::Namespaces;
-use crate::plan::{Capabilities, Input, Outcome, Placed, Plan, plan_all};
+use crate::plan::{Capabilities, Input, Outcome, Pattern, Placed, Plan, plan_all};
 use crate::registry::Registry;
 
 /// Puts what is planned into the configuration, where it names requests; or tells everything that stands in the way.
@@ -136,6 +136,7 @@ fn namespace(plan: &Plan, config: &Config) -> Result<Namespace, String> {
         memory_bytes_max: config.memory.bytes_max,
         backlog_records_max: plan.limits.backlog_records_max.unwrap_or(BACKLOG_RECORDS),
         quotas: plan.limits.quotas,
+        audit_logging: plan.patterns.contains(&Pattern::Audit),
         idempotency_window: IDEMPOTENCY_WINDOW,
         home: plan.homes.first().copied(),
         reads: Vec::new(),

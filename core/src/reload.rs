@@ -25,11 +25,11 @@ pub(crate) struct Reload {
 }
 
 impl Reload {
-    /// Reads the files again and serves what is new in them.
-    pub(crate) fn run(&mut self) {
+    /// Reads the files again and serves what is new in them: the names, or why not.
+    pub(crate) fn run(&mut self) -> Result<Vec<String>, Vec<String>> {
         let outcome = self.try_run();
         self.metrics.count_reload(outcome.is_ok());
-        match outcome {
+        match &outcome {
             Ok(added) if added.is_empty() => {
                 tracing::info!("SIGHUP: the requests ask for nothing new")
             }
@@ -41,6 +41,7 @@ impl Reload {
                 tracing::error!("SIGHUP: no namespace was changed; what was served before goes on");
             }
         }
+        outcome
     }
 
     fn try_run(&mut self) -> Result<Vec<String>, Vec<String>> {

@@ -4,7 +4,7 @@
 //! ring does not take at once waits here, bounded by the credits that were given, and two full rings cannot wait for each
 //! other. Messages of a stream are paid for one by one.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -370,6 +370,7 @@ pub(crate) fn deliver(shard: &Rc<Shard>, from: usize, message: Message) {
                 deadline_ns: ask.deadline_ns,
                 received_ns: ask.received_ns,
                 message: ask.message,
+                audited: OnceCell::new(),
             };
             if ask.streamed {
                 crate::request::stream::start_remote(shard, call)

@@ -19,6 +19,7 @@ use signal_hook::iterator::Signals;
 
 use crate::access::InForce;
 use crate::admin::{Admin, AdminState, Readiness};
+use crate::audit::{self, Audit};
 use crate::certificates::Certificates;
 use crate::cli::{Exit, Serving, first_screen};
 use crate::config::{Backend, Config, Tls};
@@ -34,6 +35,11 @@ use crate::shard::{
 
 /// How long a shard may take to end once it was told that everybody has drained.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Names or errors that one line of the audit log tells.
+const TOLD_MAX: usize = 20;
+/// Characters of each of them.
+const TOLD_CHARACTERS_MAX: usize = 500;
 
 /// What the control thread hears.
 enum News {
@@ -80,13 +86,20 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     check_exposure(&config, access.is_some())?;
     let access = access.map(InForce::new);
     let config = Arc::new(config);
+    let folder = config.audit.directory.clone();
+    let folder = folder.unwrap_or_else(|| config.data_dir.join(audit::files::FOLDER));
+    let most = config.audit.file_bytes_max;
+    let (audit, audit_writer) = audit::start(&folder, most, namespaces.clone(), shards)
+        .map_err(|error| (Exit::Failure, format!("thread audit cannot be started: {error}")))?;
+    audit.event(started(&config));
     let listeners = net::bind_shared(config.listen, shards)
         .map_err(|error| cannot_listen("--listen", config.listen, &error))?;
     let listen = listeners[0].local_addr().unwrap_or(config.listen);
     let labels = Labels::of(&config, REFUSAL_REASONS);
     let (metrics, writers) = Metrics::new(labels, shards);
     let readiness = Readiness::new(shards);
-    let state = AdminState::new(&config, metrics.clone(), readiness.clone());
+    let state =
+        AdminState::new(&config, metrics.clone(), readiness.clone()).with_audit(audit.view());
     let shown = state.config();
     let admin = Admin::bind(config.admin, state)
         .map_err(|error| cannot_listen("--admin", config.admin, &error))?;
@@ -108,6 +121,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
             config: config.clone(),
             namespaces: namespaces.clone(),
             access: access.clone(),
+            audit: audit.port(index),
             directory: config.data_dir.join(format!("shard-{index:03}")),
             start: registry.starts,
             known: index < registry.logs,
@@ -138,7 +152,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let reload = Reload { config: config.clone(), registry, namespaces, shards, metrics, shown };
     let exit = Exit::Ok;
     let mut control =
-        Control { shards, stop, finish, readiness, certificates, reload, access, exit };
+        Control { shards, stop, finish, readiness, certificates, reload, access, audit, exit };
     let serving = |recovered, ready: &Ready| Serving {
         listen,
         admin: admin_address,
@@ -178,6 +192,8 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         control.wait_end(&news, config.limits.drain_timeout);
     }
     stop_admin.stop();
+    control.audit.event(audit::event("stop", [("exit", (control.exit as u8).into())]));
+    drop(audit_writer);
     drop(data);
     Ok(control.exit)
 }
@@ -200,6 +216,7 @@ struct Control {
     certificates: Option<Certificates>,
     reload: Reload,
     access: Option<Arc<InForce>>,
+    audit: Audit,
     exit: Exit,
 }
 
@@ -294,33 +311,67 @@ impl Control {
     fn reload(&mut self) {
         let is_planned = self.reload.config.planned.is_some();
         match &self.certificates {
-            Some(certificates) => certificates.reload(),
+            Some(certificates) => {
+                let replaced = certificates.reload().map(|()| Vec::new());
+                self.tell_reload("certificate", replaced.map_err(|error| vec![error]));
+            }
             None if is_planned => {}
             None => tracing::info!(
                 "SIGHUP reads the certificate and namespace requests again, but there are none here"
             ),
         }
         if is_planned {
-            self.reload.run();
+            let outcome = self.reload.run();
+            self.tell_reload("namespaces", outcome);
         }
         // After the namespaces: one that is new is denied to everybody until it is among the grants.
-        self.reload_access();
+        if let Some(outcome) = self.reload_access() {
+            self.tell_reload("access", outcome.map(|()| Vec::new()).map_err(|error| vec![error]));
+        }
+    }
+
+    /// Writes down what a reload has come to: what was added, or why it was refused.
+    fn tell_reload(&self, of: &str, outcome: Result<Vec<String>, Vec<String>>) {
+        let (is_applied, key, mut texts) = match outcome {
+            Ok(added) => ("applied", "added", added),
+            Err(errors) => ("refused", "errors", errors),
+        };
+        let left_out = texts.len().saturating_sub(TOLD_MAX);
+        texts.truncate(TOLD_MAX);
+        let cut = |text: String| text.chars().take(TOLD_CHARACTERS_MAX).collect::<String>();
+        let texts: Vec<_> = texts.into_iter().map(cut).collect();
+        let mut fields = audit::event(
+            "reload",
+            [("of", of.into()), ("outcome", is_applied.into()), (key, texts.into())],
+        );
+        if left_out > 0 {
+            fields.push(("left_out", left_out.into()));
+        }
+        fields.push(("config_sha256", fingerprint(&self.reload.config).into()));
+        self.audit.event(fields);
     }
 
     /// Reads again who may what. What cannot be read leaves in force what there is.
-    fn reload_access(&self) {
+    /// `None` where there is nothing of the kind.
+    fn reload_access(&self) -> Option<Result<(), String>> {
         match (planned::access(&self.reload.config, &self.reload.namespaces), &self.access) {
             (Ok(Some(access)), Some(in_force)) => {
                 in_force.replace(access);
                 tracing::info!("identities, keys and grants were read again");
+                Some(Ok(()))
             }
-            (Ok(None), None) => {}
-            (Ok(_), _) => tracing::error!(
-                "the platform file begins or ceases to know identities, which takes a restart; what was in force stays so"
-            ),
-            (Err(error), _) => tracing::error!(
-                "identities, keys and grants were not replaced, those before stay in force: {error}"
-            ),
+            (Ok(None), None) => None,
+            (Ok(_), _) => {
+                let why = "the platform file begins or ceases to know identities, which takes a restart; what was in force stays so";
+                tracing::error!("{why}");
+                Some(Err(why.to_owned()))
+            }
+            (Err(error), _) => {
+                tracing::error!(
+                    "identities, keys and grants were not replaced, those before stay in force: {error}"
+                );
+                Some(Err(error))
+            }
         }
     }
 
@@ -370,6 +421,29 @@ impl Control {
             self.exit = exit;
         }
     }
+}
+
+/// What the audit log says of a start.
+fn started(config: &Config) -> audit::Fields {
+    let file = config.file.as_ref().map(|file| file.display().to_string());
+    let names: Vec<_> = config.namespaces.iter().map(|namespace| namespace.name.as_str()).collect();
+    let told = names.len().min(TOLD_MAX);
+    audit::event(
+        "start",
+        [
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("process", std::process::id().into()),
+            ("config", file.into()),
+            ("namespaces", names.len().into()),
+            ("first", serde_json::Value::from(&names[..told])),
+            ("config_sha256", fingerprint(config).into()),
+        ],
+    )
+}
+
+/// The SHA-256 of the effective configuration, as `/config` on the admin port shows it.
+fn fingerprint(config: &Config) -> String {
+    audit::show(ring::digest::digest(&ring::digest::SHA256, config.to_string().as_bytes()).as_ref())
 }
 
 /// Refuses to serve strangers in clear, or strangers at all, where others than this machine reach it, unless that is allowed in so

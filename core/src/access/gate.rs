@@ -2,17 +2,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use prism_adapters::{Error, Kind};
 use prism_io::clock;
+use prism_io::grpc::Metadata;
 use prism_io::server::{Connection, Standing};
 use prism_proto::catalogue::Access as Effect;
+use serde_json::Value;
 
 use super::{ANONYMOUS, Access, InForce, READ, STRANGER, WRITE, tokens};
+use crate::audit::{Fields, ShardAudit, Who, event, show};
 use crate::config::access::AnonymousFrom;
 use crate::namespaces::Namespace;
-use crate::request::{Call, LineBudget, Origin};
+use crate::request::{Call, LineBudget, Origin, trace_id};
 
 /// Verified tokens that a shard remembers.
 const TOKENS_MAX: usize = 4096;
@@ -27,16 +31,17 @@ pub(crate) struct Gate {
     table: RefCell<Arc<Access>>,
     tokens: RefCell<HashMap<Box<[u8]>, Token, ahash::RandomState>>,
     lines: LineBudget,
+    audit: Rc<ShardAudit>,
 }
 
-#[derive(Clone, Copy)]
 struct Token {
     row: u32,
     until_ns: u64,
+    who: Arc<Who>,
 }
 
 impl Gate {
-    pub(crate) fn new(in_force: Arc<InForce>) -> Self {
+    pub(crate) fn new(in_force: Arc<InForce>, audit: Rc<ShardAudit>) -> Self {
         let (epoch, table) = in_force.table();
         Self {
             in_force,
@@ -44,6 +49,17 @@ impl Gate {
             table: RefCell::new(table),
             tokens: RefCell::default(),
             lines: LineBudget::default(),
+            audit,
+        }
+    }
+
+    /// Who makes a call that was let in.
+    pub(crate) fn who(&self, connection: &Connection, metadata: &Metadata) -> Arc<Who> {
+        let token = metadata.get(AUTHORIZATION).and_then(bearer);
+        let tokens = self.tokens.borrow();
+        match token.and_then(|token| tokens.get(token)) {
+            Some(known) => known.who.clone(),
+            None => who_connects(connection),
         }
     }
 
@@ -144,7 +160,9 @@ impl Gate {
         if known.len() >= TOKENS_MAX {
             known.clear();
         }
-        known.insert(token.into(), Token { row, until_ns: until_ns(verified.until_s) });
+        let who = Who { id: verified.subject.into(), issuer: Some(verified.issuer.into()) };
+        let until_ns = until_ns(verified.until_s);
+        known.insert(token.into(), Token { row, until_ns, who: Arc::new(who) });
         Ok(row)
     }
 
@@ -154,6 +172,9 @@ impl Gate {
         if self.lines.take(call.received_ns) {
             tracing::warn!(peer = %connection.peer(), method = call.method.path(), "a call was refused, for nobody knows who calls: {why}");
         }
+        self.audit.deny(call.received_ns, || {
+            denied_event("unauthenticated", call, connection, why)
+        });
         let message = "who calls is not known here; show a client certificate or a bearer token that this server takes";
         Error::new(Kind::Unauthenticated, "UNAUTHENTICATED", message)
     }
@@ -161,23 +182,26 @@ impl Gate {
     /// Refuses somebody who may not.
     #[cold]
     fn denied(&self, connection: &Connection, call: &Call, name: &str, row: u32) -> Error {
+        let why = match row {
+            STRANGER => "not among `identities`",
+            _ => "nothing grants it",
+        };
+        let known = row.checked_sub(super::FIRST);
+        let table = self.table.borrow();
+        let known = known.and_then(|index| table.identities.get(index as usize));
+        let identity = known.map_or("", |known| &known.pattern.begin);
+        let namespace = name.escape_debug().take(63).collect::<String>();
+        let who = self.who(connection, &call.metadata);
         if self.lines.take(call.received_ns) {
-            let who = match (call.metadata.get(AUTHORIZATION), connection.identity()) {
-                (None, Some(identity)) => &identity.name,
-                (Some(_), _) => "a token's bearer",
-                (None, None) => "anonymous",
-            };
-            let why = match row {
-                STRANGER => "not among `identities`",
-                _ => "nothing grants it",
-            };
-            let known = row.checked_sub(super::FIRST);
-            let table = self.table.borrow();
-            let known = known.and_then(|index| table.identities.get(index as usize));
-            let identity = known.map_or("", |known| &known.pattern.begin);
-            let namespace = name.escape_debug().take(63).collect::<String>();
-            tracing::warn!(peer = %connection.peer(), who, identity, namespace, method = call.method.path(), "a call was denied: {why}");
+            tracing::warn!(peer = %connection.peer(), who = %who.id, identity, namespace, method = call.method.path(), "a call was denied: {why}");
         }
+        self.audit.deny(call.received_ns, || {
+            let mut fields = denied_event("permission_denied", call, connection, why);
+            fields.push(("namespace", namespace.into()));
+            fields.push(("who", Value::from(&*who.id)));
+            fields.extend(who.issuer.as_ref().map(|issuer| ("issuer", Value::from(&**issuer))));
+            fields
+        });
         let message = "the caller may not do this, or there is no such namespace; who runs this server finds the reason in its log";
         Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message)
     }
@@ -188,6 +212,32 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
+}
+
+/// Who is at the other end of a connection, as far as that says.
+pub(crate) fn who_connects(connection: &Connection) -> Arc<Who> {
+    Arc::new(match connection.identity() {
+        Some(identity) => Who { id: identity.name.clone(), issuer: None },
+        None => Who::anonymous(),
+    })
+}
+
+/// What the audit log says of every call that was not let in.
+fn denied_event(outcome: &str, call: &Call, connection: &Connection, why: &str) -> Fields {
+    let trace_id = trace_id(&call.metadata);
+    let mut fields = event(
+        "denied",
+        [
+            ("outcome", Value::from(outcome)),
+            ("method", call.method.path().into()),
+            ("from", connection.peer().to_string().into()),
+            ("why", why.into()),
+        ],
+    );
+    if trace_id != [0; 16] {
+        fields.push(("trace_id", show(&trace_id).into()));
+    }
+    fields
 }
 
 fn is_loopback(connection: &Connection) -> bool {

@@ -11,7 +11,7 @@ mod tokens;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub(crate) use gate::Gate;
+pub(crate) use gate::{Gate, who_connects};
 use tokens::Issuer;
 
 use crate::config::access::{AnonymousFrom, GrantMay};

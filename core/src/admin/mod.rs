@@ -15,6 +15,7 @@ use prism_io::http1::{Request, Response, Server, Stop};
 
 pub use readiness::Readiness;
 
+use crate::audit::{AuditView, show};
 use crate::config::Config;
 use crate::logging;
 use crate::metrics::{CONTENT_TYPE, Metrics, ProcessNumbers};
@@ -47,6 +48,7 @@ pub struct AdminState {
     pub readiness: Readiness,
     /// The effective configuration as YAML.
     config: ShownConfig,
+    audit: Option<AuditView>,
     started_seconds: f64,
 }
 
@@ -58,8 +60,14 @@ impl AdminState {
             metrics,
             readiness,
             config: ShownConfig::of(config),
+            audit: None,
             started_seconds: now.as_secs_f64(),
         }
+    }
+
+    /// With what is shown of the audit log.
+    pub(crate) fn with_audit(self, audit: AuditView) -> Self {
+        Self { audit: Some(audit), ..self }
     }
 
     /// What is shown of the configuration, for whoever changes it.
@@ -76,11 +84,25 @@ impl AdminState {
                     started_seconds: self.started_seconds,
                     ready: self.readiness.missing().is_none(),
                     log_lines_dropped: logging::dropped(),
+                    audit: self.audit.clone(),
                     ..ProcessNumbers::default()
                 };
                 let body = self.metrics.render(&process.read_proc()).into_bytes();
                 Response { status: 200, content_type: CONTENT_TYPE, body }
             }
+            "/audit" => match &self.audit {
+                Some(audit) => {
+                    let head = audit.head();
+                    let body = serde_json::json!({
+                        "sequence": head.sequence,
+                        "hash": show(&head.hash),
+                        "failed": audit.has_failed(),
+                    });
+                    let body = format!("{body}\n").into_bytes();
+                    Response { status: 200, content_type: "application/json", body }
+                }
+                None => Response::text(404, INDEX),
+            },
             "/debug/connections" => Response {
                 status: 200,
                 content_type: "application/json",
@@ -108,6 +130,7 @@ Prism, admin port
 /healthz   200 while the process lives
 /readyz    200 while every shard serves, 503 before and while draining
 /config    the effective configuration
+/audit     number and hash of the last line of the audit log, as JSON
 /debug/connections  who is connected, and what has passed, as JSON
 ";
 

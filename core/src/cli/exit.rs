@@ -19,7 +19,7 @@ pub enum Exit {
     /// A condition did not hold, so nothing was changed (`kv set --if`, `kv cas`), or a receipt is no longer good (`ack`, `queue
     /// reject`).
     NotApplied = 5,
-    /// Data is damaged (`wal verify`, a refused recovery).
+    /// Data is damaged (`wal verify`, `audit verify`, a refused recovery).
     Damaged = 65,
     /// The server cannot be reached, or refuses for now; trying again may help.
     Unavailable = 69,

@@ -3,6 +3,7 @@
 //! Results go to stdout, diagnostics to stderr, and the process ends with a code of [`Exit`]. Commands parse their
 //! arguments and print; what they do is elsewhere.
 
+mod audit;
 mod exit;
 mod first_screen;
 mod interfaces;
@@ -81,6 +82,8 @@ enum Command {
     Schema(schema::SchemaArgs),
     /// Look into the write-ahead log of a data directory: inspect, verify, repair.
     Wal(wal::WalArgs),
+    /// Look into the audit log: is every line as it was written?
+    Audit(audit::AuditArgs),
     /// Examine this machine: kernel, io_uring, limits, disk, memory, ports; with a remedy for each finding.
     Doctor(doctor::DoctorArgs),
 }
@@ -120,6 +123,7 @@ pub fn run(serve: impl FnOnce(Config) -> Exit) -> ExitCode {
         Command::Explain(args) => plan::explain(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Wal(args) => wal::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     exit.into()

@@ -5,6 +5,7 @@
 //! file or the machine by itself, except in [`load`].
 
 pub mod access;
+mod audit;
 mod backends;
 pub mod described;
 mod error;
@@ -35,6 +36,7 @@ use std::time::Duration;
 
 use prism_proto::catalogue::{Interface, Interfaces, Model};
 
+pub use audit::Audit;
 pub use backends::{BACKENDS_MAX, Backend, BackendKind, OnDataLoss};
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
 pub use grpc::Grpc;
@@ -94,6 +96,8 @@ pub struct Config {
     pub memory: Memory,
     /// Log lines.
     pub log: Log,
+    /// The audit log.
+    pub audit: Audit,
     /// What was accepted but should be told to the operator.
     pub warnings: Vec<String>,
 }
@@ -168,6 +172,8 @@ pub struct Namespace {
     pub backlog_records_max: u64,
     /// What it may use at a time besides.
     pub quotas: Quotas,
+    /// Whether every access to its data is written into the audit log.
+    pub audit_logging: bool,
     /// How long an idempotency key and its outcome are remembered.
     pub idempotency_window: Duration,
     /// The shard that is to own it, unless it lives on another already; `None`: by its name.

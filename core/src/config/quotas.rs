@@ -25,7 +25,8 @@ pub(super) fn read(section: &Section<'_>) -> Quotas {
     }
 }
 
-fn one<T: Scalar>(section: &Section<'_>, key: &'static str) -> Option<T> {
+/// The value of a key, where it is there and right.
+pub(super) fn one<T: Scalar>(section: &Section<'_>, key: &'static str) -> Option<T> {
     let read = |text: &str| {
         T::parse(text).map_err(|(message, remedy)| Problem::new(message, remedy))
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use prism_proto::catalogue::Interfaces;
 
+use super::described::Switch;
 use super::error::{ConfigError, ConfigErrors, Origin, Problem, nearest};
 use super::grpc;
 use super::quotas;
@@ -138,6 +139,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     let wal = read_wal(top.section("wal"), cores.len() as u64, limits.message_bytes_max, report);
     let memory = read_memory(top.section("memory"), machine, report);
     let log = read_log(top.section("log"), flags, report);
+    let audit = super::audit::read(top.section("audit"), report);
     let namespaces = match namespaces {
         None => ClientApi::ALL
             .iter()
@@ -151,6 +153,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 memory_bytes_max: memory.bytes_max,
                 backlog_records_max: BACKLOG_RECORDS,
                 quotas: Quotas::default(),
+                audit_logging: false,
                 idempotency_window: IDEMPOTENCY_WINDOW,
                 home: None,
                 reads: readers::default(*api),
@@ -180,6 +183,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         wal,
         memory,
         log,
+        audit,
         warnings: Vec::new(),
     }
 }
@@ -586,6 +590,7 @@ fn read_namespaces(
         let backlog =
             section.value("backlog_records_max", BACKLOG_RECORDS, count(1, 1_000_000_000_000));
         let quotas = quotas::read(&section);
+        let audit_logging = quotas::one(&section, "audit_logging").is_some_and(|Switch(on)| on);
         let window = section.value(
             "idempotency_window",
             IDEMPOTENCY_WINDOW,
@@ -625,6 +630,7 @@ fn read_namespaces(
             memory_bytes_max: memory.value,
             backlog_records_max: backlog.value,
             quotas,
+            audit_logging,
             idempotency_window: window.value,
             home: None,
             reads: Vec::new(),
@@ -730,7 +736,7 @@ pub(super) fn file(text: &str) -> Result<PathBuf, Problem> {
     Ok(PathBuf::from(text))
 }
 
-fn directory(text: &str) -> Result<PathBuf, Problem> {
+pub(super) fn directory(text: &str) -> Result<PathBuf, Problem> {
     if text.is_empty() || text.contains('\0') {
         let remedy = "write the path of a directory, such as /var/lib/prism";
         return Err(Problem::new(format!("`{}` is not a path", text.escape_debug()), remedy));

@@ -83,6 +83,9 @@ impl fmt::Display for Config {
             writeln!(f, "    memory_bytes_max: {}", show_bytes(namespace.memory_bytes_max))?;
             writeln!(f, "    backlog_records_max: {}", namespace.backlog_records_max)?;
             write!(f, "{}", namespace.quotas)?;
+            if namespace.audit_logging {
+                writeln!(f, "    audit_logging: enabled")?;
+            }
             writeln!(f, "    idempotency_window: {}", show_duration(namespace.idempotency_window))?;
         }
         let limits = &self.limits;
@@ -114,7 +117,8 @@ impl fmt::Display for Config {
         writeln!(f, "  snapshot_bytes: {}", show_bytes(self.memory.snapshot_bytes))?;
         writeln!(f, "log:")?;
         writeln!(f, "  level: {}", self.log.level.name())?;
-        writeln!(f, "  format: {}", self.log.format.name())
+        writeln!(f, "  format: {}", self.log.format.name())?;
+        write!(f, "{}", self.audit)
     }
 }
 

@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 
 use prism_io::h2::Refusal;
 
+use crate::audit::AuditView;
+
 use super::cell::Totals;
 use super::families::{Described, Reading};
 use super::{CODE_NAMES, CODES, Metrics, ShardNumbers};
@@ -246,6 +248,8 @@ pub struct ProcessNumbers {
     pub resident_bytes: u64,
     /// Open file descriptors.
     pub open_files: u64,
+    /// The audit log, where there is one.
+    pub audit: Option<AuditView>,
 }
 
 impl ProcessNumbers {
@@ -307,6 +311,25 @@ impl ProcessNumbers {
             self.resident_bytes as f64,
         );
         single("process_open_fds", "gauge", "Open file descriptors.", self.open_files as f64);
+        if let Some(audit) = &self.audit {
+            let (lines, suppressed) = audit.counts();
+            let name = "prism_audit_lines_total";
+            single(name, "counter", "Lines written into the audit log.", lines as f64);
+            single(
+                "prism_audit_denials_suppressed_total",
+                "counter",
+                "Denials that the audit log only counts, because there were too many.",
+                suppressed as f64,
+            );
+            let (name, help) = ("prism_audit_sequence", "Number of the audit log's last line.");
+            single(name, "gauge", help, audit.head().sequence as f64);
+            single(
+                "prism_audit_failed",
+                "gauge",
+                "1 when the audit log cannot be written until the next start.",
+                f64::from(u8::from(audit.has_failed())),
+            );
+        }
     }
 }
 

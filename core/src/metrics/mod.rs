@@ -51,6 +51,11 @@ const CODE_NAMES: [&str; CODES] = [
     "unauthenticated",
 ];
 
+/// A status code as metrics and the audit log show it.
+pub(crate) fn code_name(code: u8) -> &'static str {
+    CODE_NAMES[code_index(code)]
+}
+
 /// The place of a status code; one that gRPC does not have counts as `unknown`.
 #[inline]
 fn code_index(code: u8) -> usize {

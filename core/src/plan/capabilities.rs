@@ -58,7 +58,7 @@ impl Capabilities {
                 serves(BackendType::Kafka, Kafka::SERVES, Durability::Memory),
             ],
             apis: ClientApi::ALL.iter().filter_map(api).collect(),
-            patterns: vec![Pattern::Wal],
+            patterns: vec![Pattern::Wal, Pattern::Audit],
             tuning: vec![Tuning::Backend],
             own_backends: Vec::new(),
             grants: false,

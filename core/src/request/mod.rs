@@ -6,6 +6,7 @@
 //! afterwards, nothing is applied before it is durable (levels `wal` and `strong`), and a call that was appended takes effect
 //! whether or not its caller still waits.
 
+mod audited;
 mod durability;
 pub(crate) mod logged;
 mod own;
@@ -17,9 +18,10 @@ mod transact;
 pub(crate) mod transaction;
 mod wait;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -32,17 +34,19 @@ use prism_io::server::Connection;
 use prism_proto::catalogue::{Access, Method};
 use prism_wal::{Lane, Record, RecordHead};
 
+use crate::audit::Who;
 use crate::config::Durability;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::shard::{Held, Shard};
 use crate::{remote, status};
 
+pub(crate) use audited::LateAnswer;
 pub(crate) use durability::{LsnToken, level_from_number};
 pub(crate) use logged::Logged;
 pub(crate) use own::OwnAnswer;
 pub(crate) use permit::permit;
 use retry::Admission;
-pub(crate) use trace::LineBudget;
+pub(crate) use trace::{LineBudget, trace_id};
 
 /// The semantics that this version gives to the records it writes; replay refuses what it does not know.
 pub(crate) const SEMANTICS: u8 = 1;
@@ -58,6 +62,8 @@ pub(crate) struct Call {
     pub(crate) received_ns: u64,
     /// The request message as received.
     pub(crate) message: Bytes,
+    /// Whose call it is, once it is known that it has to be written down.
+    pub(crate) audited: OnceCell<Arc<Who>>,
 }
 
 /// Spans below this are worth asking the clock again before a call has an effect.
@@ -189,6 +195,7 @@ async fn answer(
     seen: &Cell<Option<usize>>,
 ) -> Result<Step, Error> {
     let namespace = permit(shard, call, &message, seen)?;
+    audited::begin(shard, call, seen, 1)?;
     let held = shard.hold(namespace, call, message.len())?;
     let message =
         if may_wait(shard, call, namespace) { kept(shard, call, message) } else { message };
@@ -458,22 +465,36 @@ fn finish_at(
     let code = outcome.as_ref().map_or_else(|error| error.kind().grpc_code(), |answer| answer.code);
     match &call.origin {
         Origin::Caller { connection, stream } => {
-            let elapsed_ns = now_ns.saturating_sub(call.received_ns);
-            shard.metrics.request(namespace, shard.api(namespace), code, elapsed_ns);
             trace::log_line(shard, call, namespace, code, now_ns);
-            match outcome {
-                Ok(mut answer) => {
-                    durability::respond(connection, *stream, &mut answer);
-                    shard.replies.give_back(answer.reply);
-                }
-                Err(error) => {
-                    shard.refusals.count(&shard.metrics, &error);
-                    status::with_status(&error, |status| connection.fail(*stream, status));
-                }
+            if let Err(outcome) = audited::end(shard, call, namespace, code, outcome) {
+                let elapsed_ns = now_ns.saturating_sub(call.received_ns);
+                send(shard, (connection, *stream), namespace, elapsed_ns, outcome);
             }
         }
         Origin::Shard { shard: to, ticket } => remote::answer(shard, *to, *ticket, outcome),
         Origin::Own(answer) => answer.settle(outcome),
+    }
+}
+
+/// Counts a caller's call and sends its answer.
+fn send(
+    shard: &Shard,
+    (connection, stream): (&Connection, StreamId),
+    namespace: Option<usize>,
+    elapsed_ns: u64,
+    outcome: Result<Answer, Error>,
+) {
+    let code = outcome.as_ref().map_or_else(|error| error.kind().grpc_code(), |answer| answer.code);
+    shard.metrics.request(namespace, shard.api(namespace), code, elapsed_ns);
+    match outcome {
+        Ok(mut answer) => {
+            durability::respond(connection, stream, &mut answer);
+            shard.replies.give_back(answer.reply);
+        }
+        Err(error) => {
+            shard.refusals.count(&shard.metrics, &error);
+            status::with_status(&error, |status| connection.fail(stream, status));
+        }
     }
 }
 

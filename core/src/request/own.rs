@@ -1,6 +1,6 @@
 //! Calls that a stream makes of its own: they go the way of a caller's, and their answer comes back here.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -48,6 +48,7 @@ pub(super) async fn call(
         deadline_ns: received_ns.saturating_add(shard.default_deadline_ns()),
         received_ns,
         message: request.into(),
+        audited: OnceCell::new(),
     });
     let answered = std::future::poll_fn(|context| match answer.outcome.take() {
         Some(outcome) => Poll::Ready(outcome),

@@ -16,7 +16,7 @@ use prism_io::server::StreamCall;
 use prism_io::{clock, rt};
 use prism_proto::catalogue::{Method, Model};
 
-use super::{Answer, Call, Origin, Stage, durability, expired, own, permit};
+use super::{Answer, Call, Origin, Stage, audited, durability, expired, own, permit};
 use crate::namespaces::Namespace;
 use crate::remote::{self, AskParts, RemoteSink, caller_gone};
 use crate::shard::{RETRY_DELAY, Shard, Stopping};
@@ -38,6 +38,7 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
         let mut sink = CallerSink { shard: &shard, stream: &stream };
         let served = within(&call, stream.closed(), async {
             let namespace = permit(&shard, &call, &call.message, &seen)?;
+            audited::begin_stream(&shard, &call, &seen).await?;
             let _held = shard.hold(namespace, &call, call.message.len())?;
             if namespace.home == shard.index {
                 serve(&shard, namespace, &call, &mut sink).await
@@ -54,6 +55,7 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
         })
         .await;
         let code = served.as_ref().map_or_else(|error| error.kind().grpc_code(), |()| 0);
+        audited::end_stream(&shard, &call, seen.get(), code).await;
         let elapsed_ns = clock::monotonic_ns().saturating_sub(call.received_ns);
         shard.metrics.request(seen.get(), shard.api(seen.get()), code, elapsed_ns);
         match served {

@@ -15,7 +15,7 @@ const TRACEPARENT: &str = "traceparent";
 const LINES_PER_SECOND: u32 = 20;
 
 /// The trace id of `traceparent` (W3C Trace Context, version 00); zeroes without a valid one.
-pub(super) fn trace_id(metadata: &Metadata) -> [u8; 16] {
+pub(crate) fn trace_id(metadata: &Metadata) -> [u8; 16] {
     let mut id = [0; 16];
     let Some(value) = metadata.get(TRACEPARENT) else { return id };
     let digits = match value {

@@ -5,7 +5,7 @@
 //! leaves nothing behind. What one holds is bounded: keys, bytes (counted among the namespace's bytes in flight), and the time
 //! without a request.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::pin;
@@ -29,7 +29,7 @@ use prism_proto::prism::r#type::v1::{
 use prost::Message as _;
 
 use super::transact::{BYTES_MAX, KEYS_MAX, no_outbox, too_large, too_many_keys};
-use super::{Call, Origin, own, permit, stream};
+use super::{Call, Origin, audited, own, permit, stream};
 use crate::namespaces::Namespace;
 use crate::remote::caller_gone;
 use crate::shard::{Held, Shard, Stopping};
@@ -87,9 +87,25 @@ async fn run(
         deadline_ns: stream::NO_DEADLINE_NS,
         received_ns: clock::monotonic_ns(),
         message: Bytes::new(),
+        audited: OnceCell::new(),
     };
-    let namespace = permit(shard, &call, &first, seen)?;
-    let first = decode(&first)?;
+    let ended = serve(shard, stream, &call, &first, seen).await;
+    let code = ended.as_ref().map_or_else(|error| error.kind().grpc_code(), |()| 0);
+    audited::end_stream(shard, &call, seen.get(), code).await;
+    ended
+}
+
+/// Serves a transaction from its first message on.
+async fn serve(
+    shard: &Shard,
+    stream: &StreamCall,
+    call: &Call,
+    first: &[u8],
+    seen: &Cell<Option<usize>>,
+) -> Result<(), Error> {
+    let namespace = permit(shard, call, first, seen)?;
+    audited::begin_stream(shard, call, seen).await?;
+    let first = decode(first)?;
     let Some(Request::Begin(begin)) = first.request else {
         return Err(Error::field(
             "BEGIN_MISSING",
@@ -105,7 +121,7 @@ async fn run(
     let mut transaction = Transaction {
         shard,
         namespace,
-        call: &call,
+        call,
         isolation,
         reads: HashMap::new(),
         conditions: Vec::new(),

@@ -22,6 +22,8 @@ use prism_adapters::memory::Memstore;
 use prism_adapters::{Admission as _, Error, Kind, Reply, Revision};
 use prism_io::calls::StartCall;
 use prism_io::clock;
+use prism_io::grpc::Metadata;
+use prism_io::server::Connection;
 use prism_proto::catalogue::Method;
 
 use backends::Attached;
@@ -34,7 +36,8 @@ pub(crate) use run::{Ended, Launch, Report, run};
 pub(crate) use service::route;
 pub(crate) use stopping::Stopping;
 
-use crate::access::Gate;
+use crate::access::{Gate, who_connects};
+use crate::audit::{ShardAudit, Who};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::quota::{self, QUOTA_REQUESTS, Subscription, Usage};
@@ -71,6 +74,8 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
     "QUOTA_REQUESTS",
     "QUOTA_BYTES",
     "QUOTA_SUBSCRIPTIONS",
+    "AUDIT_BUSY",
+    "AUDIT_FAILED",
     "OTHER",
 ];
 
@@ -80,6 +85,7 @@ pub(crate) struct Shard {
     pub(crate) namespaces: Arc<Namespaces>,
     /// Who may what; `None`: everybody everything.
     pub(crate) gate: Option<Gate>,
+    pub(crate) audit: Rc<ShardAudit>,
     pub(crate) store: Rc<Memstore>,
     /// By place in the configuration; the first is `store`.
     backends: Box<[Attached]>,
@@ -229,6 +235,14 @@ impl Shard {
             self.store.admit_in(namespace.id, namespace.memory_bytes_max, method, message)
         });
         admitted.inspect_err(|error| self.count_backend_error(namespace.index, error))
+    }
+
+    /// Who makes a call that was let in.
+    pub(crate) fn who(&self, connection: &Connection, metadata: &Metadata) -> Arc<Who> {
+        match &self.gate {
+            Some(gate) => gate.who(connection, metadata),
+            None => who_connects(connection),
+        }
     }
 
     /// Counts a failure that is the backend's own; one that is the request's fault is none.

@@ -21,6 +21,7 @@ use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
 use super::{DeadLetters, Deadlines, OpenError, Refusals, Replies, Shard, Stopping, open};
 use crate::access::{Gate, InForce};
+use crate::audit::{AuditPort, ShardAudit};
 use crate::config::{ClientApi, Config, Durability, OnDataLoss};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
@@ -53,6 +54,8 @@ pub(crate) struct Launch {
     pub(crate) namespaces: Arc<Namespaces>,
     /// Who may what; `None`: everybody everything.
     pub(crate) access: Option<Arc<InForce>>,
+    /// Where its lines of the audit log go.
+    pub(crate) audit: AuditPort,
     /// The shard's own directory.
     pub(crate) directory: PathBuf,
     /// Number of this start on the data directory, from 1.
@@ -234,12 +237,14 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         let last_of_lane = |lane| opened.log.writer().last_of_lane(lane);
         Lanes::new(namespaces.iter(), of_shard, owner, &opened.lanes, last_of_lane)
     };
+    let audit = Rc::new(ShardAudit::new(launch.audit));
     let shard = Rc::new(Shard {
         index,
         in_flight: (0..namespaces.places()).map(|_| Cell::new(0)).collect(),
         usage: (0..namespaces.places()).map(|_| Usage::default()).collect(),
         namespaces,
-        gate: launch.access.map(Gate::new),
+        gate: launch.access.map(|access| Gate::new(access, audit.clone())),
+        audit,
         backends,
         store: opened.store,
         log: opened.log,
@@ -283,6 +288,8 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         rt::spawn(lanes::drive(shard.clone(), lane.clone()));
     }
     rt::spawn(keep_house(shard.clone(), connections.clone()));
+    let auditing = shard.clone();
+    rt::spawn(async move { auditing.audit.run(&auditing).await });
     let snapshotting = shard.clone();
     rt::spawn(async move { snapshots.run(&snapshotting).await });
     rt::spawn(connections.clone().watch());
@@ -319,7 +326,8 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     shard.health.stop();
     shard.log.fail(&shard, &*calls);
     let began = Instant::now();
-    while !connections.is_flushed() && began.elapsed() < FAILED_FLUSH {
+    let is_answered = || shard.audit.waiting() == 0 && connections.is_flushed();
+    while !is_answered() && began.elapsed() < FAILED_FLUSH {
         rt::sleep(DRAIN_TICK).await;
     }
     Ended::LogFailed(failure.get().unwrap_or_default())
@@ -426,6 +434,7 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
             rt::yield_now().await;
         }
         shard.peers.flush();
+        shard.audit.tell_suppressed(clock::monotonic_ns());
         let numbers = &shard.metrics;
         for lane in shard.lanes.iter() {
             lane.show(numbers, clock::wall_us());

@@ -1,5 +1,6 @@
 //! How calls come in: paths to methods, and each call into its slot.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -81,6 +82,7 @@ impl Service for Front {
             deadline_ns: received_ns.saturating_add(span_ns),
             received_ns,
             message,
+            audited: OnceCell::new(),
         };
         if method.server_streaming() {
             stream::start(&self.0, connection.stream(stream), call);

@@ -5,6 +5,7 @@
 //! are on stable storage. [`Storage`] is the blocking view used at start, in recovery and by repair; [`sim::Simulation`]
 //! is its twin in memory, with seeded faults and power cuts. Nothing here knows what a file means.
 
+mod append;
 mod buffer;
 mod directory;
 mod file;
@@ -14,6 +15,7 @@ mod storage;
 mod stream;
 mod whole;
 
+pub use append::{AppendFile, FolderLock};
 pub use buffer::{
     AlignedBuffer, AlignedMemory, BufferPool, PAGE_BYTES, SharedBuffer, page_ceiling,
 };

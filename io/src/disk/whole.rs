@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use super::AppendFile;
+
 /// Largest file that is read as a whole, in bytes.
 const WHOLE_BYTES_MAX: u64 = 64 << 20;
 
@@ -35,18 +37,7 @@ pub fn replace_whole(directory: &Path, name: &str, contents: &[u8]) -> io::Resul
 /// Appends to a file, which is made where it is missing, and its folder with it. When this returns, everything is on stable
 /// storage. Blocking.
 pub fn append_durable(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let path = folder.join(name);
-    let is_new = !path.exists();
-    let mut file = fs::OpenOptions::new().append(true).create(true).open(&path)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    if is_new {
-        for directory in [folder, folder.parent().unwrap_or(folder)] {
-            fs::File::open(directory)?.sync_all()?;
-        }
-    }
-    Ok(())
+    AppendFile::open(folder, name)?.append(bytes)
 }
 
 #[cfg(test)]

@@ -38,7 +38,8 @@ impl Quota {
     pub(crate) fn new(asked: Quotas) -> Self {
         let second_ns = BURST_NS as f64;
         // Rounded up: never more than was asked for.
-        let request_ns = asked.requests_per_second.map_or(0.0, |rate| second_ns / rate).ceil() as u64;
+        let request_ns =
+            asked.requests_per_second.map_or(0.0, |rate| second_ns / rate).ceil() as u64;
         Self {
             asked,
             request_ns,
@@ -214,7 +215,11 @@ mod tests {
     #[test]
     fn what_is_refused_is_not_counted_and_an_earlier_time_does_no_harm() {
         let (usage, both) = (Usage::default(), quota(Some(10.0), Some(1000)));
-        assert_eq!(pass(&usage, &both, 500, SECOND_NS, 100), 2, "bytes are what there is too few of");
+        assert_eq!(
+            pass(&usage, &both, 500, SECOND_NS, 100),
+            2,
+            "bytes are what there is too few of"
+        );
         assert_eq!(pass(&usage, &both, 500, 2 * SECOND_NS, 100), 2);
         // A call that came earlier, at another shard, and arrives later.
         assert!(usage.charge(&both, 1, SECOND_NS).is_err());

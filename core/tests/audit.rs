@@ -13,6 +13,7 @@ use prism_proto::catalogue::Method;
 use prism_proto::prism::stream::v1 as stream;
 use prism_proto::prism::transact::v1 as transact;
 use prism_proto::prism::transact::v1::transaction_request::Request;
+use prism_proto::prism::r#type::v1::{Start, start};
 use prost::Message as _;
 use serde_json::Value;
 
@@ -115,7 +116,8 @@ fn accesses_denials_and_changes_are_written_down_without_keys_and_values() {
         let good = Signer::new(1).token(&claims("checkout"));
         let other = Signer::new(1).token(&claims("report"));
         let forged = Signer::new(2).token(&claims("checkout"));
-        let trace = ("traceparent", &b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..]);
+        let trace =
+            ("traceparent", &b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..]);
         let metadata = [("authorization", good.as_bytes()), trace];
         let (key, value) = ("secret-key", b"secret-value");
         orders.try_set(&metadata, &orders.set_request(key, value)).await.expect("stored");
@@ -192,6 +194,7 @@ fn a_stream_and_a_transaction_have_a_line_for_begin_and_end() {
         let request = stream::ReadRequest {
             namespace: "facts".to_owned(),
             stream: "s".to_owned(),
+            start: Some(Start { start: Some(start::Start::Earliest(())) }),
             ..Default::default()
         };
         let (path, message) = (Method::STREAM_READ.path(), request.encode_to_vec());
@@ -200,7 +203,8 @@ fn a_stream_and_a_transaction_have_a_line_for_begin_and_end() {
         while reply.next().await.expect("readable").is_some() {}
 
         let path = Method::TRANSACT_TRANSACTION.path();
-        let mut reply = facts.client.open(path, &metadata, harness::PATIENCE).await.expect("opened");
+        let mut reply =
+            facts.client.open(path, &metadata, harness::PATIENCE).await.expect("opened");
         for request in [Request::Begin(transact::Begin::default()), Request::Commit(())] {
             let namespace = "moves".to_owned();
             let request = transact::TransactionRequest { namespace, id: 1, request: Some(request) };
@@ -214,7 +218,8 @@ fn a_stream_and_a_transaction_have_a_line_for_begin_and_end() {
     let lines = lines(&data);
     for namespace in ["facts", "moves"] {
         let accesses = of(&lines, "access", "namespace", namespace);
-        let outcomes: Vec<_> = accesses.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
+        let outcomes: Vec<_> =
+            accesses.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
         assert_eq!(outcomes, ["begun", "success"], "{accesses:?}");
     }
     assert_whole(&data);

@@ -78,7 +78,8 @@ fn requests_beyond_the_quota_are_refused_wherever_they_come_in() {
         }
     });
     let page = server.admin_page("/metrics");
-    let refused = format!("prism_refused_total{{reason=\"QUOTA_REQUESTS\"}} {}", 2 * CONNECTIONS - 1);
+    let refused =
+        format!("prism_refused_total{{reason=\"QUOTA_REQUESTS\"}} {}", 2 * CONNECTIONS - 1);
     assert!(page.contains(&refused), "{page}");
     server.stop();
 }
@@ -133,8 +134,11 @@ fn steps_of_a_transaction_are_counted() {
 }
 
 async fn subscribe(caller: &Caller) -> Result<StreamReply, Refusal> {
-    let request =
-        pubsub::SubscribeRequest { namespace: "news".to_owned(), topic: "t".to_owned(), ..Default::default() };
+    let request = pubsub::SubscribeRequest {
+        namespace: "news".to_owned(),
+        topic: "t".to_owned(),
+        ..Default::default()
+    };
     let (path, message) = (Method::PUBSUB_SUBSCRIBE.path(), request.encode_to_vec());
     let mut reply = caller.client.stream(path, &[], &message, PATIENCE).await?;
     reply.next().await?;

@@ -172,9 +172,8 @@ impl Gate {
         if self.lines.take(call.received_ns) {
             tracing::warn!(peer = %connection.peer(), method = call.method.path(), "a call was refused, for nobody knows who calls: {why}");
         }
-        self.audit.deny(call.received_ns, || {
-            denied_event("unauthenticated", call, connection, why)
-        });
+        self.audit
+            .deny(call.received_ns, || denied_event("unauthenticated", call, connection, why));
         let message = "who calls is not known here; show a client certificate or a bearer token that this server takes";
         Error::new(Kind::Unauthenticated, "UNAUTHENTICATED", message)
     }

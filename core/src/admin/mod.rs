@@ -101,7 +101,7 @@ impl AdminState {
                     let body = format!("{body}\n").into_bytes();
                     Response { status: 200, content_type: "application/json", body }
                 }
-                None => Response::text(404, INDEX),
+                None => Response::text(503, "there is no audit log yet\n"),
             },
             "/debug/connections" => Response {
                 status: 200,

@@ -186,7 +186,9 @@ impl Verifier {
         if let Some(anchor) = self.anchor.filter(|anchor| anchor.sequence == line.sequence) {
             self.anchor = None;
             if anchor.hash != line.hash {
-                self.fault("its hash is not the one that was kept elsewhere: the log was written anew");
+                self.fault(
+                    "its hash is not the one that was kept elsewhere: the log was written anew",
+                );
             }
         }
         self.last = Some((line.sequence, Some(line.hash)));
@@ -221,7 +223,9 @@ impl Verifier {
             previous = hash;
         }
         if previous.is_some_and(|previous| hash_of(&previous, line.covered) != line.hash) {
-            self.fault("it does not fit its hash: it was changed, or the hash of the line before it was");
+            self.fault(
+                "it does not fit its hash: it was changed, or the hash of the line before it was",
+            );
         }
     }
 
@@ -259,7 +263,8 @@ mod tests {
             let previous = Value::from(show(&head.hash));
             head.write("t", &vec![("event", FILE_EVENT.into()), ("previous", previous)], &mut text);
             for number in 1..lines {
-                let fields = vec![("event", "access".into()), ("who", format!("a{number}\n").into())];
+                let fields =
+                    vec![("event", "access".into()), ("who", format!("a{number}\n").into())];
                 head.write("t", &fields, &mut text);
             }
             let text = String::from_utf8(text).unwrap();
@@ -296,7 +301,10 @@ mod tests {
     fn what_was_written_verifies_and_tells_its_head() {
         let files = chain(5);
         let verifier = verify(&files, None);
-        assert_eq!((verifier.faults, verifier.lines, verifier.first), (vec![], 10, Some((1, true))));
+        assert_eq!(
+            (verifier.faults, verifier.lines, verifier.first),
+            (vec![], 10, Some((1, true)))
+        );
         assert_eq!(Head::of_line(files[1][4].as_bytes()), verify(&files, None).head());
         assert_eq!(verify(&files, None).head().unwrap().sequence, 10);
         // A later file by itself verifies too, and says that something was before.
@@ -332,7 +340,8 @@ mod tests {
         one(&change(&|files| drop(files[0].remove(2))), "0", 3, "line 3 is missing");
         one(&change(&|files| drop(files[0].drain(2..5))), "0", 3, "lines 3 to 5 are missing");
         one(&change(&|files| files[0].swap(2, 3)), "0", 3, "missing");
-        one(&change(&|files| files[0].insert(3, files[0][2].clone())), "0", 4, "there twice");
+        let twice = whole[0][2].clone();
+        one(&change(&|files| files[0].insert(3, twice.clone())), "0", 4, "there twice");
         one(&change(&|files| drop(files[0].pop())), "1", 1, "line 6 is missing");
         one(&change(&|files| drop(files[1].remove(0))), "1", 1, "does not begin with");
         one(&change(&|files| files.swap(0, 1)), "1", 1, "moved");

@@ -34,10 +34,12 @@ pub(crate) fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let is_log = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let number = name.strip_prefix("audit-").and_then(|name| name.strip_suffix(".jsonl"));
-        number.is_some_and(|number| number.len() == 16 && number.bytes().all(|b| b.is_ascii_digit()))
+        number
+            .is_some_and(|number| number.len() == 16 && number.bytes().all(|b| b.is_ascii_digit()))
     };
     let entries = std::fs::read_dir(folder)?;
-    let mut files: Vec<_> = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    let mut files: Vec<_> =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     files.retain(is_log);
     files.sort();
     Ok(files)
@@ -48,7 +50,9 @@ impl Files {
     /// what to do.
     pub(super) fn open(folder: &Path, file_bytes_max: u64) -> Result<(Self, u64), String> {
         let wrong = |what: String| format!("the audit log in {}: {what}", folder.display());
-        let failed = |error: io::Error| wrong(format!("{error}; see that it can be written, then start again"));
+        let failed = |error: io::Error| {
+            wrong(format!("{error}; see that it can be written, then start again"))
+        };
         let lock = FolderLock::take(folder).map_err(failed)?;
         let lock = lock.ok_or_else(|| wrong("another process writes there".to_owned()))?;
         let (mut head, mut file, mut cut_bytes) = (Head::NONE, None, 0);
@@ -64,7 +68,9 @@ impl Files {
                 std::fs::remove_file(path).map_err(failed)?;
                 continue;
             }
-            let line = tail[..whole].strip_suffix(b"\n").and_then(|lines| lines.rsplit(|byte| *byte == b'\n').next());
+            let line = tail[..whole]
+                .strip_suffix(b"\n")
+                .and_then(|lines| lines.rsplit(|byte| *byte == b'\n').next());
             let Some(of_line) = line.and_then(Head::of_line) else {
                 return Err(wrong(format!(
                     "the last line of {name} is damaged; see `prism audit verify`, then move the folder away so that a new chain begins"
@@ -97,7 +103,11 @@ impl Files {
             let name = format!("audit-{:016}.jsonl", self.head.sequence + 1);
             let previous = Value::from(show(&self.head.hash));
             self.file = Some(AppendFile::open(&self.folder, &name)?);
-            self.head.write(time, &vec![("event", FILE_EVENT.into()), ("previous", previous)], &mut text);
+            self.head.write(
+                time,
+                &vec![("event", FILE_EVENT.into()), ("previous", previous)],
+                &mut text,
+            );
         }
         for (time, fields) in lines {
             self.head.write(time, fields, &mut text);
@@ -115,7 +125,9 @@ mod tests {
     use crate::audit::chain::Verifier;
 
     fn lines(count: usize) -> Vec<(String, Fields)> {
-        let line = |number| ("t".to_owned(), vec![("event", "access".into()), ("number", Value::from(number))]);
+        let line = |number| {
+            ("t".to_owned(), vec![("event", "access".into()), ("number", Value::from(number))])
+        };
         (0..count).map(line).collect()
     }
 
@@ -160,7 +172,10 @@ mod tests {
         assert_eq!(verify(&folder).head(), Some(head));
 
         // A file that was begun, and nothing in it.
-        AppendFile::open(&folder, "audit-9999999999999999.jsonl").unwrap().append(b"{\"seq").unwrap();
+        AppendFile::open(&folder, "audit-9999999999999999.jsonl")
+            .unwrap()
+            .append(b"{\"seq")
+            .unwrap();
         let (mut files, cut) = open();
         assert_eq!((cut, files.head()), (5, head));
         files.write(&lines(1)).unwrap();
@@ -176,7 +191,8 @@ mod tests {
         let error = Files::open(directory.path(), 1000).unwrap_err();
         assert!(error.contains("another process"), "{error}");
         drop(files);
-        let name = list(directory.path()).unwrap()[0].file_name().unwrap().to_str().unwrap().to_owned();
+        let name =
+            list(directory.path()).unwrap()[0].file_name().unwrap().to_str().unwrap().to_owned();
         AppendFile::open(directory.path(), &name).unwrap().append(b"{}\n").unwrap();
         let error = Files::open(directory.path(), 1000).unwrap_err();
         assert!(error.contains("prism audit verify"), "{error}");

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use super::files::Files;
 use super::{
-    Access, Audit, ENTRIES_MAX, Entry, Fields, Head, Outcome, Shared, What, Written, event, show_time,
+    Access, Audit, ENTRIES_MAX, Entry, Fields, Head, Outcome, Shared, What, Written, event,
+    show_time,
 };
 use crate::metrics::code_name;
 use crate::namespaces::Namespaces;

@@ -96,8 +96,9 @@ fn verify(args: &VerifyArgs) -> Result<Exit, (Exit, String)> {
     }
     let mut verifier = Verifier::with_anchor(args.head);
     for path in &paths {
-        read(path, &mut verifier)
-            .map_err(|error| (Exit::Failure, format!("{} cannot be read: {error}", path.display())))?;
+        read(path, &mut verifier).map_err(|error| {
+            (Exit::Failure, format!("{} cannot be read: {error}", path.display()))
+        })?;
     }
     verifier.finish();
     let text = match args.output {
@@ -147,9 +148,7 @@ fn as_text(verifier: &Verifier, files: usize) -> String {
 }
 
 fn as_json(verifier: &Verifier, paths: &[PathBuf]) -> Value {
-    let fault = |fault: &crate::audit::chain::Fault| {
-        json!({"file": fault.file, "line": fault.line, "what": fault.what})
-    };
+    let fault = |fault: &crate::audit::chain::Fault| json!({"file": fault.file, "line": fault.line, "what": fault.what});
     let head = |head: Head| json!({"sequence": head.sequence, "hash": show(&head.hash)});
     json!({
         "ok": verifier.faults_count == 0,

@@ -35,7 +35,8 @@ impl fmt::Display for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "audit:")?;
         if let Some(directory) = &self.directory {
-            let path = serde_json::to_string(&directory.to_string_lossy()).map_err(|_| fmt::Error)?;
+            let path =
+                serde_json::to_string(&directory.to_string_lossy()).map_err(|_| fmt::Error)?;
             writeln!(f, "  directory: {path}")?;
         }
         writeln!(f, "  file_bytes_max: {}", show_bytes(self.file_bytes_max))

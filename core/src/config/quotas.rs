@@ -27,9 +27,8 @@ pub(super) fn read(section: &Section<'_>) -> Quotas {
 
 /// The value of a key, where it is there and right.
 pub(super) fn one<T: Scalar>(section: &Section<'_>, key: &'static str) -> Option<T> {
-    let read = |text: &str| {
-        T::parse(text).map_err(|(message, remedy)| Problem::new(message, remedy))
-    };
+    let read =
+        |text: &str| T::parse(text).map_err(|(message, remedy)| Problem::new(message, remedy));
     section.optional(key, read).map(|setting| setting.value)
 }
 

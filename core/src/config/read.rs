@@ -21,7 +21,8 @@ use super::web;
 use super::{
     Backend, ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX,
     IDEMPOTENCY_WINDOW_MIN, Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX,
-    Namespace, PlannedFrom, Quotas, SHARDS_MAX, Sync, Tls, TlsClients, Unprotected, Wal, parse_cores,
+    Namespace, PlannedFrom, Quotas, SHARDS_MAX, Sync, Tls, TlsClients, Unprotected, Wal,
+    parse_cores,
 };
 
 const KIB: u64 = 1 << 10;

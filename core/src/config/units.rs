@@ -517,9 +517,13 @@ mod tests {
         {
             assert_eq!(Date::of_unix_seconds(seconds).to_string(), expected);
         }
-        for (rate, expected) in
-            [(5_000.0, "5k/s"), (200.0, "200/s"), (1.5e6, "1.5M/s"), (0.2, "12/min"), (10.0 / 3_600.0, "10/h")]
-        {
+        for (rate, expected) in [
+            (5_000.0, "5k/s"),
+            (200.0, "200/s"),
+            (1.5e6, "1.5M/s"),
+            (0.2, "12/min"),
+            (10.0 / 3_600.0, "10/h"),
+        ] {
             assert_eq!(show_rate(rate), expected);
         }
     }

@@ -143,7 +143,10 @@ impl Shard {
         if of_namespace.get() + bytes > namespace.bytes_in_flight_max {
             let bytes_max = namespace.bytes_in_flight_max;
             return Err(busy("NAMESPACE_BUSY", "namespace", bytes_max)
-                .quota(format!("namespace:{}", namespace.name), format!("{bytes_max} bytes in flight"))
+                .quota(
+                    format!("namespace:{}", namespace.name),
+                    format!("{bytes_max} bytes in flight"),
+                )
                 .with("namespace", namespace.name.to_string()));
         }
         let of_connection = call.origin.bytes_in_flight();

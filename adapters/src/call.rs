@@ -64,6 +64,11 @@ impl Revision {
         Revision { lsn: last_lsn, epoch, minor }
     }
 
+    /// Whether the write has a record.
+    pub const fn is_logged(&self) -> bool {
+        self.lsn != 0 && self.epoch == 0
+    }
+
     /// The opaque `version` that callers see: 8 bytes for a logged write, 20 for an unlogged one.
     pub fn version(&self) -> Version {
         let mut bytes = [0; Self::VERSION_BYTES_MAX];

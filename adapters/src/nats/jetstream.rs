@@ -1,8 +1,9 @@
 //! What is asked of JetStream and what it answers, and the streams that namespaces lie in.
 //!
-//! A namespace's stream is made when it is first needed, as NATS's key-value clients make a bucket, and with what Prism needs
-//! beside: direct reads, expiry of single messages (for the marks that deletes leave) and atomic batches. Where it exists without
-//! these they are switched on; a bucket with a history is refused, because to cut it would destroy what is there.
+//! A namespace's values and its events have a stream each, which is made when it is first needed: values as NATS's key-value clients
+//! make a bucket, and with what Prism needs beside (direct reads, expiry of single messages for the marks that deletes leave, and atomic
+//! batches). Where a stream exists without these they are switched on; a bucket with a history is refused, because to cut it would destroy
+//! what is there, and so are events that are thrown away when somebody has taken them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -30,7 +31,7 @@ pub(super) const TTL: &str = "Nats-TTL";
 pub(super) const BATCH_ID: &str = "Nats-Batch-Id";
 pub(super) const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 pub(super) const BATCH_COMMIT: &str = "Nats-Batch-Commit";
-const SEQUENCE: &str = "Nats-Sequence";
+pub(super) const SEQUENCE: &str = "Nats-Sequence";
 const SUBJECT: &str = "Nats-Subject";
 const MARKER_REASON: &str = "Nats-Marker-Reason";
 const NUM_PENDING: &str = "Nats-Num-Pending";
@@ -38,12 +39,12 @@ const LAST_SEQUENCE: &str = "Nats-Last-Sequence";
 
 /// The end of several answers.
 const END_OF_BATCH: u16 = 204;
-const NOT_FOUND: u16 = 404;
+pub(super) const NOT_FOUND: u16 = 404;
 
 /// Errors of the API that decide what to do next.
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
 const STREAM_NAME_IN_USE: u64 = 10058;
-const STREAM_NOT_FOUND: u64 = 10059;
+pub(super) const STREAM_NOT_FOUND: u64 = 10059;
 
 /// How often a call is made to a stream that nobody answers for, and the time between.
 const STREAM_ATTEMPTS_MAX: usize = 10;
@@ -94,10 +95,19 @@ pub(super) struct Walked {
     pub(super) has_more: bool,
 }
 
+/// What a stream of a namespace holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Holds {
+    /// The values under its keys, and the cells of its lanes.
+    Values,
+    /// The events of its topics.
+    Events,
+}
+
 /// The streams that are known to be there.
 #[derive(Default)]
 pub(super) struct Streams {
-    known: RefCell<HashSet<u32>>,
+    known: RefCell<HashSet<(u32, Holds)>>,
     /// Whether somebody makes one, and who waits until that is done.
     is_busy: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
@@ -114,12 +124,13 @@ impl Drop for Turn<'_> {
 }
 
 impl Streams {
-    fn is_known(&self, context: &Context<'_>) -> bool {
-        self.known.borrow().contains(&context.namespace)
+    fn is_known(&self, context: &Context<'_>, holds: Holds) -> bool {
+        self.known.borrow().contains(&(context.namespace, holds))
     }
 
-    fn forget(&self, context: &Context<'_>) {
-        self.known.borrow_mut().remove(&context.namespace);
+    /// Has the stream looked for again before it is next used.
+    pub(super) fn forget(&self, context: &Context<'_>, holds: Holds) {
+        self.known.borrow_mut().remove(&(context.namespace, holds));
     }
 
     async fn turn(&self) -> Turn<'_> {
@@ -134,39 +145,87 @@ impl Streams {
     }
 }
 
-/// The name of a namespace's stream.
-pub(super) fn stream_name(context: &Context<'_>) -> String {
-    format!("KV_{}", context.namespace_name)
+impl Holds {
+    /// The name of a namespace's stream.
+    pub(super) fn stream(self, context: &Context<'_>) -> String {
+        match self {
+            Holds::Values => format!("KV_{}", context.namespace_name),
+            Holds::Events => format!("EVENTS_{}", context.namespace_name),
+        }
+    }
+
+    fn subjects(self, context: &Context<'_>) -> String {
+        match self {
+            Holds::Values => format!("$KV.{}.>", context.namespace_name),
+            Holds::Events => format!("{}.>", context.namespace_name),
+        }
+    }
+
+    /// What a stream must have switched on.
+    fn needed(self) -> &'static [&'static str] {
+        match self {
+            Holds::Values => &["allow_direct", "allow_msg_ttl", "allow_atomic"],
+            Holds::Events => &["allow_direct"],
+        }
+    }
+
+    /// As a stream is made: of values as NATS's own clients make a bucket, of events without a limit. Where somebody sets one, events that
+    /// find no room are refused, so that none is thrown away before those who wait for it have had it.
+    fn config(self, context: &Context<'_>) -> Value {
+        let mut config = json!({
+            "name": self.stream(context),
+            "subjects": [self.subjects(context)],
+            "retention": "limits",
+            "storage": "file",
+            "discard": "new",
+            "num_replicas": 1,
+            "max_consumers": -1,
+            "max_msgs": -1,
+            "max_bytes": -1,
+            "max_age": 0,
+            "max_msg_size": -1,
+            "duplicate_window": 120_000_000_000u64,
+        });
+        if self == Holds::Values {
+            config["max_msgs_per_subject"] = 1.into();
+            config["allow_rollup_hdrs"] = true.into();
+            config["deny_delete"] = true.into();
+        }
+        for name in self.needed() {
+            config[*name] = true.into();
+        }
+        config
+    }
+
+    /// Why a stream that is there cannot be the namespace's.
+    fn unfit(self, context: &Context<'_>, config: &Value) -> Option<&'static str> {
+        if config["num_replicas"] != 1 {
+            return Some(
+                "has replicas: a read may be answered by one that is behind, which is not what Prism promises; edit it to one \
+                 (`nats stream edit --replicas 1`), or take another name for the namespace",
+            );
+        }
+        let subjects = config["subjects"].as_array();
+        let takes = |wanted: &str| subjects.is_some_and(|all| all.iter().any(|one| one == wanted));
+        match self {
+            Holds::Values if config["max_msgs_per_subject"] != 1 => Some(
+                "keeps a history: Prism needs one value per key (`nats stream edit --max-msgs-per-subject 1`, which drops \
+                 the older ones)",
+            ),
+            Holds::Events if config["retention"] != "limits" => Some(
+                "throws events away when they were taken: every durable subscription is to have them; make it anew with \
+                 `--retention limits`, or take another name for the namespace",
+            ),
+            Holds::Events if !takes(&self.subjects(context)) => Some(
+                "does not take all of the namespace's subjects: edit it so that it does (`nats stream edit --subjects \
+                 'NAMESPACE.>'`), or take another name for the namespace",
+            ),
+            Holds::Values | Holds::Events => None,
+        }
+    }
 }
 
-/// As NATS's own clients make a bucket, with expiry of messages and atomic batches beside.
-fn stream_config(context: &Context<'_>) -> Value {
-    json!({
-        "name": stream_name(context),
-        "subjects": [format!("$KV.{}.>", context.namespace_name)],
-        "retention": "limits",
-        "storage": "file",
-        "discard": "new",
-        "num_replicas": 1,
-        "max_msgs_per_subject": 1,
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_age": 0,
-        "max_msg_size": -1,
-        "duplicate_window": 120_000_000_000u64,
-        "allow_rollup_hdrs": true,
-        "deny_delete": true,
-        "allow_direct": true,
-        "allow_msg_ttl": true,
-        "allow_atomic": true,
-    })
-}
-
-/// What a stream must have switched on.
-const NEEDED: [&str; 3] = ["allow_direct", "allow_msg_ttl", "allow_atomic"];
-
-fn status(message: &Message) -> u16 {
+pub(super) fn status(message: &Message) -> u16 {
     message.status.map_or(0, StatusCode::into)
 }
 
@@ -175,7 +234,7 @@ fn header<'a>(message: &'a Message, name: &'static str) -> Option<&'a str> {
     message.headers.as_ref()?.get_last(name).map(HeaderValue::as_str)
 }
 
-fn number(message: &Message, name: &'static str) -> Option<u64> {
+pub(super) fn number(message: &Message, name: &'static str) -> Option<u64> {
     header(message, name)?.parse().ok()
 }
 
@@ -210,21 +269,22 @@ pub(super) fn stored(context: &Context<'_>, message: &Message) -> Result<Stored,
 }
 
 impl Nats {
-    /// Makes a call to the namespace's stream, which is made if it is not there.
+    /// Makes a call to a stream of the namespace, which is made if it is not there.
     pub(super) async fn ask_stream(
         &self,
         context: &Context<'_>,
+        holds: Holds,
         ask: impl Fn() -> Ask,
     ) -> Result<Answer, Error> {
-        self.ensure_stream(context).await?;
+        self.ensure_stream(context, holds).await?;
         for attempt in 0..STREAM_ATTEMPTS_MAX {
             let answer = self.link.call(context, ask()).await?;
             if !is_unheard(&answer) {
                 return Ok(answer);
             }
             // Nobody has got it: the stream was deleted, or has no leader.
-            self.streams.forget(context);
-            self.ensure_stream(context).await?;
+            self.streams.forget(context, holds);
+            self.ensure_stream(context, holds).await?;
             if attempt > 0 {
                 rt::sleep(STREAM_DELAY).await;
             }
@@ -232,17 +292,28 @@ impl Nats {
         Err(errors::no_jetstream(context))
     }
 
-    /// The last message of a subject.
+    /// The last value of a subject.
     pub(super) async fn last(
         &self,
         context: &Context<'_>,
         subject: &str,
     ) -> Result<Option<Record>, Error> {
-        let api = format!("$JS.API.DIRECT.GET.{}.{subject}", stream_name(context));
+        let last = self.last_message(context, Holds::Values, subject).await?;
+        last.map(|message| record(context, message)).transpose()
+    }
+
+    /// The last message of a subject, as a direct read hands it over.
+    pub(super) async fn last_message(
+        &self,
+        context: &Context<'_>,
+        holds: Holds,
+        subject: &str,
+    ) -> Result<Option<Message>, Error> {
+        let api = format!("$JS.API.DIRECT.GET.{}.{subject}", holds.stream(context));
         let ask = || Ask::One(Outgoing::plain(api.clone(), Bytes::new()));
-        match self.ask_stream(context, ask).await? {
+        match self.ask_stream(context, holds, ask).await? {
             Answer::One(message) if status(&message) == NOT_FOUND => Ok(None),
-            Answer::One(message) if status(&message) == 0 => record(context, message).map(Some),
+            Answer::One(message) if status(&message) == 0 => Ok(Some(message)),
             _ => Err(errors::unexpected(context)),
         }
     }
@@ -278,10 +349,11 @@ impl Nats {
     }
 
     async fn read_batch(&self, context: &Context<'_>, request: Value) -> Result<Walked, Error> {
-        let api = format!("$JS.API.DIRECT.GET.{}", stream_name(context));
+        let api = format!("$JS.API.DIRECT.GET.{}", Holds::Values.stream(context));
         let payload = Bytes::from(request.to_string());
         let ask = || Ask::Many(Outgoing::plain(api.clone(), payload.clone()));
-        let Answer::Several(mut messages) = self.ask_stream(context, ask).await? else {
+        let Answer::Several(mut messages) = self.ask_stream(context, Holds::Values, ask).await?
+        else {
             return Err(errors::unexpected(context));
         };
         let end = messages.pop().ok_or_else(|| errors::unexpected(context))?;
@@ -304,29 +376,34 @@ impl Nats {
         Ok(Walked { records, has_more })
     }
 
-    async fn ensure_stream(&self, context: &Context<'_>) -> Result<(), Error> {
-        if self.streams.is_known(context) {
+    /// Makes a stream of the namespace, if it is not known to be there.
+    pub(super) async fn ensure_stream(
+        &self,
+        context: &Context<'_>,
+        holds: Holds,
+    ) -> Result<(), Error> {
+        if self.streams.is_known(context, holds) {
             return Ok(());
         }
         let _turn = self.streams.turn().await;
-        if self.streams.is_known(context) {
+        if self.streams.is_known(context, holds) {
             return Ok(());
         }
-        match self.adopt_stream(context).await {
+        match self.adopt_stream(context, holds).await {
             Err(ApiFailure::Api(error)) if error.err_code == STREAM_NOT_FOUND => {
-                self.make_stream(context).await?;
+                self.make_stream(context, holds).await?;
             }
             adopted => adopted.map_err(|failure| failure.error(context))?,
         }
-        self.streams.known.borrow_mut().insert(context.namespace);
+        self.streams.known.borrow_mut().insert((context.namespace, holds));
         Ok(())
     }
 
-    async fn make_stream(&self, context: &Context<'_>) -> Result<(), Error> {
-        let made = match self.api(context, "CREATE", &stream_config(context)).await {
+    async fn make_stream(&self, context: &Context<'_>, holds: Holds) -> Result<(), Error> {
+        let made = match self.stream_api(context, "CREATE", holds, &holds.config(context)).await {
             // Another shard or host was quicker.
             Err(ApiFailure::Api(error)) if error.err_code == STREAM_NAME_IN_USE => {
-                self.adopt_stream(context).await
+                self.adopt_stream(context, holds).await
             }
             made => made.map(drop),
         };
@@ -334,40 +411,45 @@ impl Nats {
     }
 
     /// Takes a stream that is there, if it can hold the namespace.
-    async fn adopt_stream(&self, context: &Context<'_>) -> Result<(), ApiFailure> {
-        let mut config = self.api(context, "INFO", &json!({})).await?["config"].take();
-        let unfit = match (&config["max_msgs_per_subject"], &config["num_replicas"]) {
-            (history, _) if *history != 1 => {
-                "keeps a history: Prism needs one value per key (`nats stream edit --max-msgs-per-subject 1`, which drops \
-                 the older ones)"
-            }
-            (_, replicas) if *replicas != 1 => {
-                "has replicas: a read may be answered by one that is behind, which is not what Prism promises; edit it to one \
-                 (`nats stream edit --replicas 1`), or take another name for the namespace"
-            }
-            _ if NEEDED.iter().all(|name| config[*name] == true) => return Ok(()),
-            _ => {
-                for name in NEEDED {
-                    config[name] = true.into();
-                }
-                return self.api(context, "UPDATE", &config).await.map(drop);
-            }
-        };
-        Err(ApiFailure::Call(errors::stream_unfit(context, &stream_name(context), unfit)))
+    async fn adopt_stream(&self, context: &Context<'_>, holds: Holds) -> Result<(), ApiFailure> {
+        let mut config =
+            self.stream_api(context, "INFO", holds, &json!({})).await?["config"].take();
+        if let Some(unfit) = holds.unfit(context, &config) {
+            let unfit = errors::stream_unfit(context, &holds.stream(context), unfit);
+            return Err(ApiFailure::Call(unfit));
+        }
+        if holds.needed().iter().all(|name| config[*name] == true) {
+            return Ok(());
+        }
+        for name in holds.needed() {
+            config[*name] = true.into();
+        }
+        self.stream_api(context, "UPDATE", holds, &config).await.map(drop)
     }
 
-    /// Asks the API for something about the namespace's stream.
-    async fn api(
+    /// Asks the API for something about a stream of the namespace.
+    pub(super) async fn stream_api(
         &self,
         context: &Context<'_>,
         verb: &str,
+        holds: Holds,
         request: &Value,
     ) -> Result<Value, ApiFailure> {
-        let subject = format!("$JS.API.STREAM.{verb}.{}", stream_name(context));
+        let subject = format!("$JS.API.STREAM.{verb}.{}", holds.stream(context));
+        self.api(context, subject, request).await
+    }
+
+    /// Asks the API for something.
+    pub(super) async fn api(
+        &self,
+        context: &Context<'_>,
+        subject: String,
+        request: &Value,
+    ) -> Result<Value, ApiFailure> {
         let message = Outgoing::plain(subject, request.to_string().into());
         let answer = self.link.one(context, message).await.map_err(ApiFailure::Call)?;
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
-            return Err(ApiFailure::Call(errors::no_jetstream(context)));
+            return Err(ApiFailure::NoJetStream);
         }
         let answer: Result<Value, _> = serde_json::from_slice(&answer.payload);
         let mut answer = answer.map_err(|_| ApiFailure::Call(errors::unexpected(context)))?;
@@ -379,16 +461,19 @@ impl Nats {
 }
 
 /// Why the API has not done what it was asked for.
-enum ApiFailure {
+pub(super) enum ApiFailure {
     Api(ApiError),
     Call(Error),
+    /// Nobody answers for JetStream.
+    NoJetStream,
 }
 
 impl ApiFailure {
-    fn error(self, context: &Context<'_>) -> Error {
+    pub(super) fn error(self, context: &Context<'_>) -> Error {
         match self {
             ApiFailure::Api(error) => errors::of_api(context, &error),
             ApiFailure::Call(error) => error,
+            ApiFailure::NoJetStream => errors::no_jetstream(context),
         }
     }
 }

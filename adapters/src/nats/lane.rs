@@ -20,7 +20,7 @@ use prism_proto::view::keyvalue::{
 use super::Nats;
 use super::errors;
 use super::jetstream::{
-    BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE, Stored, stored,
+    BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE, Holds, Stored, stored,
 };
 use super::keyvalue::{reply_compared, reply_deleted, reply_set, reply_swapped};
 use super::lane_events::is_event;
@@ -98,7 +98,7 @@ impl LaneBackend for Nats {
 
     async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error> {
         let message = self.cell_message(context, cell)?;
-        let answer = self.ask_stream(context, || Ask::One(message.clone())).await?;
+        let answer = self.ask_stream(context, Holds::Values, || Ask::One(message.clone())).await?;
         self.cell_moved(context, cell, &answer, 0).map(drop)
     }
 
@@ -385,7 +385,8 @@ impl Nats {
             let message = self.cell_message(context, &cell)?;
             let count = part.len() as u64;
             let batch = self.as_batch(owner, context.partition, message, part);
-            let answer = self.ask_stream(context, || Ask::Last(batch.clone())).await?;
+            let answer =
+                self.ask_stream(context, Holds::Values, || Ask::Last(batch.clone())).await?;
             let sequence = self.cell_moved(context, &cell, &answer, count)?;
             sequences.extend(sequence + 1..=sequence + count);
             if is_whole {

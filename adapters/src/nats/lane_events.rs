@@ -1,12 +1,13 @@
-//! Logged events on NATS: they are sent, and then the lane's cell is moved behind them.
+//! Logged events on NATS: JetStream stores them, whatever method has published them, and then the lane's cell is moved behind them.
 //!
 //! Between the two there is a gap, in which a batch may be sent a second time. An event keeps its identity then (`Nats-Msg-Id`), so that
-//! JetStream stores it once; a core subject's subscriber hears it twice.
+//! JetStream stores it once, as long as it remembers the first (`duplicate_window`, two minutes); who is only passing hears it twice.
 
 use futures_util::future::join_all;
 use prism_proto::catalogue::Model;
 
 use super::Nats;
+use super::jetstream::Holds;
 use super::lane::MESSAGE_TOO_LARGE;
 use crate::backend::Backend;
 use crate::call::Reply;
@@ -17,6 +18,9 @@ use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 const RECORDS_MAX: usize = 256;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// What an acknowledgement is refused with that names another topic.
+const SUBSCRIPTION_MISMATCH: &str = "SUBSCRIPTION_MISMATCH";
+
 /// Whether a record is of this kind.
 pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
     record.method.interface().is_some_and(|interface| interface.model() != Model::KeyValue)
@@ -24,7 +28,7 @@ pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
 
 /// Whether a failure is the record's own, so that the lane goes on behind it.
 fn is_refusal(error: &Error) -> bool {
-    error.reason() == MESSAGE_TOO_LARGE
+    [MESSAGE_TOO_LARGE, SUBSCRIPTION_MISMATCH].contains(&error.reason())
         || matches!(error.kind(), Kind::InvalidArgument | Kind::NotFound | Kind::OutOfRange)
 }
 
@@ -35,6 +39,10 @@ impl Nats {
         records: &[LaneRecord<'_>],
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error> {
+        if let Some(first) = records.first() {
+            // So that they begin in their order.
+            self.ensure_stream(&first.context, Holds::Events).await?;
+        }
         let mut rest = records;
         while !rest.is_empty() {
             let (batch, behind) = rest.split_at(batch_len(rest));

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
@@ -51,6 +52,8 @@ pub(super) enum Ask {
     One(Outgoing),
     /// A message that is answered by several, the last of which has a status.
     Many(Outgoing),
+    /// A message that is answered by messages under their own subjects: so many of them, or fewer and a last one with a status.
+    Pull(Outgoing, usize),
     /// Messages of which each is answered by one.
     Each(Vec<Outgoing>),
     /// Messages of which only the last is answered.
@@ -64,7 +67,7 @@ pub(super) enum Ask {
 impl Ask {
     fn len(&self) -> usize {
         match self {
-            Ask::One(message) | Ask::Many(message) => message.len(),
+            Ask::One(message) | Ask::Many(message) | Ask::Pull(message, _) => message.len(),
             Ask::Each(messages) | Ask::Last(messages) | Ask::Tell(messages) => {
                 messages.iter().map(Outgoing::len).sum()
             }
@@ -75,7 +78,9 @@ impl Ask {
     /// The subject that the server would name if it refused it.
     pub(super) fn subject(&self) -> Option<Subject> {
         match self {
-            Ask::One(message) | Ask::Many(message) => Some(message.subject.clone()),
+            Ask::One(message) | Ask::Many(message) | Ask::Pull(message, _) => {
+                Some(message.subject.clone())
+            }
             Ask::Each(messages) | Ask::Last(messages) | Ask::Tell(messages) => {
                 messages.first().map(|message| message.subject.clone())
             }
@@ -128,6 +133,7 @@ pub(super) struct Link {
     state: Arc<State>,
     calls_max: usize,
     bytes_max: usize,
+    answer_timeout: Duration,
     bytes_under_way: Cell<usize>,
     refused: Cell<u64>,
 }
@@ -150,6 +156,7 @@ impl Link {
         let (port, foreign) = bridge(config.calls_max);
         let state = Arc::new(State::default());
         let (calls_max, bytes_max) = (config.calls_max, config.bytes_max);
+        let answer_timeout = config.answer_timeout;
         rt::spawn(port.clone().receive());
         // Where the thread cannot be started the other end is dropped, and every call is told that it is gone.
         let _ = spawn_beside(session::drive(config, foreign, state.clone()));
@@ -158,6 +165,7 @@ impl Link {
             state,
             calls_max,
             bytes_max,
+            answer_timeout,
             bytes_under_way: Cell::new(0),
             refused: Cell::new(0),
         }
@@ -198,6 +206,11 @@ impl Link {
     fn refuse(&self, context: &Context<'_>) -> Error {
         self.refused.set(self.refused.get() + 1);
         errors::busy(context, self.calls_max)
+    }
+
+    /// How long a call may go without its answer.
+    pub(super) fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
     }
 
     /// How long the payload of a message of ours may be.

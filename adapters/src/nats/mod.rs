@@ -4,7 +4,8 @@
 //! A namespace of values is the bucket of its name (the stream `KV_<namespace>`), a key a subject under `$KV.<namespace>.`, a value a
 //! message and nothing else. A value's version is its number in the stream (REVISION: never used again). Whoever has a
 //! NATS client with a key-value API reads and writes the same data. A topic is the subject `<namespace>.<topic>`, an event a message
-//! on it, with its attributes as headers.
+//! on it, with its attributes as headers. What is to last lies in the stream `EVENTS_<namespace>`, and a durable subscription is a durable
+//! consumer of it.
 //!
 //! The client is async-nats on the thread beside the shards, reached over a bridge; one connection per shard. It carries
 //! messages to subjects and answers back; what they mean is said here, on the shard. All calls of a loop turn go over together,
@@ -19,11 +20,15 @@
 //! - `operation`: what a write does to a key, decided on the shard
 //! - `keyvalue`, `scan`: the interfaces
 //! - `event`: events as messages, and back; `pubsub`: the interfaces of topics
+//! - `durable`: the interface of what lasts; `consumer`: subscriptions as consumers, `delivery`: what their streams have in hand
 //! - `lane`: logged writes, a batch as one atomic publish; `lane_events`: logged events
 //!
 //! What it has confirmed is as durable as the server's `sync_interval` makes it.
 
 mod config;
+mod consumer;
+mod delivery;
+mod durable;
 mod errors;
 mod event;
 mod inbox;
@@ -48,6 +53,7 @@ use prism_proto::view::keyvalue::BatchSetRequest;
 use prism_proto::view::pubsub::PublishBatchRequest;
 
 pub use self::config::{Login, NatsConfig, Tls};
+use self::delivery::Deliveries;
 use self::jetstream::Streams;
 use self::lane::Held;
 pub use self::link::ConnectionFacts;
@@ -58,13 +64,14 @@ use crate::error::Error;
 
 /// A shard's NATS, see the module. The connection ends with it.
 pub struct Nats {
-    link: Link,
+    link: Rc<Link>,
     streams: Streams,
     /// By namespace and partition.
     cells: RefCell<HashMap<(u32, u16), Held>>,
     /// Atomic batches that were sent: each has a name of its own.
     batches: Cell<u64>,
     topics: Rc<Topics>,
+    deliveries: Rc<Deliveries>,
 }
 
 crate::backend! {
@@ -75,6 +82,7 @@ crate::backend! {
         keyvalue_cas,
         pubsub_basic,
         pubsub_wildcards,
+        pubsub_persistent,
         pubsub_filtering,
         pubsub_ordering,
 }
@@ -82,7 +90,7 @@ crate::backend! {
 impl Nats {
     /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: NatsConfig) -> Self {
-        let link = Link::start(config);
+        let link = Rc::new(Link::start(config));
         let streams = Streams::default();
         Nats {
             link,
@@ -90,12 +98,19 @@ impl Nats {
             cells: RefCell::default(),
             batches: Cell::new(0),
             topics: Rc::default(),
+            deliveries: Rc::default(),
         }
     }
 
     /// What the connection has done so far.
     pub fn facts(&self) -> ConnectionFacts {
         self.link.facts()
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.deliveries.stop();
     }
 }
 
@@ -114,6 +129,7 @@ impl Admission for Nats {
                 .ok()
                 .and_then(|batch| batch.messages.iter().map(|message| message.payload.len()).max()),
             Method::PUBSUB_PUBLISH
+            | Method::PUBSUB_PUBLISH_PERSISTENT
             | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES
             | Method::PUBSUB_PUBLISH_ORDERED => Some(request.len()),
             Method::KEYVALUE_SET | Method::KEYVALUE_COMPARE_AND_SWAP => Some(request.len()),

@@ -13,7 +13,9 @@ use prism_proto::view::keyvalue::{
 
 use super::Nats;
 use super::errors;
-use super::jetstream::{EXPECTED_LAST_SUBJECT_SEQUENCE, KV_OPERATION, Record, Stored, TTL, stored};
+use super::jetstream::{
+    EXPECTED_LAST_SUBJECT_SEQUENCE, Holds, KV_OPERATION, Record, Stored, TTL, stored,
+};
 use super::link::{Answer, Ask, Outgoing};
 use super::subject;
 use crate::call::Context;
@@ -229,7 +231,7 @@ impl Nats {
         expected: Option<u64>,
     ) -> Result<Stored, Error> {
         let ask = || Ask::One(operation.message(context, expected));
-        match self.ask_stream(context, ask).await? {
+        match self.ask_stream(context, Holds::Values, ask).await? {
             Answer::One(message) => stored(context, &message),
             _ => Err(errors::unexpected(context)),
         }
@@ -248,7 +250,7 @@ impl Nats {
             operation.message(context, *expected)
         };
         let ask = || Ask::Each(operations.iter().map(message).collect());
-        match self.ask_stream(context, ask).await? {
+        match self.ask_stream(context, Holds::Values, ask).await? {
             Answer::Several(messages) if messages.len() == operations.len() => {
                 Ok(messages.iter().map(|message| stored(context, message)).collect())
             }

@@ -1,7 +1,7 @@
 //! The interfaces of PubSubService on NATS: a topic is the core subject `<namespace>.<topic>`.
 //!
-//! Whoever is subscribed when an event is published hears it, here or with any client of NATS; a publish is answered when the server has taken
-//! it. The subscriptions of a shard share one [`Tail`] per topic or pattern, and each has a bounded line of its own, so that a slow one
+//! Whoever is subscribed when an event is published hears it, here or with any client of NATS. A publish is answered when the server has taken
+//! it; one that has a record, and one of what is to last, when JetStream has stored it. The subscriptions of a shard share one [`Tail`] per topic or pattern, and each has a bounded line of its own, so that a slow one
 //! holds nobody up. When the connection ends, events may be lost, and the streams end and say so.
 
 use std::rc::{Rc, Weak};
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use prism_io::clock::wall_us;
 use prism_io::rt;
 use prism_proto::prism::pubsub::v1 as reply;
+use prism_proto::prism::r#type::v1::Position;
 use prism_proto::view::pubsub::{
     PublishBatchRequest, PublishOrderedRequest, PublishRequest, PublishWithAttributesRequest,
     SubscribeFilteredRequest, SubscribePatternRequest, SubscribeRequest, UnsubscribeRequest,
@@ -18,10 +19,13 @@ use prism_proto::view::types as view;
 use prost::Message as _;
 
 use super::Nats;
+use super::durable::position;
 use super::errors;
 use super::event::{event, header_bytes, outgoing, subject};
 use super::inbox::{Found, Inbox};
-use super::link::Ask;
+use super::jetstream::{Holds, Stored, stored};
+use super::lane::MESSAGE_TOO_LARGE;
+use super::link::{Answer, Ask, Outgoing};
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::filter::Filter;
@@ -32,6 +36,9 @@ use crate::shared::{Key, Shared};
 
 /// Messages that are shared out before the other tasks of the shard have their turn.
 const EVENTS_PER_TURN: usize = 64;
+
+/// The identity of an event, and its place where it is stored.
+pub(super) type Published = (String, Option<Position>);
 
 /// Who listens on this shard.
 #[derive(Default)]
@@ -56,8 +63,9 @@ impl PubSubBasic for Nats {
         request: PublishRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let message_id = self.publish_one(context, request.topic, request.message).await?;
-        reply::PublishResponse { message_id, position: None }.encode_raw(&mut reply.head);
+        let (message_id, position) =
+            self.publish_one(context, request.topic, request.message).await?;
+        reply::PublishResponse { message_id, position }.encode_raw(&mut reply.head);
         Ok(())
     }
 
@@ -70,8 +78,8 @@ impl PubSubBasic for Nats {
         let messages: Vec<_> = request.messages.iter().collect();
         let published = self.publish_all(context, request.topic, &messages).await?;
         let results = published.into_iter().map(|published| match published {
-            Ok(message_id) => {
-                reply::PublishBatchResult { status: None, message_id, position: None }
+            Ok((message_id, position)) => {
+                reply::PublishBatchResult { status: None, message_id, position }
             }
             Err(error) => reply::PublishBatchResult {
                 status: Some(item_status(&error)),
@@ -88,9 +96,15 @@ impl PubSubBasic for Nats {
         &self,
         context: &Context<'_>,
         request: UnsubscribeRequest<'_>,
-        _: &mut Reply,
+        reply: &mut Reply,
     ) -> Result<(), Error> {
-        self.topics.subscriptions.delete(context.namespace, request.subscription_id);
+        let id = request.subscription_id;
+        self.topics.subscriptions.delete(context.namespace, id);
+        let existed = self.delete_consumer(context, id).await?;
+        self.deliveries.forget(context.namespace, id);
+        // Only of a durable one is it said: of others each host knows its own.
+        let existed = existed.then_some(true);
+        reply::UnsubscribeResponse { existed }.encode_raw(&mut reply.head);
         Ok(())
     }
 
@@ -125,8 +139,9 @@ impl PubSubFiltering for Nats {
         request: PublishWithAttributesRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let message_id = self.publish_one(context, request.topic, request.message).await?;
-        let answer = reply::PublishWithAttributesResponse { message_id, position: None };
+        let (message_id, position) =
+            self.publish_one(context, request.topic, request.message).await?;
+        let answer = reply::PublishWithAttributesResponse { message_id, position };
         answer.encode_raw(&mut reply.head);
         Ok(())
     }
@@ -152,8 +167,9 @@ impl PubSubOrdering for Nats {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         // What one connection publishes, everybody hears in its order.
-        let message_id = self.publish_one(context, request.topic, request.message).await?;
-        reply::PublishOrderedResponse { message_id, position: None }.encode_raw(&mut reply.head);
+        let (message_id, position) =
+            self.publish_one(context, request.topic, request.message).await?;
+        reply::PublishOrderedResponse { message_id, position }.encode_raw(&mut reply.head);
         Ok(())
     }
 }
@@ -164,18 +180,74 @@ impl Nats {
         context: &Context<'_>,
         topic: &str,
         message: Option<view::Message<'_>>,
-    ) -> Result<String, Error> {
+    ) -> Result<Published, Error> {
         let published = self.publish_all(context, topic, &[message.unwrap_or_default()]).await?;
         published.into_iter().next().unwrap_or_else(|| Err(errors::unexpected(context)))
     }
 
-    /// Publishes events to a topic, in their order; each one's identity, or why it could not be sent.
+    /// Publishes events to a topic, in their order; each one's identity and place, or why it could not be sent.
     async fn publish_all(
         &self,
         context: &Context<'_>,
         topic: &str,
         messages: &[view::Message<'_>],
-    ) -> Result<Vec<Result<String, Error>>, Error> {
+    ) -> Result<Vec<Result<Published, Error>>, Error> {
+        // What is logged was promised to last.
+        if context.revision.is_logged() {
+            return self.publish_stored(context, topic, messages).await;
+        }
+        let (published, sent) = self.outgoing_all(context, topic, messages);
+        if !sent.is_empty() {
+            self.link.call(context, Ask::Tell(sent)).await?;
+        }
+        Ok(published.into_iter().map(|one| one.map(|id| (id, None))).collect())
+    }
+
+    /// Has events stored, in their order; each one's identity and place, or why it could not be sent. Where one is not stored, all fail.
+    pub(super) async fn publish_stored(
+        &self,
+        context: &Context<'_>,
+        topic: &str,
+        messages: &[view::Message<'_>],
+    ) -> Result<Vec<Result<Published, Error>>, Error> {
+        let (published, sent) = self.outgoing_all(context, topic, messages);
+        let mut sequences = Vec::with_capacity(sent.len());
+        if !sent.is_empty() {
+            let answer = self.ask_stream(context, Holds::Events, || Ask::Each(sent.clone())).await;
+            if answer.as_ref().is_err_and(Error::is_retryable) {
+                // Somebody may have deleted it.
+                self.streams.forget(context, Holds::Events);
+            }
+            let Answer::Several(answers) = answer? else {
+                return Err(errors::unexpected(context));
+            };
+            for answer in &answers {
+                sequences.push(match stored(context, answer) {
+                    Ok(Stored::At(sequence)) => Ok(sequence),
+                    Ok(Stored::Unexpected) => return Err(errors::unexpected(context)),
+                    // It is that event's own.
+                    Err(error) if error.reason() == MESSAGE_TOO_LARGE => Err(error),
+                    Err(error) => return Err(error),
+                });
+            }
+            self.deliveries.sources.tell(context.namespace, topic);
+        }
+        let mut sequences = sequences.into_iter();
+        let placed = published.into_iter().map(|one| {
+            let id = one?;
+            let sequence = sequences.next().ok_or_else(|| errors::unexpected(context))?;
+            Ok((id, Some(position(sequence?))))
+        });
+        Ok(placed.collect())
+    }
+
+    /// Events as messages: of each its identity, or why it cannot be sent; and those that can.
+    fn outgoing_all(
+        &self,
+        context: &Context<'_>,
+        topic: &str,
+        messages: &[view::Message<'_>],
+    ) -> (Vec<Result<String, Error>>, Vec<Outgoing>) {
         let bytes_max = self.link.payload_bytes_max();
         let mut published = Vec::with_capacity(messages.len());
         let mut sent = Vec::with_capacity(messages.len());
@@ -188,10 +260,7 @@ impl Nats {
             sent.push(outgoing(context.namespace_name, topic, message, &id));
             published.push(Ok(id));
         }
-        if !sent.is_empty() {
-            self.link.call(context, Ask::Tell(sent)).await?;
-        }
-        Ok(published)
+        (published, sent)
     }
 
     async fn listen<S: PageSink>(

@@ -25,7 +25,7 @@ use super::config::{Login, NatsConfig};
 use super::errors::Outage;
 use super::inbox::{Inbox, forward};
 use super::link::{Answer, Ask, Outgoing, State};
-use super::table::{Gathering, Table, Waiting};
+use super::table::{ANSWERS_PER_CALL_MAX, Gathering, Table, Waiting};
 use crate::breaker::{Breaker, Circuit};
 
 /// The oldest server that has what is asked of it: atomic batches of messages, and their expiry.
@@ -109,7 +109,7 @@ struct Session {
     /// What the subjects of answers begin with.
     inbox: String,
     answer_timeout: Duration,
-    table: Table,
+    table: Arc<Table>,
 }
 
 async fn connect(config: &NatsConfig) -> Result<Session, Outage> {
@@ -131,7 +131,7 @@ async fn open(config: &NatsConfig) -> Result<Session, Outage> {
     let answers = client.subscribe(format!("{inbox}.*")).await;
     let answers = answers.map_err(|_| Outage::lost())?;
     inbox.push('.');
-    let (answer_timeout, table) = (config.answer_timeout, Table::default());
+    let (answer_timeout, table) = (config.answer_timeout, Arc::default());
     Ok(Session { client, answers, events, inbox, answer_timeout, table })
 }
 
@@ -230,7 +230,7 @@ impl Session {
 async fn write(
     client: &Client,
     inbox: &str,
-    table: &Table,
+    table: &Arc<Table>,
     patience: Duration,
     bridge: &Bridge,
 ) -> Option<Outage> {
@@ -238,7 +238,8 @@ async fn write(
     let mut subscriptions = JoinSet::new();
     while let Some((ask, ticket)) = bridge.next().await {
         let gathering = match &ask {
-            Ask::Many(_) => Gathering::Many(Vec::new()),
+            Ask::Many(_) => Gathering::many(ANSWERS_PER_CALL_MAX),
+            Ask::Pull(_, count) => Gathering::many(*count),
             Ask::Each(messages) => Gathering::each(messages.len()),
             Ask::One(_) | Ask::Last(_) | Ask::Tell(_) | Ask::Subscribe(..) => Gathering::One,
         };
@@ -249,6 +250,19 @@ async fn write(
                 while subscriptions.try_join_next().is_some() {}
                 table.subscribed(subject.clone(), &into);
                 subscribe(client, subject, into, &mut subscriptions).await
+            }
+            Ask::Pull(message, _) => {
+                while subscriptions.try_join_next().is_some() {}
+                let reply = format!("{inbox}pull.{number}");
+                match client.subscribe(reply.clone()).await {
+                    Ok(pulled) => {
+                        // Nobody listens for an answer that is later than this.
+                        let gathered = gather(pulled, number, table.clone());
+                        subscriptions.spawn(async move { drop(timeout(patience, gathered).await) });
+                        publish(client, message, Some(reply)).await.map(|()| Sent::Answered)
+                    }
+                    Err(_) => Err(None),
+                }
             }
             ask => send(client, inbox, number, ask).await,
         };
@@ -310,7 +324,7 @@ async fn send(client: &Client, inbox: &str, number: u64, ask: Ask) -> Result<Sen
             }
             return Ok(Sent::Unanswered);
         }
-        Ask::Subscribe(..) => return Ok(Sent::Unanswered),
+        Ask::Pull(..) | Ask::Subscribe(..) => return Ok(Sent::Unanswered),
     }
     Ok(Sent::Answered)
 }
@@ -335,6 +349,15 @@ async fn publish(
         Send => None,
         InvalidSubject | MaxPayloadExceeded => Some(Outage::not_sent(&error.to_string())),
     })
+}
+
+/// Hands out the messages that answer one call, which come under their own subjects, until it has all of them or has ended.
+async fn gather(mut pulled: Subscriber, number: u64, table: Arc<Table>) {
+    while let Some(message) = pulled.next().await {
+        if !table.answer(number, 0, message) {
+            return;
+        }
+    }
 }
 
 /// Hands answers out; ends when none can come any more.

@@ -14,8 +14,8 @@ use super::errors::Outage;
 use super::inbox::Inbox;
 use super::link::{Answer, Ask};
 
-/// Answers to one call, at most.
-const ANSWERS_PER_CALL_MAX: usize = 2048;
+/// Answers to one call, at most, the last one included.
+pub(super) const ANSWERS_PER_CALL_MAX: usize = 2049;
 
 /// A call whose answer has not come.
 pub(super) struct Waiting {
@@ -27,11 +27,19 @@ pub(super) struct Waiting {
 /// What has come of an answer.
 pub(super) enum Gathering {
     One,
-    Many(Vec<Message>),
-    Each { messages: Vec<Option<Message>>, missing: usize },
+    /// Until one has a status, or there are so many.
+    Many(Vec<Message>, usize),
+    Each {
+        messages: Vec<Option<Message>>,
+        missing: usize,
+    },
 }
 
 impl Gathering {
+    pub(super) fn many(count: usize) -> Self {
+        Gathering::Many(Vec::new(), count.min(ANSWERS_PER_CALL_MAX))
+    }
+
     pub(super) fn each(count: usize) -> Self {
         Gathering::Each { messages: (0..count).map(|_| None).collect(), missing: count }
     }
@@ -77,20 +85,22 @@ impl Table {
         number
     }
 
-    pub(super) fn answer(&self, number: u64, index: usize, message: Message) {
+    /// Adds what has come to what a call waits for; whether it goes on waiting.
+    pub(super) fn answer(&self, number: u64, index: usize, message: Message) -> bool {
         let mut calls = self.lock();
         calls.heard = Some(Instant::now());
-        let Some(waiting) = calls.waiting.get_mut(&number) else { return };
+        let Some(waiting) = calls.waiting.get_mut(&number) else { return false };
         match &mut waiting.gathering {
             Gathering::One => {}
-            Gathering::Many(messages) => {
-                let is_last = message.status.is_some() || messages.len() == ANSWERS_PER_CALL_MAX;
+            Gathering::Many(messages, count) => {
                 messages.push(message);
-                if is_last {
-                    let messages = std::mem::take(messages);
-                    calls.complete(number, Answer::Several(messages));
+                let is_last = messages.last().is_some_and(|last| last.status.is_some());
+                if !is_last && messages.len() < *count {
+                    return true;
                 }
-                return;
+                let messages = std::mem::take(messages);
+                calls.complete(number, Answer::Several(messages));
+                return false;
             }
             Gathering::Each { messages, missing } => {
                 if let Some(place) = messages.get_mut(index)
@@ -98,14 +108,16 @@ impl Table {
                 {
                     *missing -= 1;
                 }
-                if *missing == 0 {
-                    let messages = std::mem::take(messages).into_iter().flatten().collect();
-                    calls.complete(number, Answer::Several(messages));
+                if *missing > 0 {
+                    return true;
                 }
-                return;
+                let messages = std::mem::take(messages).into_iter().flatten().collect();
+                calls.complete(number, Answer::Several(messages));
+                return false;
             }
         }
         calls.complete(number, Answer::One(message));
+        false
     }
 
     pub(super) fn fail(&self, number: u64, outage: &Outage) {

@@ -1,0 +1,239 @@
+//! Durable subscriptions as durable consumers of the stream that a namespace's events lie in.
+//!
+//! The consumer has the subscription's name, with `=` where that has dots; what a consumer has no place for (the filter, and whether
+//! the order is kept) is in its metadata. Whoever has a client of NATS sees it, and may take from it.
+
+use serde_json::{Value, json};
+
+use super::Nats;
+use super::errors;
+use super::jetstream::{ApiFailure, Holds, STREAM_NOT_FOUND};
+use crate::call::Context;
+use crate::error::Error;
+
+/// Errors of the API that decide what to do next.
+const CONSUMER_NOT_FOUND: u64 = 10014;
+const CONSUMER_EXISTS: [u64; 2] = [10013, 10148];
+const JETSTREAM_OFF: [u64; 2] = [10039, 10076];
+
+/// The metadata of a consumer.
+const FILTER: &str = "prism-filter";
+const ORDERED: &str = "prism-ordered";
+
+/// A consumer as it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Consumer {
+    /// What no other of its name has: when it was made.
+    pub(super) incarnation: u128,
+    /// The subject of the topic that it hears.
+    pub(super) subject: String,
+    /// In the form of a request; empty: everything.
+    pub(super) filter: String,
+    pub(super) is_ordered: bool,
+    /// How long an event may go without its acknowledgement, µs.
+    pub(super) ack_wait_us: u64,
+    /// The number in the stream up to which it has handed out.
+    pub(super) delivered: u64,
+}
+
+/// Where a new consumer begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// With what is published from now on.
+    New,
+    /// With the first that is there.
+    First,
+    /// With the one of this number.
+    At(u64),
+    /// With what was stored at this moment, in the form of RFC 3339.
+    Since(String),
+}
+
+/// The name of a subscription's consumer. No name of a subscription has a `=`, and none of a consumer a dot.
+pub(super) fn name(id: &str) -> String {
+    id.replace('.', "=")
+}
+
+impl Consumer {
+    fn of(answer: &Value) -> Option<Self> {
+        let config = &answer["config"];
+        let created = answer["created"].as_str()?;
+        let digits = created.bytes().filter(u8::is_ascii_digit).take(38);
+        let incarnation = digits.fold(0, |all, digit| all * 10 + u128::from(digit - b'0'));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Some(Consumer {
+            incarnation,
+            subject: text(&config["filter_subject"]),
+            filter: text(&config["metadata"][FILTER]),
+            is_ordered: config["metadata"][ORDERED] == "true",
+            ack_wait_us: config["ack_wait"].as_u64()? / 1000,
+            delivered: answer["delivered"]["stream_seq"].as_u64()?,
+        })
+    }
+
+    /// Whether it is a subscription that hears the same.
+    pub(super) fn is_same(&self, other: &Consumer) -> bool {
+        (&self.subject, &self.filter, self.is_ordered)
+            == (&other.subject, &other.filter, other.is_ordered)
+    }
+
+    /// As it is to be made.
+    fn config(&self, name: &str, begin: &Begin) -> Value {
+        let mut config = json!({
+            "name": name,
+            "durable_name": name,
+            "filter_subject": self.subject,
+            "ack_policy": "explicit",
+            "ack_wait": self.ack_wait_us.saturating_mul(1000),
+            "max_deliver": -1,
+            "max_ack_pending": if self.is_ordered { 1 } else { -1 },
+            "replay_policy": "instant",
+            "metadata": { FILTER: self.filter, ORDERED: self.is_ordered.to_string() },
+        });
+        let policy = match begin {
+            Begin::New => "new",
+            Begin::First => "all",
+            Begin::At(sequence) => {
+                config["opt_start_seq"] = (*sequence).into();
+                "by_start_sequence"
+            }
+            Begin::Since(moment) => {
+                config["opt_start_time"] = moment.as_str().into();
+                "by_start_time"
+            }
+        };
+        config["deliver_policy"] = policy.into();
+        config
+    }
+}
+
+impl Nats {
+    /// The consumer of a subscription, if there is one.
+    pub(super) async fn consumer(
+        &self,
+        context: &Context<'_>,
+        id: &str,
+    ) -> Result<Option<Consumer>, Error> {
+        match self.consumer_api(context, "INFO", id, &json!({})).await {
+            Ok(answer) => {
+                let consumer = Consumer::of(&answer);
+                consumer.map(Some).ok_or_else(|| errors::unexpected(context))
+            }
+            Err(failure) if is_missing(&failure) => Ok(None),
+            Err(failure) => Err(failure.error(context)),
+        }
+    }
+
+    /// Makes the consumer of a subscription; nothing if there is one meanwhile.
+    pub(super) async fn make_consumer(
+        &self,
+        context: &Context<'_>,
+        id: &str,
+        wanted: &Consumer,
+        begin: &Begin,
+    ) -> Result<Option<Consumer>, Error> {
+        let request = json!({
+            "stream_name": Holds::Events.stream(context),
+            "config": wanted.config(&name(id), begin),
+            "action": "create",
+        });
+        match self.consumer_api(context, "CREATE", id, &request).await {
+            Ok(answer) => {
+                let consumer = Consumer::of(&answer);
+                consumer.map(Some).ok_or_else(|| errors::unexpected(context))
+            }
+            Err(ApiFailure::Api(error)) if CONSUMER_EXISTS.contains(&error.err_code) => Ok(None),
+            Err(failure) => Err(failure.error(context)),
+        }
+    }
+
+    /// Has a consumer wait so long for acknowledgements from now on.
+    pub(super) async fn set_ack_wait(
+        &self,
+        context: &Context<'_>,
+        id: &str,
+        ack_wait_us: u64,
+    ) -> Result<(), Error> {
+        let set = async {
+            let mut config =
+                self.consumer_api(context, "INFO", id, &json!({})).await?["config"].take();
+            config["ack_wait"] = ack_wait_us.saturating_mul(1000).into();
+            let request = json!({
+                "stream_name": Holds::Events.stream(context),
+                "config": config,
+                "action": "update",
+            });
+            self.consumer_api(context, "CREATE", id, &request).await.map(drop)
+        };
+        set.await.map_err(|failure: ApiFailure| failure.error(context))
+    }
+
+    /// Deletes the consumer of a subscription; whether there was one.
+    pub(super) async fn delete_consumer(
+        &self,
+        context: &Context<'_>,
+        id: &str,
+    ) -> Result<bool, Error> {
+        match self.consumer_api(context, "DELETE", id, &json!({})).await {
+            Ok(_) => Ok(true),
+            // Where there is no JetStream there are no durable subscriptions.
+            Err(ApiFailure::NoJetStream) => Ok(false),
+            Err(ApiFailure::Api(error)) if JETSTREAM_OFF.contains(&error.err_code) => Ok(false),
+            Err(failure) if is_missing(&failure) => Ok(false),
+            Err(failure) => Err(failure.error(context)),
+        }
+    }
+
+    async fn consumer_api(
+        &self,
+        context: &Context<'_>,
+        verb: &str,
+        id: &str,
+        request: &Value,
+    ) -> Result<Value, ApiFailure> {
+        let stream = Holds::Events.stream(context);
+        let subject = format!("$JS.API.CONSUMER.{verb}.{stream}.{}", name(id));
+        self.api(context, subject, request).await
+    }
+}
+
+fn is_missing(failure: &ApiFailure) -> bool {
+    let missing = [CONSUMER_NOT_FOUND, STREAM_NOT_FOUND];
+    matches!(failure, ApiFailure::Api(error) if missing.contains(&error.err_code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_is_known_again_by_what_the_server_says_of_it() {
+        let answer = json!({
+            "created": "2026-11-27T01:55:26.1234567Z",
+            "config": {
+                "filter_subject": "orders.eu.new",
+                "ack_wait": 30_000_000_000_u64,
+                "metadata": { FILTER: "a = 1", ORDERED: "true" },
+            },
+            "delivered": { "consumer_seq": 3, "stream_seq": 9 },
+        });
+        let consumer = Consumer::of(&answer).unwrap();
+        assert_eq!(consumer.incarnation, 202_611_270_155_261_234_567);
+        assert_eq!((consumer.delivered, consumer.ack_wait_us), (9, 30_000_000));
+        let again = json!({
+            "created": "now",
+            "config": consumer.config("a=b", &Begin::At(7)),
+            "delivered": { "stream_seq": 0 },
+        });
+        assert_eq!(again["config"]["opt_start_seq"], 7);
+        assert!(Consumer::of(&again).unwrap().is_same(&consumer));
+        for bad in [json!({}), json!({ "created": 7 }), json!({ "created": "x", "config": {} })] {
+            assert_eq!(Consumer::of(&bad), None);
+        }
+    }
+
+    #[test]
+    fn subscriptions_have_consumers_of_different_names() {
+        assert_eq!(name("eu.billing_2-a"), "eu=billing_2-a");
+    }
+}

@@ -6,10 +6,14 @@ use std::path::Path;
 
 use harness::certificates::{Authority, issue, replace};
 use harness::tokens::{ISSUER, Signer, claims, now_s, with};
-use harness::{Caller, Server, Setup, TempDir, directory, run, serve};
-use prism_io::client::Client;
-use prism_io::grpc::Limits;
+use harness::{Caller, Server, Setup, TempDir, directory, run, serve, together};
+use prism_io::client::{Client, StreamReply};
+use prism_io::grpc::{Code, Limits};
 use prism_io::tls::{Connector, Failure, Identity, Roots};
+use prism_proto::catalogue::Method;
+use prism_proto::prism::stream::v1 as stream;
+use prism_proto::prism::r#type::v1::{Start, start};
+use prost::Message as _;
 use serde_json::json;
 
 const REQUESTS: &str = "namespace: orders
@@ -20,6 +24,11 @@ access: {consumers: [{team: analytics, may: read}]}
 namespace: sessions
 team: web
 client_api: keyvalue
+---
+namespace: facts
+team: payments
+client_api: stream
+access: {consumers: [{team: analytics, may: read}]}
 ";
 
 const UNAUTHENTICATED: u8 = 16;
@@ -134,6 +143,139 @@ fn a_token_that_does_not_hold_opens_nothing() {
         // Within the skew.
         let late = signer.token(&with(good.clone(), "nbf", json!(now_s() + 2)));
         assert_eq!(codes(&orders, &late).await, (0, 0));
+    });
+    server.assert_well();
+    server.stop();
+}
+
+#[test]
+fn tokens_that_do_not_hold_are_looked_at_slowly_and_known_ones_do_not_feel_it() {
+    const TOKENS: usize = 200;
+    let folder = directory();
+    let server = setup(folder.path(), "").start();
+    let (listen, signer) = (server.listen, Signer::new(1));
+    run(async move {
+        // One connection is one shard.
+        let orders = Caller::to(listen, "orders").await;
+        let known = signer.token(&claims("checkout"));
+        assert_eq!(codes(&orders, &known).await, (0, 0));
+        let bad = Signer::new(2).token(&claims("checkout"));
+        let metadata: &[(&str, &[u8])] = &[("authorization", bad.as_bytes())];
+        let refusals = together((0..TOKENS).map(|_| orders.try_get(metadata, "key"))).await;
+        let refusals: Vec<_> = refusals.into_iter().map(|refusal| refusal.unwrap_err()).collect();
+        let of = |code| refusals.iter().filter(move |refusal| refusal.code == code);
+        assert!(of(Code::Unauthenticated).count() >= 64);
+        assert_eq!(of(Code::ResourceExhausted).count() + of(Code::Unauthenticated).count(), TOKENS);
+        let limited = of(Code::ResourceExhausted).next().expect("not all are looked at");
+        assert_eq!(limited.reason, "TOKEN_FAILURES");
+        assert!(limited.retry.is_some(), "{limited:?}");
+        assert_eq!(codes(&orders, &known).await, (0, 0));
+        // And after a while one that is not known yet.
+        let next = signer.token(&with(claims("checkout"), "jti", json!("another")));
+        let in_time = async { while codes(&orders, &next).await != (0, 0) {} };
+        prism_io::rt::timeout(harness::PATIENCE, in_time).await.expect("its time comes");
+    });
+    assert!(server.metric("prism_refused_total") > 0.0);
+    server.assert_well();
+    server.stop();
+}
+
+/// Follows a stream until something ends it; the status with which it was not let in.
+async fn follow(facts: &Caller, token: &str) -> Result<StreamReply, Code> {
+    let request = stream::ReadRequest {
+        namespace: "facts".to_owned(),
+        stream: "s".to_owned(),
+        start: Some(Start { start: Some(start::Start::Latest(())) }),
+        follow: true,
+        ..Default::default()
+    };
+    let (path, message) = (Method::STREAM_READ.path(), request.encode_to_vec());
+    let metadata: &[(&str, &[u8])] = &[("authorization", token.as_bytes())];
+    let timeout = 10 * harness::PATIENCE;
+    let begun = facts.client.stream(path, metadata, &message, timeout).await;
+    let mut reply = begun.map_err(|failure| failure.code)?;
+    reply.next().await.map_err(|failure| failure.code)?.expect("it goes on");
+    Ok(reply)
+}
+
+#[test]
+fn a_stream_ends_with_its_token() {
+    let folder = directory();
+    let server = setup(folder.path(), "").start();
+    let listen = server.listen;
+    run(async move {
+        let (facts, signer) = (Caller::to(listen, "facts").await, Signer::new(1));
+        let mut life_s = 2;
+        let mut reply = loop {
+            // Expired, but for the skew of five seconds.
+            let soon = with(claims("checkout"), "exp", json!(now_s() + life_s - 5));
+            match follow(&facts, &signer.token(&soon)).await {
+                Ok(reply) => break reply,
+                // A slow machine: it has ended already.
+                Err(code) => assert_eq!(code, Code::Unauthenticated),
+            }
+            life_s *= 2;
+            assert!(life_s < 1000, "no token holds long enough");
+        };
+        let end = loop {
+            match reply.next().await {
+                Ok(message) => assert!(message.is_some(), "it does not end by itself"),
+                Err(failure) => break failure,
+            }
+        };
+        assert_eq!(end.code, Code::Unauthenticated, "{end:?}");
+    });
+    server.assert_well();
+    server.stop();
+}
+
+#[test]
+fn streams_end_when_their_grant_or_the_key_of_their_token_is_taken_away() {
+    let folder = directory();
+    let server = setup(folder.path(), "").start();
+    let (listen, id) = (server.listen, server.id());
+    let (requests, keys) =
+        (folder.path().join("namespaces/all.yaml"), folder.path().join("keys.json"));
+    run(async move {
+        let signer = Signer::new(1);
+        let (owner, consumer) =
+            (signer.token(&claims("checkout")), signer.token(&claims("report")));
+        // Several connections, so that streams stand on either shard.
+        let (mut owned, mut consumed, mut callers) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..4 {
+            let facts = Caller::to(listen, "facts").await;
+            owned.push(follow(&facts, &owner).await.expect("its own"));
+            consumed.push(follow(&facts, &consumer).await.expect("granted"));
+            callers.push(facts);
+        }
+        let less = REQUESTS.replace("access: {consumers: [{team: analytics, may: read}]}\n", "");
+        replace(&requests, &less);
+        harness::signal(id, "HUP");
+        for mut reply in consumed {
+            let end = reply.next().await.expect_err("it was taken away");
+            assert_eq!(end.code, Code::PermissionDenied, "{end:?}");
+        }
+        let facts = Caller::to(listen, "facts").await;
+        let request = stream::AppendRequest {
+            namespace: "facts".to_owned(),
+            stream: "s".to_owned(),
+            record: Some(stream::NewRecord { value: "a fact".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let metadata: &[(&str, &[u8])] = &[("authorization", owner.as_bytes())];
+        let appended =
+            facts.call::<stream::AppendResponse>(Method::STREAM_APPEND, metadata, &request);
+        appended.await.expect("appended");
+        for reply in &mut owned {
+            let page = reply.next().await.expect("readable").expect("it goes on");
+            assert_eq!(stream::ReadResponse::decode(page).unwrap().records[0].value, "a fact");
+        }
+        replace(&keys, &Signer::new(2).keys());
+        harness::signal(id, "HUP");
+        for mut reply in owned {
+            let end = reply.next().await.expect_err("its key was taken away");
+            assert_eq!(end.code, Code::Unauthenticated, "{end:?}");
+        }
     });
     server.assert_well();
     server.stop();

@@ -4,14 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prism_adapters::{Error, Kind};
 use prism_io::clock;
 use prism_io::grpc::Metadata;
 use prism_io::server::{Connection, Standing};
-use prism_proto::catalogue::Access as Effect;
+use prism_proto::catalogue::{Access as Effect, Method};
 use serde_json::Value;
 
+use super::failures::Failures;
+use super::watch::Watch;
 use super::{ANONYMOUS, Access, InForce, READ, STRANGER, WRITE, tokens};
 use crate::audit::{Fields, ShardAudit, Who, event, show};
 use crate::config::access::AnonymousFrom;
@@ -21,7 +24,7 @@ use crate::request::{Call, LineBudget, Origin, trace_id};
 /// Verified tokens that a shard remembers.
 const TOKENS_MAX: usize = 4096;
 /// Metadata: the caller's token.
-const AUTHORIZATION: &str = "authorization";
+pub(super) const AUTHORIZATION: &str = "authorization";
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// What each shard asks who may.
@@ -30,6 +33,8 @@ pub(crate) struct Gate {
     epoch: Cell<u32>,
     table: RefCell<Arc<Access>>,
     tokens: RefCell<HashMap<Box<[u8]>, Token, ahash::RandomState>>,
+    failures: Failures,
+    watch: Watch,
     lines: LineBudget,
     audit: Rc<ShardAudit>,
 }
@@ -48,6 +53,8 @@ impl Gate {
             epoch: Cell::new(epoch),
             table: RefCell::new(table),
             tokens: RefCell::default(),
+            failures: Failures::default(),
+            watch: Watch::default(),
             lines: LineBudget::default(),
             audit,
         }
@@ -77,14 +84,36 @@ impl Gate {
             self.renew();
         }
         let row = self.row(connection, call)?;
-        let wanted = match call.method.access() {
-            Effect::Read => READ,
-            _ => WRITE,
-        };
+        let wanted = wanted(call.method);
         match namespace {
             Some(of) if self.table.borrow().rights(row, of.id) & wanted != 0 => Ok(()),
             _ => Err(self.denied(connection, call, name, row)),
         }
+    }
+
+    /// Does the work of a stream that was let in, on the namespace that it names and the one that holds its data, for as long as
+    /// what it was let in with holds.
+    pub(crate) async fn over<T>(
+        &self,
+        call: &Call,
+        namespaces: [&Namespace; 2],
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let Origin::Caller { connection, .. } = &call.origin else { return work.await };
+        let known = call.metadata.get(AUTHORIZATION).and_then(bearer).and_then(|token| {
+            let tokens = self.tokens.borrow();
+            tokens.get(token).map(|known| known.until_ns)
+        });
+        let until_ns = known.unwrap_or_else(|| connection.standing().get().until_ns);
+        self.watch.over((connection, call), namespaces, until_ns, work).await
+    }
+
+    /// Ends the streams whose callers may not have them any more.
+    pub(crate) fn look_after_streams(&self, now_ns: u64) {
+        if self.in_force.epoch() != self.epoch.get() {
+            self.renew();
+        }
+        self.watch.look(&self.table.borrow(), self.epoch.get(), now_ns);
     }
 
     #[cold]
@@ -147,8 +176,13 @@ impl Gate {
         {
             return Ok(known.row);
         }
+        let (from, now_ns) = (connection.peer().ip(), call.received_ns);
+        self.failures.look(from, now_ns).map_err(too_many_failures)?;
         let table = self.table.borrow();
-        let verified = tokens::verify(&table.issuers, token).map_err(|why| refuse(&why))?;
+        let verified = tokens::verify(&table.issuers, token).map_err(|why| {
+            self.failures.count(from, now_ns);
+            refuse(&why)
+        })?;
         let row = table.row_of(&verified.subject, Some(verified.issuer));
         if row == STRANGER && self.lines.take(call.received_ns) {
             tracing::warn!(issuer = %verified.issuer, subject = %verified.subject, "a token of somebody who is not among `identities`");
@@ -201,13 +235,33 @@ impl Gate {
             fields.extend(who.issuer.as_ref().map(|issuer| ("issuer", Value::from(&**issuer))));
             fields
         });
-        let message = "the caller may not do this, or there is no such namespace; who runs this server finds the reason in its log";
-        Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message)
+        permission_denied()
     }
 }
 
+/// The right that a method takes.
+pub(super) fn wanted(method: Method) -> u8 {
+    match method.access() {
+        Effect::Read => READ,
+        _ => WRITE,
+    }
+}
+
+#[cold]
+pub(super) fn permission_denied() -> Error {
+    let message = "the caller may not do this, or there is no such namespace; who runs this server finds the reason in its log";
+    Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message)
+}
+
+#[cold]
+fn too_many_failures(left_ns: u64) -> Error {
+    let message = "too many tokens from this address did not hold: those that are not known already are not looked at for a while; retry later";
+    Error::new(Kind::ResourceExhausted, "TOKEN_FAILURES", message)
+        .retry_after(Duration::from_nanos(left_ns))
+}
+
 /// The token of `Bearer TOKEN`; the scheme in any case.
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+pub(super) fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
@@ -239,12 +293,12 @@ fn denied_event(outcome: &str, call: &Call, connection: &Connection, why: &str) 
     fields
 }
 
-fn is_loopback(connection: &Connection) -> bool {
+pub(super) fn is_loopback(connection: &Connection) -> bool {
     connection.peer().ip().to_canonical().is_loopback()
 }
 
 /// A second of Unix time as monotonic time.
-fn until_ns(unix_s: u64) -> u64 {
+pub(super) fn until_ns(unix_s: u64) -> u64 {
     let left_s = unix_s.saturating_sub(clock::wall_us() / 1_000_000);
     clock::monotonic_ns().saturating_add(left_s.saturating_mul(SECOND_NS))
 }

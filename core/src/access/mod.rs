@@ -4,9 +4,11 @@
 //! shard's [`Gate`] finds out once per connection and epoch who calls, and then reads one byte of the table per call. What is not
 //! granted is denied. A refusal says nothing of what there is: why stands in the log.
 
+mod failures;
 mod gate;
 mod provider;
 mod tokens;
+mod watch;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

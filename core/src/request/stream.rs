@@ -39,19 +39,22 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
         let served = within(&call, stream.closed(), async {
             let namespace = permit(&shard, &call, &call.message, &seen)?;
             audited::begin_stream(&shard, &call, &seen).await?;
-            let _held = shard.hold(namespace, &call, call.message.len())?;
-            if namespace.home == shard.index {
-                serve(&shard, namespace, &call, &mut sink).await
-            } else {
-                let parts = AskParts {
-                    method: call.method,
-                    metadata: &call.metadata,
-                    deadline_ns: call.deadline_ns,
-                    received_ns: call.received_ns,
-                    message: call.message.clone(),
-                };
-                remote::ask_stream(&shard, namespace.home, parts, &mut sink).await
-            }
+            while_granted(&shard, &call, (seen.get(), namespace), async {
+                let _held = shard.hold(namespace, &call, call.message.len())?;
+                if namespace.home == shard.index {
+                    serve(&shard, namespace, &call, &mut sink).await
+                } else {
+                    let parts = AskParts {
+                        method: call.method,
+                        metadata: &call.metadata,
+                        deadline_ns: call.deadline_ns,
+                        received_ns: call.received_ns,
+                        message: call.message.clone(),
+                    };
+                    remote::ask_stream(&shard, namespace.home, parts, &mut sink).await
+                }
+            })
+            .await
         })
         .await;
         let code = served.as_ref().map_or_else(|error| error.kind().grpc_code(), |()| 0);
@@ -67,6 +70,20 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
         }
         drop(place);
     });
+}
+
+/// Does the work of a stream on the namespace that it has `seen` and the one that holds its data, for as long as its caller may
+/// have it done.
+pub(super) async fn while_granted<T>(
+    shard: &Shard,
+    call: &Call,
+    (seen, namespace): (Option<usize>, &Namespace),
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    match (&shard.gate, seen.map(|index| shard.namespaces.at(index))) {
+        (Some(gate), Some(called)) => gate.over(call, [called, namespace], work).await,
+        _ => work.await,
+    }
 }
 
 /// Starts a streaming call for another shard's caller.

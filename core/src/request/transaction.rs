@@ -105,6 +105,18 @@ async fn serve(
 ) -> Result<(), Error> {
     let namespace = permit(shard, call, first, seen)?;
     audited::begin_stream(shard, call, seen).await?;
+    let steps = steps(shard, stream, call, first, namespace);
+    stream::while_granted(shard, call, (seen.get(), namespace), steps).await
+}
+
+/// Carries out a transaction, step by step.
+async fn steps(
+    shard: &Shard,
+    stream: &StreamCall,
+    call: &Call,
+    first: &[u8],
+    namespace: &Namespace,
+) -> Result<(), Error> {
     let first = decode(first)?;
     let Some(Request::Begin(begin)) = first.request else {
         return Err(Error::field(

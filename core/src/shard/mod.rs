@@ -76,6 +76,7 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
     "QUOTA_SUBSCRIPTIONS",
     "AUDIT_BUSY",
     "AUDIT_FAILED",
+    "TOKEN_FAILURES",
     "OTHER",
 ];
 

@@ -434,7 +434,11 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
             rt::yield_now().await;
         }
         shard.peers.flush();
-        shard.audit.tell_suppressed(clock::monotonic_ns());
+        let now_ns = clock::monotonic_ns();
+        shard.audit.tell_suppressed(now_ns);
+        if let Some(gate) = &shard.gate {
+            gate.look_after_streams(now_ns);
+        }
         let numbers = &shard.metrics;
         for lane in shard.lanes.iter() {
             lane.show(numbers, clock::wall_us());

@@ -33,6 +33,24 @@ pub struct Cell {
     pub lane_seq: u64,
 }
 
+impl Cell {
+    /// As it stands in backends that keep it as text: data directory, start and number.
+    pub(crate) fn to_text(self) -> String {
+        let id = u128::from_be_bytes(self.owner.directory_id);
+        format!("{id:032x} {} {}", self.owner.epoch, self.lane_seq)
+    }
+
+    /// What [`Cell::to_text`] has written; absent where it is anything else.
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        let directory_id = u128::from_str_radix(words.next()?, 16).ok()?.to_be_bytes();
+        let epoch = words.next()?.parse().ok()?;
+        let lane_seq = words.next()?.parse().ok()?;
+        let cell = Cell { owner: LaneOwner { directory_id, epoch }, lane_seq };
+        words.next().is_none().then_some(cell)
+    }
+}
+
 /// A record of a lane.
 #[derive(Clone, Copy, Debug)]
 pub struct LaneRecord<'a> {
@@ -108,6 +126,22 @@ impl<'a> BatchedCall<'a> {
         match self.future.as_mut().poll(&mut Task::from_waker(Waker::noop())) {
             Poll::Ready(outcome) => Some(outcome),
             Poll::Pending => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_reads_back_and_nothing_else_is_one() {
+        let owner = LaneOwner { directory_id: [0xab; 16], epoch: 7 };
+        let cell = Cell { owner, lane_seq: u64::MAX };
+        let text = format!("{} 7 {}", "ab".repeat(16), u64::MAX);
+        assert_eq!((Cell::parse(text.as_bytes()), cell.to_text()), (Some(cell), text));
+        for bad in ["", "ab", "ab 7", "ab 7 x", "ab 7 1 2", "xy 7 1", "\u{fffd}"] {
+            assert_eq!(Cell::parse(bad.as_bytes()), None, "{bad}");
         }
     }
 }

@@ -397,12 +397,13 @@ fn topics_on_postgres_conform_and_their_events_are_plain_there() {
     model_on_postgres_conforms(Model::PubSub, "prism_served_topics");
 }
 
-/// Namespaces on a real Kafka, one at home on either shard, called through either.
+/// Namespaces on a real Kafka, answered by it and by way of the log, called through either shard.
 #[test]
 fn namespaces_on_kafka_conform_also_across_the_mesh() {
     let address = servers::address("kafka");
     let backend = format!("{{name: log, type: kafka, brokers: [\"{address}\"], partitions: 3}}");
-    let models = [(Model::Stream, "memory"), (Model::PubSub, "memory")];
+    let levels = ["memory", "wal"];
+    let models = levels.map(|level| [(Model::Stream, level), (Model::PubSub, level)]).concat();
     messages_conform("kafka", &backend, &models, Kafka::SERVES);
 }
 

@@ -4,8 +4,10 @@
 use prism_proto::catalogue::{Method, Model};
 use prism_proto::prism::pubsub::v1 as pubsub;
 use prism_proto::prism::queue::v1 as queue;
+use prism_proto::prism::stream::v1 as stream;
 use prism_proto::view::pubsub::PublishBatchRequest;
 use prism_proto::view::queue::SendBatchRequest;
+use prism_proto::view::stream::{AppendBatchRequest, AppendRequest};
 
 use super::keyvalue_logged;
 use super::message::message_id_of;
@@ -33,8 +35,29 @@ pub fn reply_from_log(place: LogPlace, method: Method, request: &[u8], reply: &m
     match method.interface().map(|interface| interface.model()) {
         Some(Model::KeyValue) => keyvalue_logged::reply_from_log(method, request, reply),
         Some(Model::Queue | Model::PubSub) => message_reply(place, method, request, reply),
+        Some(Model::Stream) => append_reply(method, request, reply),
         _ => false,
     }
+}
+
+/// Where a record stands only the backend knows, and so whether a partition of the caller's choice is there.
+fn append_reply(method: Method, request: &[u8], reply: &mut Reply) -> bool {
+    match method {
+        Method::STREAM_APPEND => {
+            let Ok(request) = AppendRequest::decode(request) else { return false };
+            if request.expected_last.is_some() {
+                return false;
+            }
+            prost::Message::encode_raw(&stream::AppendResponse::default(), &mut reply.head);
+        }
+        Method::STREAM_APPEND_BATCH => {
+            let Ok(request) = AppendBatchRequest::decode(request) else { return false };
+            let results = vec![stream::AppendBatchResult::default(); request.records.len()];
+            prost::Message::encode_raw(&stream::AppendBatchResponse { results }, &mut reply.head);
+        }
+        _ => return false,
+    }
+    true
 }
 
 /// A message's identity derives from its record: that is all there is to say.
@@ -119,5 +142,24 @@ mod tests {
         assert_eq!(told.results[1].message_id, message_id(&context, 1));
         assert!(!answers_from_log(Method::QUEUE_RECEIVE, b""));
         assert!(!answers_from_log(Method::QUEUE_ACKNOWLEDGE, b""));
+    }
+
+    #[test]
+    fn where_an_appended_record_stands_is_left_to_the_backend() {
+        let expected_last = Some(Default::default());
+        let conditional = stream::AppendRequest { expected_last, ..Default::default() };
+        assert!(!answers_from_log(Method::STREAM_APPEND, &conditional.encode_to_vec()));
+        assert!(!answers_from_log(Method::STREAM_APPEND_TO_PARTITION, b""));
+        assert!(!answers_from_log(Method::STREAM_SET_RETENTION, b""));
+        let mut reply = Reply::default();
+        assert!(reply_from_log(LogPlace::default(), Method::STREAM_APPEND, b"", &mut reply));
+        assert_eq!(stream::AppendResponse::decode(&reply.head[..]).unwrap().position, None);
+        let records = vec![Default::default(); 3];
+        let request = stream::AppendBatchRequest { records, ..Default::default() }.encode_to_vec();
+        let mut reply = Reply::default();
+        let method = Method::STREAM_APPEND_BATCH;
+        assert!(reply_from_log(LogPlace::default(), method, &request, &mut reply));
+        let told = stream::AppendBatchResponse::decode(&reply.head[..]).unwrap();
+        assert_eq!(told.results, vec![stream::AppendBatchResult::default(); 3]);
     }
 }

@@ -32,6 +32,9 @@ const PROBE: &str = "prism.probe";
 /// After so long it is asked again for what passes by itself.
 const PASSING: Duration = Duration::from_millis(20);
 
+/// After so long it is asked again for what is about to come.
+const SOON: Duration = Duration::from_millis(1);
+
 /// Events that the client keeps until somebody looks, dropped at a time.
 const EVENTS_PER_LOOK: usize = 1000;
 
@@ -116,6 +119,19 @@ impl ProducerContext for Watcher {
 /// A record to be sent.
 pub(super) type Outgoing<'a> = BaseRecord<'a, [u8], [u8], Box<Parcel>>;
 
+/// A producer's way in.
+pub(super) struct Outlet<'a>(pub(super) &'a ThreadedProducer<Watcher>);
+
+impl Outlet<'_> {
+    /// Puts a record in line. Does not block.
+    pub(super) fn send(&self, record: Outgoing<'_>) {
+        if let Err((error, record)) = self.0.send(record) {
+            let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
+            record.delivery_opaque.land(Err(code));
+        }
+    }
+}
+
 /// Where a topic's partitions begin and end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Bounds {
@@ -164,12 +180,9 @@ impl Cluster {
         })
     }
 
-    /// Puts a record in line. Does not block.
-    pub(super) fn send(&self, record: Outgoing<'_>) {
-        if let Err((error, record)) = self.producer.send(record) {
-            let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
-            record.delivery_opaque.land(Err(code));
-        }
+    /// The way in for records that are in no transaction.
+    pub(super) fn outlet(&self) -> Outlet<'_> {
+        Outlet(&self.producer)
     }
 
     /// Whether anybody answers.
@@ -210,7 +223,11 @@ impl Cluster {
             ("message.timestamp.type", "CreateTime"),
         ];
         self.make(topic, self.config.partitions, &settings)?;
-        // It is made first, and known to the brokers a little later.
+        self.await_topic(topic)
+    }
+
+    /// The partitions of a topic that was made: it is known to the brokers a little later.
+    pub(super) fn await_topic(&self, topic: &str) -> Result<u32, Fault> {
         self.patiently(|| self.partitions(topic)?.ok_or_else(Fault::not_yet))
     }
 
@@ -299,6 +316,33 @@ impl Cluster {
             }
         }
         Ok(offsets)
+    }
+
+    /// Comes back when readers of what is committed see these records: topic, partition and offset of each.
+    pub(super) fn await_visible(&self, places: &[((String, u32), i64)]) -> Result<(), Fault> {
+        let mut list = TopicPartitionList::with_capacity(places.len());
+        for ((topic, partition), _) in places {
+            let (partition, end) = (*partition as i32, Offset::End);
+            list.add_partition_offset(topic, partition, end).map_err(self.fault())?;
+        }
+        let until = Instant::now() + self.config.answer_timeout;
+        while !places.is_empty() {
+            let timeout = self.config.answer_timeout;
+            let told = self.lookout.offsets_for_times(list.clone(), timeout);
+            let told = told.map_err(self.fault())?;
+            let is_seen = |((topic, partition), offset): &((String, u32), i64)| {
+                let end = told.find_partition(topic, *partition as i32).map(|end| end.offset());
+                matches!(end, Some(Offset::Offset(end)) if end > *offset)
+            };
+            if places.iter().all(is_seen) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(Fault::unresponsive(timeout));
+            }
+            std::thread::sleep(SOON);
+        }
+        Ok(())
     }
 
     /// The settings of a topic, with whether they are its own.

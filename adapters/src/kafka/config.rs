@@ -176,6 +176,17 @@ impl KafkaConfig {
         client
     }
 
+    /// A lane's producer: the same in transactions. Whoever has this id has ended every other producer that has it.
+    pub(super) fn transactional_producer(&self, id: &str) -> ClientConfig {
+        let mut client = self.producer();
+        // How long readers wait for a transaction whose producer is gone, and does not come back.
+        let timeout = (2 * self.answer_timeout).max(TRANSACTION_TIMEOUT_MIN);
+        client
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", timeout.as_millis().to_string());
+        client
+    }
+
     /// A reader's consumer: it is told which records to fetch, belongs to no group and commits nothing.
     pub(super) fn consumer(&self) -> ClientConfig {
         let mut client = self.client();
@@ -198,6 +209,9 @@ impl KafkaConfig {
 
 /// How long a broker keeps a fetch that finds nothing: so much later a reader is told that it has caught up.
 const FETCH_WAIT_MS: u64 = 100;
+
+/// How long a transaction may last, at least.
+const TRANSACTION_TIMEOUT_MIN: Duration = Duration::from_secs(30);
 
 impl fmt::Debug for KafkaConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,6 +17,8 @@ pub(super) enum Parcel {
     One(Duty),
     /// One of several that are told together.
     Part(Arc<Group>, usize),
+    /// One that nobody asks for by itself: the transaction that it belongs to tells.
+    Unasked,
 }
 
 /// Records that are told together, when the last of them has landed.
@@ -57,6 +59,7 @@ impl Parcel {
         match self {
             Parcel::One(duty) => duty.complete(vec![landed]),
             Parcel::Part(group, index) => group.land(index, landed),
+            Parcel::Unasked => {}
         }
     }
 }

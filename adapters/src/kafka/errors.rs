@@ -139,6 +139,32 @@ pub(super) fn too_large(context: &Context<'_>, partition: u32, offset: i64) -> E
         .with("namespace", name.to_owned())
 }
 
+/// The lane's watermark is not where it was left.
+#[cold]
+pub(super) fn lane_moved(context: &Context<'_>) -> Error {
+    let name = context.namespace_name;
+    let message = format!(
+        "{BACKEND}, the backend of {name}: the lane's cell is not where this shard has left it; it is read again"
+    );
+    Error::new(Kind::Unavailable, "LANE_MOVED", message)
+        .with("backend", BACKEND)
+        .with("namespace", name.to_owned())
+        .retry_after(RETRY_DELAY)
+}
+
+/// Somebody else has written into the topic of a lane's cell.
+#[cold]
+pub(super) fn cell_unreadable(context: &Context<'_>, topic: &str) -> Error {
+    let name = context.namespace_name;
+    let message = format!(
+        "{BACKEND}, the backend of {name}: the last record of the topic {topic} does not hold what Prism writes there: somebody \
+         else has written it; delete the topic and have the lane begin again (on_data_loss: continue)"
+    );
+    Error::new(Kind::FailedPrecondition, "LANE_CELL_UNREADABLE", message)
+        .with("backend", BACKEND)
+        .with("namespace", name.to_owned())
+}
+
 /// Kind, reason and advice for an error. <https://kafka.apache.org/protocol#protocol_error_codes>
 fn classify(code: Code) -> (Kind, &'static str, &'static str) {
     use Kind::{FailedPrecondition, ResourceExhausted, Unavailable, Unknown};
@@ -160,6 +186,11 @@ fn classify(code: Code) -> (Kind, &'static str, &'static str) {
         Code::PurgeQueue | Code::PurgeInflight => {
             (Unavailable, "BACKEND_CLOSED", "its client has ended while the call was under way")
         }
+        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => (
+            Unavailable,
+            "LANE_MOVED",
+            "a later producer of this lane has taken its place; the lane is begun again",
+        ),
         Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => (
             Unavailable,
             "BACKEND_TOO_FEW_REPLICAS",
@@ -219,10 +250,10 @@ fn classify(code: Code) -> (Kind, &'static str, &'static str) {
             "BACKEND_RECORD_TOO_LARGE",
             "the record is larger than the topic's max.message.bytes: raise it, or send less",
         ),
-        Code::InvalidRecord => (
+        Code::InvalidRecord | Code::InvalidDifferentRecord => (
             FailedPrecondition,
             "BACKEND_REFUSES_RECORD",
-            "it refuses the record: where records are kept by key, each needs one",
+            "it refuses the record, or one that went out with it: where records are kept by key, each needs one",
         ),
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => (
             Unavailable,

@@ -16,10 +16,11 @@ use prism_io::bridge::{Failure, Foreign, Port, bridge, spawn_beside};
 use prism_io::clock::monotonic_ns;
 use prism_io::rt::{self, Signal};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Outlet};
 use super::config::KafkaConfig;
 use super::delivery::{Duty, Group, Landed, Parcel};
 use super::errors::Fault;
+use super::lane::Ways;
 use super::reader::{Idle, Lease, Reader};
 use crate::breaker::{Breaker, Circuit};
 use crate::call::Context;
@@ -28,6 +29,9 @@ use crate::news::News;
 
 /// Questions that are under way at once, each on a thread of its own.
 const QUESTIONS_MAX: usize = 32;
+
+/// After so long a lane looks again whether it is its turn to ask.
+const TURN: Duration = Duration::from_millis(2);
 
 /// Consumers that are kept for the next readers.
 const READERS_IDLE_MAX: usize = 4;
@@ -74,6 +78,8 @@ pub(super) struct Link {
     stopped: Cell<bool>,
     alarm: Option<Arc<Bell>>,
     idle: Idle,
+    /// Lanes that were begun.
+    pub(super) ways: Ways,
     /// Partitions by topic.
     topics: RefCell<HashMap<Box<str>, u32, ahash::RandomState>>,
     /// Topics that are being asked for or made, and who waits for that.
@@ -103,6 +109,7 @@ impl Link {
             stopped: Cell::new(false),
             alarm,
             idle: Idle::default(),
+            ways: Ways::default(),
             topics: RefCell::default(),
             asked: RefCell::default(),
             facts: Cell::default(),
@@ -125,6 +132,7 @@ impl Link {
         if let Some(alarm) = &self.alarm {
             alarm.ring();
         }
+        self.ways.stop();
         let mut readers = self.idle.resting.take();
         readers.append(&mut self.idle.returned.take());
         if !readers.is_empty() {
@@ -194,7 +202,20 @@ impl Link {
         self.ask_anyway(question).await.map_err(|fault| self.error(context, &fault))
     }
 
-    /// The same without a look at the circuit.
+    /// The same for a lane, which waits for its turn where a call would be refused because too much is asked already.
+    pub(super) async fn ask_in_turn<T: Send + 'static>(
+        &self,
+        context: &Context<'_>,
+        question: impl FnOnce(&Cluster) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        let until_ns = monotonic_ns() + self.config.answer_timeout.as_nanos() as u64;
+        while self.questions.facts().under_way >= QUESTIONS_MAX && monotonic_ns() < until_ns {
+            rt::sleep(TURN).await;
+        }
+        self.ask(context, question).await
+    }
+
+    /// As [`Link::ask`], without a look at the circuit.
     pub(super) async fn ask_anyway<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Cluster) -> Result<T, Fault> + Send + 'static,
@@ -212,16 +233,22 @@ impl Link {
         }
     }
 
-    /// Sends `count` records, put in line by `send` with the parcels that it is given, and waits until all have landed.
+    /// Sends `count` records to a topic, put in line by `send` with the parcels that it is given, and waits until all have landed. Of a
+    /// lane's call all land, or it fails.
     pub(super) async fn deliver(
         &self,
         context: &Context<'_>,
+        topic: &str,
         count: usize,
-        send: impl FnOnce(&Cluster, Parcels),
+        send: impl FnOnce(Outlet<'_>, Parcels),
     ) -> Result<Vec<Result<(u32, i64), Fault>>, Error> {
         let cluster = self.cluster(context)?;
         self.count(|facts| facts.records += count as u64);
-        let landed = self.deliveries.hand_over(|duty| send(cluster, Parcels::new(count, duty)));
+        let way = self.ways.of_call(context);
+        let landed = self.deliveries.hand_over(|duty| {
+            let outlet = way.as_ref().map_or_else(|| cluster.outlet(), |way| way.outlet());
+            send(outlet, Parcels::new(count, duty));
+        });
         let landed = landed.await.map_err(|failure| match failure {
             Failure::Full => self.error(context, &Fault::busy()),
             Failure::Lost => self.error(context, &Fault::closed()),
@@ -233,6 +260,12 @@ impl Link {
         self.count(|facts| facts.confirmed += confirmed);
         if landed.iter().any(|landed| landed.as_ref().is_err_and(|fault| fault.is_outage)) {
             self.doubt();
+        }
+        if let Some(way) = way {
+            if let Some(fault) = landed.iter().find_map(|landed| landed.as_ref().err()) {
+                return Err(self.error(context, fault));
+            }
+            way.note(topic, landed.iter().flatten().copied());
         }
         Ok(landed)
     }
@@ -278,6 +311,11 @@ impl Link {
         self.topics.borrow_mut().remove(topic);
     }
 
+    /// The same for all topics.
+    pub(super) fn forget_all(&self) {
+        self.topics.borrow_mut().clear();
+    }
+
     /// A reader of these partitions of a topic from these offsets.
     pub(super) async fn reader(
         self: &Rc<Self>,
@@ -294,6 +332,23 @@ impl Link {
         let reader =
             self.ask(context, move |cluster| Reader::at(idle, cluster, &topic, &places)).await?;
         Ok(Lease::new(reader, counted))
+    }
+
+    /// Asks something that takes a reader for as long as the question lasts.
+    pub(super) async fn ask_reading<T: Send + 'static>(
+        &self,
+        context: &Context<'_>,
+        question: impl FnOnce(&Cluster, &Reader) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        let idle = self.idle.resting.borrow_mut().pop();
+        let asked = self.ask_in_turn(context, move |cluster| {
+            let reader = Reader::of(idle, cluster)?;
+            let answer = question(cluster, &reader)?;
+            Ok((answer, Some(reader).filter(Reader::rest)))
+        });
+        let (answer, reader) = asked.await?;
+        reader.into_iter().for_each(|reader| self.keep(reader));
+        Ok(answer)
     }
 
     /// Takes a reader back.

@@ -10,9 +10,10 @@
 //! - `cluster`: the clients of a cluster, shared by the process; what blocks
 //! - `link`: a shard's way there, over the bridge, and what it does while the cluster is away (with [`crate::breaker`])
 //! - `delivery`: records on their way; `reader`: a consumer per reader
-//! - `names`, `record`: topics, partitions, and what lies in them
+//! - `names`, `record`, `tail`: topics, partitions, and what lies in them, to the last
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `stream`, `walk`, `retention`, `pubsub`: the interfaces
+//! - `lane`: logged records, in transactions
 //!
 //! The binding copies every value once, into the client's queue, when it is sent; on the way back it is copied once, from the
 //! client's buffer into the answer.
@@ -21,6 +22,7 @@ mod cluster;
 mod config;
 mod delivery;
 mod errors;
+mod lane;
 mod link;
 mod names;
 mod pubsub;
@@ -28,6 +30,7 @@ mod reader;
 mod record;
 mod retention;
 mod stream;
+mod tail;
 mod walk;
 
 use std::rc::Rc;

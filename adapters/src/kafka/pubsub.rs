@@ -189,10 +189,10 @@ impl Kafka {
     ) -> Result<Vec<(String, Result<Position, Error>)>, Error> {
         let (topic, partitions) = self.known_topic(context, topic).await?;
         let ids: Vec<_> = (0..messages.len()).map(|index| message_id(context, index)).collect();
-        let landed = self.link.deliver(context, messages.len(), |cluster, mut parcels| {
+        let landed = self.link.deliver(context, &topic, messages.len(), |outlet, mut parcels| {
             for (index, message) in messages.iter().enumerate() {
                 let key = Some(message.ordering_key).filter(|key| !key.is_empty());
-                cluster.send(Outgoing {
+                outlet.send(Outgoing {
                     topic: &topic,
                     partition: Some(partition_of(key, partitions) as i32),
                     payload: Some(message.payload),

@@ -54,17 +54,29 @@ impl Reader {
         topic: &str,
         places: &[(u32, i64)],
     ) -> Result<Self, Fault> {
-        let reader = match idle {
-            Some(reader) => reader,
-            None => Reader::new(cluster)?,
-        };
+        let reader = Reader::of(idle, cluster)?;
+        reader.go_to(cluster, topic, places)?;
+        Ok(reader)
+    }
+
+    /// One that reads nothing yet. Blocks.
+    pub(super) fn of(idle: Option<Reader>, cluster: &Cluster) -> Result<Self, Fault> {
+        idle.map_or_else(|| Reader::new(cluster), Ok)
+    }
+
+    /// Goes on with these partitions of a topic from these offsets. Blocks.
+    pub(super) fn go_to(
+        &self,
+        cluster: &Cluster,
+        topic: &str,
+        places: &[(u32, i64)],
+    ) -> Result<(), Fault> {
         let mut list = TopicPartitionList::with_capacity(places.len());
         for (partition, offset) in places {
             list.add_partition_offset(topic, *partition as i32, Offset::Offset(*offset))
                 .map_err(cluster.fault())?;
         }
-        reader.consumer.assign(&list).map_err(cluster.fault())?;
-        Ok(reader)
+        self.consumer.assign(&list).map_err(cluster.fault())
     }
 
     /// Stops fetching. Blocks.
@@ -89,9 +101,14 @@ impl Reader {
 
     /// Looks whether there is something.
     pub(super) fn look(&self) -> Found<'_> {
+        self.look_for(Duration::ZERO)
+    }
+
+    /// Looks for so long whether there is something. Blocks, unless that is no time at all.
+    pub(super) fn look_for(&self, timeout: Duration) -> Found<'_> {
         loop {
             let served = self.consumer.context().served.load(Ordering::Relaxed);
-            match self.consumer.poll(Duration::ZERO) {
+            match self.consumer.poll(timeout) {
                 Some(Ok(record)) => return Found::Record(record),
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     return Found::End(partition as u32);

@@ -9,11 +9,14 @@ use prism_proto::view::stream::{
 use prost::Message as _;
 
 use super::Kafka;
-use super::cluster::{Bounds, Outgoing};
+use super::cluster::{Bounds, Cluster, Outgoing, Outlet};
 use super::delivery::Parcel;
 use super::errors::{BACKEND, Fault};
+use super::link::Parcels;
 use super::names::{partition_of, topic_of};
+use super::reader::Reader;
 use super::record::headers_of;
+use super::tail::last_records;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::{Error, Kind};
 use crate::interfaces::message::item_status;
@@ -45,11 +48,11 @@ impl StreamBasic for Kafka {
     ) -> Result<(), Error> {
         let (topic, partitions) = self.known_topic(context, request.stream).await?;
         let records: Vec<_> = request.records.iter().collect();
-        let landed = self.link.deliver(context, records.len(), |cluster, mut parcels| {
+        let landed = self.link.deliver(context, &topic, records.len(), |outlet, mut parcels| {
             for (index, record) in records.iter().enumerate() {
                 let partition = partition_of(record.key, partitions);
                 let parcel = parcels.of(index);
-                cluster.send(outgoing(context, &topic, partition, record, parcel));
+                outlet.send(outgoing(context, &topic, partition, record, parcel));
             }
         });
         let mut answer = reply::AppendBatchResponse::default();
@@ -140,10 +143,10 @@ impl Kafka {
         partition: u32,
         record: &NewRecord<'_>,
     ) -> Result<Position, Error> {
-        let send = |cluster: &super::cluster::Cluster, mut parcels: super::link::Parcels| {
-            cluster.send(outgoing(context, topic, partition, record, parcels.of(0)));
+        let send = |outlet: Outlet<'_>, mut parcels: Parcels| {
+            outlet.send(outgoing(context, topic, partition, record, parcels.of(0)));
         };
-        let landed = self.link.deliver(context, 1, send).await?;
+        let landed = self.link.deliver(context, topic, 1, send).await?;
         let landed = landed.into_iter().next().unwrap_or_else(|| Err(Fault::closed()));
         self.place(context, topic, landed)
     }
@@ -187,28 +190,38 @@ impl Kafka {
         })
     }
 
+    /// Where a stream's partitions begin, and the last record of each.
+    pub(super) async fn with_last(
+        &self,
+        context: &Context<'_>,
+        topic: String,
+        bounds: Bounds,
+    ) -> Result<(Vec<i64>, Vec<Option<i64>>), Error> {
+        let question = move |cluster: &Cluster, reader: &Reader| {
+            let last = last_records(cluster, reader, &topic, &bounds)?;
+            Ok((bounds.first, last.into_iter().map(|last| Some(last?.offset)).collect()))
+        };
+        self.link.ask_reading(context, question).await
+    }
+
     async fn shown_partitions(
         &self,
         context: &Context<'_>,
         stream: &str,
     ) -> Result<Vec<reply::Partition>, Error> {
         let topic = topic_of(context.namespace_name, stream);
-        let bounds = self.bounds(context, &topic, None, false).await?;
-        // A stream that nothing was appended to has the partitions that it will get.
-        let empty = vec![0; self.link.config().partitions as usize];
-        let Bounds { first, end, .. } = bounds.unwrap_or_else(|| Bounds {
-            first: empty.clone(),
-            end: empty,
-            since: Vec::new(),
-        });
-        let shown = first.iter().zip(&end).enumerate().map(|(number, (first, end))| {
-            let has_records = end > first;
-            reply::Partition {
+        let Some(bounds) = self.bounds(context, &topic, None, false).await? else {
+            // A stream that nothing was appended to has the partitions that it will get.
+            let empty = |partition| reply::Partition { partition, earliest: None, latest: None };
+            return Ok((0..self.link.config().partitions).map(empty).collect());
+        };
+        let (first, last) = self.with_last(context, topic, bounds).await?;
+        let shown =
+            first.iter().zip(last).enumerate().map(|(number, (first, last))| reply::Partition {
                 partition: number as u32,
-                earliest: has_records.then(|| first.to_string()),
-                latest: has_records.then(|| (end - 1).to_string()),
-            }
-        });
+                earliest: last.map(|_| first.to_string()),
+                latest: last.map(|last| last.to_string()),
+            });
         Ok(shown.collect())
     }
 }

@@ -10,7 +10,6 @@
 
 use ahash::AHashMap;
 use async_nats::HeaderMap;
-use bytes::Bytes;
 use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::{
     BatchDeleteRequest, BatchSetRequest, CompareAndDeleteRequest, CompareAndSwapRequest,
@@ -46,20 +45,6 @@ pub(super) const MESSAGE_TOO_LARGE: &str = "BACKEND_MESSAGE_TOO_LARGE";
 /// Bytes of the values that are read for a batch.
 const READ_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-fn cell_value(cell: &Cell) -> Bytes {
-    let id = u128::from_be_bytes(cell.owner.directory_id);
-    format!("{id:032x} {} {}", cell.owner.epoch, cell.lane_seq).into()
-}
-
-fn parse_cell(value: &[u8]) -> Option<Cell> {
-    let mut words = std::str::from_utf8(value).ok()?.split(' ');
-    let directory_id = u128::from_str_radix(words.next()?, 16).ok()?.to_be_bytes();
-    let epoch = words.next()?.parse().ok()?;
-    let lane_seq = words.next()?.parse().ok()?;
-    let cell = Cell { owner: LaneOwner { directory_id, epoch }, lane_seq };
-    words.next().is_none().then_some(cell)
-}
-
 /// A lane's cell, as this shard has written or read it last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
@@ -86,7 +71,7 @@ impl LaneBackend for Nats {
             self.cells.borrow_mut().insert(lane(context), held);
             return Ok(None);
         };
-        let cell = parse_cell(&value).ok_or_else(|| errors::cell_unreadable(context, &subject))?;
+        let cell = Cell::parse(&value).ok_or_else(|| errors::cell_unreadable(context, &subject))?;
         held.lane_seq = cell.lane_seq;
         self.cells.borrow_mut().insert(lane(context), held);
         // A lane of another data directory is left as it is.
@@ -273,7 +258,12 @@ impl Nats {
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
         let subject = subject::of_cell(context.namespace_name, context.partition).into();
-        Ok(Outgoing { subject, reply: None, headers: Some(headers), payload: cell_value(cell) })
+        Ok(Outgoing {
+            subject,
+            reply: None,
+            headers: Some(headers),
+            payload: cell.to_text().into(),
+        })
     }
 
     /// Notes and returns the cell's number: the cell was so many messages before the one that was confirmed.
@@ -422,20 +412,5 @@ impl Nats {
             }
         }
         messages
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cell_reads_back_and_nothing_else_is_one() {
-        let owner = LaneOwner { directory_id: [0xab; 16], epoch: 7 };
-        let cell = Cell { owner, lane_seq: u64::MAX };
-        assert_eq!(parse_cell(&cell_value(&cell)), Some(cell));
-        for bad in ["", "ab", "ab 7", "ab 7 x", "ab 7 1 2", "xy 7 1", "\u{fffd}"] {
-            assert_eq!(parse_cell(bad.as_bytes()), None, "{bad}");
-        }
     }
 }

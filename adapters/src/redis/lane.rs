@@ -27,21 +27,10 @@ fn put_cell_key(out: &mut Vec<u8>, context: &Context<'_>) {
 
 /// Adds the command that moves a cell.
 fn put_cell(out: &mut Vec<u8>, context: &Context<'_>, cell: &Cell) {
-    let id = u128::from_be_bytes(cell.owner.directory_id);
-    let value = format!("{id:032x} {} {}", cell.owner.epoch, cell.lane_seq);
     codec::put_command(out, 3);
     codec::put(out, b"SET");
     put_cell_key(out, context);
-    codec::put(out, value.as_bytes());
-}
-
-fn parse_cell(value: &[u8]) -> Option<Cell> {
-    let mut words = std::str::from_utf8(value).ok()?.split(' ');
-    let directory_id = u128::from_str_radix(words.next()?, 16).ok()?.to_be_bytes();
-    let epoch = words.next()?.parse().ok()?;
-    let lane_seq = words.next()?.parse().ok()?;
-    let cell = Cell { owner: LaneOwner { directory_id, epoch }, lane_seq };
-    words.next().is_none().then_some(cell)
+    codec::put(out, cell.to_text().as_bytes());
 }
 
 impl LaneBackend for Redis {
@@ -62,7 +51,7 @@ impl LaneBackend for Redis {
             self.resumed(context, session);
             return Ok(None);
         };
-        let cell = parse_cell(value).ok_or_else(|| errors::cell_unreadable(context))?;
+        let cell = Cell::parse(value).ok_or_else(|| errors::cell_unreadable(context))?;
         self.resumed(context, session);
         Ok(Some(cell))
     }
@@ -217,17 +206,6 @@ fn distribute(context: &Context<'_>, group: &Group, read: &Bytes) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cell_reads_back_and_nothing_else_is_one() {
-        let owner = LaneOwner { directory_id: [0xab; 16], epoch: 7 };
-        let cell = Cell { owner, lane_seq: u64::MAX };
-        let text = format!("{} 7 {}", "ab".repeat(16), u64::MAX);
-        assert_eq!(parse_cell(text.as_bytes()), Some(cell));
-        for bad in ["", "ab", "ab 7", "ab 7 x", "ab 7 1 2", "xy 7 1", "\u{fffd}"] {
-            assert_eq!(parse_cell(bad.as_bytes()), None, "{bad}");
-        }
-    }
 
     #[test]
     fn only_connections_of_the_same_name_are_left_behind() {

@@ -26,6 +26,10 @@ const LOSS_WINDOW: Duration = Duration::from_secs(3);
 /// NATS syncs what JetStream has stored every two minutes, unless its `sync_interval` says otherwise.
 const LOSS_WINDOW_NATS: Duration = Duration::from_secs(150);
 
+/// Kafka leaves it to the operating system to bring what it has confirmed to its disks, by default within 35 s. That all replicas lose their power
+/// at once is what this is for.
+const LOSS_WINDOW_KAFKA: Duration = Duration::from_secs(45);
+
 const LOSS_WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
 /// Most backends that one file may hold.
@@ -107,9 +111,8 @@ impl Backend {
             BackendKind::Memory
             | BackendKind::Redis(_)
             | BackendKind::Postgres(_)
+            | BackendKind::Kafka(_)
             | BackendKind::Nats(_) => Durability::Strong,
-            // Its lanes have no cell yet. What it has confirmed is on every replica that is in sync.
-            BackendKind::Kafka(_) => Durability::Memory,
         }
     }
 }
@@ -138,9 +141,10 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
                 );
             }
         }
-        let window = match kind.as_ref().is_some_and(|kind| kind.value == Nats::NAME) {
-            true => LOSS_WINDOW_NATS,
-            false => LOSS_WINDOW,
+        let window = match kind.as_ref().map(|kind| kind.value) {
+            Some(Nats::NAME) => LOSS_WINDOW_NATS,
+            Some(Kafka::NAME) => LOSS_WINDOW_KAFKA,
+            _ => LOSS_WINDOW,
         };
         let window = section.value("loss_window", window, span(Duration::ZERO, LOSS_WINDOW_MAX));
         let on_data_loss = section.value("on_data_loss", OnDataLoss::Stop, on_data_loss);

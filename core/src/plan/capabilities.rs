@@ -55,7 +55,7 @@ impl Capabilities {
                 serves(BackendType::Redis, Redis::SERVES, Durability::Strong),
                 serves(BackendType::Postgres, Postgres::SERVES, Durability::Strong),
                 serves(BackendType::Nats, Nats::SERVES, Durability::Strong),
-                serves(BackendType::Kafka, Kafka::SERVES, Durability::Memory),
+                serves(BackendType::Kafka, Kafka::SERVES, Durability::Strong),
             ],
             apis: ClientApi::ALL.iter().filter_map(api).collect(),
             patterns: vec![Pattern::Wal, Pattern::Audit],

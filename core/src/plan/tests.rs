@@ -165,7 +165,7 @@ fn the_queue_of_the_concepts_is_a_log_with_kafka_and_postgres() {
 fn topics_are_planned_as_this_build_makes_them() {
     let plan = |needs: &str, of_backend: &str, pin: &str| {
         let text = format!(
-            "namespace: n\nteam: web\nclient_api: stream\nneeds: {{durability: best-effort, {needs}}}\n"
+            "namespace: n\nteam: web\nclient_api: stream\nneeds: {{durability: strong, {needs}}}\n"
         );
         let platform = format!(
             "backends: [{{name: k, type: kafka, brokers: [\"h:3\"], {of_backend}}}]\nallowed_backends: [kafka]\n{pin}"

@@ -163,10 +163,9 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.resume(context, owner).await,
             Attached::Postgres(postgres) => postgres.resume(context, owner).await,
+            Attached::Kafka(kafka) => kafka.resume(context, owner).await,
             Attached::Nats(nats) => nats.resume(context, owner).await,
-            Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
-                unreachable!("no lane leads there")
-            }
+            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
 
@@ -175,10 +174,9 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.set_cell(context, cell).await,
             Attached::Postgres(postgres) => postgres.set_cell(context, cell).await,
+            Attached::Kafka(kafka) => kafka.set_cell(context, cell).await,
             Attached::Nats(nats) => nats.set_cell(context, cell).await,
-            Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
-                unreachable!("no lane leads there")
-            }
+            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
 
@@ -192,10 +190,9 @@ impl Attached {
         match self {
             Attached::Redis(redis) => redis.apply(owner, records, outcomes).await,
             Attached::Postgres(postgres) => postgres.apply(owner, records, outcomes).await,
+            Attached::Kafka(kafka) => kafka.apply(owner, records, outcomes).await,
             Attached::Nats(nats) => nats.apply(owner, records, outcomes).await,
-            Attached::Memory(_) | Attached::Kafka(_) | Attached::Unused => {
-                unreachable!("no lane leads there")
-            }
+            Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
 

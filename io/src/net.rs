@@ -5,19 +5,26 @@
 #![allow(unsafe_code)]
 
 mod output;
+pub(crate) mod ready;
 mod secured;
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
-use crate::rt;
 use bytes::BytesMut;
-use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::io::{AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::rt::Flag;
+use ready::Reading;
+
+/// What one read brings at most. 8 KiB: some thirty small calls; what is more is read through larger buffers.
+pub(crate) const READ_BYTES: usize = 8 * 1024;
+/// Below this room a read begins a new buffer.
+const READ_BYTES_MIN: usize = 2 * 1024;
 
 /// Connections that the kernel may hold for a listener before `accept` takes them.
 pub const ACCEPT_BACKLOG: i32 = 4096;
@@ -100,7 +107,7 @@ impl Stream {
         let (read, write) = self.socket.into_split();
         let (opening, sealing) = self.tls.map(secured::Established::split).unzip();
         (
-            ReadHalf { socket: read, descriptor, opening },
+            ReadHalf { reading: Reading::new(descriptor), _socket: read, descriptor, opening },
             WriteHalf { socket: write, descriptor, sealing },
         )
     }
@@ -139,31 +146,30 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 
 /// The receiving half of a socket.
 pub struct ReadHalf {
-    socket: OwnedReadHalf<monoio::net::TcpStream>,
+    // Before the socket, so that it goes first.
+    reading: Reading,
+    _socket: OwnedReadHalf<monoio::net::TcpStream>,
     descriptor: RawFd,
     opening: Option<Box<secured::Opening>>,
 }
 
 impl ReadHalf {
-    /// Reads into the spare capacity of `buffer`, behind what it holds already. Zero bytes: the peer is done. With TLS the buffer
-    /// may grow, by what one read of records holds.
-    pub async fn read(&mut self, buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
+    /// Reads behind what `buffer` holds already, once something has come: into its spare capacity or, where it has hardly any, into a
+    /// buffer that all connections of a thread share. Zero bytes: the peer is done. With TLS the buffer may grow, by what one read of
+    /// records holds.
+    pub async fn read(&mut self, mut buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
         if let Some(opening) = &mut self.opening {
-            return opening.read(&mut self.socket, buffer).await;
+            return opening.read(&self.reading, self.descriptor, buffer).await;
         }
-        debug_assert!(buffer.capacity() > buffer.len(), "a read needs room");
-        use monoio::buf::IoBufMut;
-        let filled = buffer.len();
-        let (result, slice) = self.socket.read(buffer.slice_mut(filled..)).await;
-        rt::note_activity();
-        (result, slice.into_inner())
-    }
-
-    /// A buffer of `bytes` to read into. With TLS it is none: one that all connections of a thread share is found when something has come.
-    pub(crate) fn buffer(&self, bytes: usize) -> BytesMut {
-        match self.is_secured() {
-            true => BytesMut::new(),
-            false => BytesMut::with_capacity(bytes),
+        loop {
+            if let Err(error) = self.reading.ready().await {
+                return (Err(error), buffer);
+            }
+            make_room(&mut buffer);
+            match receive_at_once(self.descriptor, &self.reading, &mut buffer) {
+                Err(error) if is_passing(&error) => {}
+                result => return (result, buffer),
+            }
         }
     }
 
@@ -172,17 +178,25 @@ impl ReadHalf {
         self.opening.is_some()
     }
 
-    /// Takes a buffer for plaintext back, unless there is something left in it.
+    /// Takes a buffer back for the next connection that has something to read, unless there is something left in it.
     pub(crate) fn give_back(&self, buffer: BytesMut) -> BytesMut {
-        debug_assert!(self.is_secured());
-        if buffer.is_empty() { secured::keep_plain(buffer) } else { buffer }
+        match (buffer.is_empty(), self.is_secured()) {
+            (false, _) => buffer,
+            (true, true) => secured::keep_plain(buffer),
+            (true, false) => {
+                if buffer.capacity() > 0 {
+                    SPARE.set(buffer);
+                }
+                BytesMut::new()
+            }
+        }
     }
 
     /// Reads what is there already, like [`ReadHalf::read`]; `WouldBlock` when that is nothing.
     pub(crate) fn read_at_once(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match &mut self.opening {
-            Some(opening) => opening.read_at_once(self.descriptor, buffer),
-            None => receive_at_once(self.descriptor, buffer),
+            Some(opening) => opening.read_at_once(&self.reading, self.descriptor, buffer),
+            None => receive_at_once(self.descriptor, &self.reading, buffer),
         }
     }
 
@@ -192,15 +206,41 @@ impl ReadHalf {
     }
 }
 
+/// Whether the same read may work the next time.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+thread_local! {
+    /// What is read into; one for all connections of a thread, because none waits with it: the processor's caches hold it.
+    static SPARE: Cell<BytesMut> = Cell::default();
+}
+
+/// Gives `buffer` room for a read.
+#[inline]
+fn make_room(buffer: &mut BytesMut) {
+    if buffer.capacity() == 0 {
+        *buffer = SPARE.take();
+    }
+    // From its front again, if nothing that came by it is still held somewhere: of a buffer that is walked through, the caches
+    // hold nothing.
+    let is_whole = buffer.is_empty() && buffer.try_reclaim(READ_BYTES);
+    if !is_whole && buffer.capacity() - buffer.len() < READ_BYTES_MIN {
+        buffer.reserve(READ_BYTES);
+    }
+}
+
 /// Reads what is there already behind what `buffer` holds, which has room; `WouldBlock` when that is nothing.
-fn receive_at_once(socket: RawFd, buffer: &mut BytesMut) -> io::Result<usize> {
+fn receive_at_once(socket: RawFd, reading: &Reading, buffer: &mut BytesMut) -> io::Result<usize> {
     let room = buffer.spare_capacity_mut();
     debug_assert!(!room.is_empty(), "a read needs room");
     // SAFETY: the kernel writes no more than the room that it is told of; a descriptor that is not open is an error and nothing
     // worse.
     let count =
         unsafe { libc::recv(socket, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
-    let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+    let result = usize::try_from(count).map_err(|_| io::Error::last_os_error());
+    reading.note(&result, room.len());
+    let count = result?;
     // SAFETY: the kernel has written that many bytes behind the ones that were there.
     unsafe { buffer.set_len(buffer.len() + count) };
     Ok(count)

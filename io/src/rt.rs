@@ -16,7 +16,7 @@ use atomic_waker::AtomicWaker;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
-use crate::affinity;
+use crate::{affinity, net};
 
 /// Entries of the submission queue of one shard's ring.
 pub const RING_ENTRIES: u32 = 4096;
@@ -61,6 +61,7 @@ pub fn run<F: Future + 'static>(main: F) -> io::Result<F::Output>
 where
     F::Output: 'static,
 {
+    net::ready::begin_anew();
     match driver() {
         Driver::IoUring => {
             let builder =
@@ -194,6 +195,11 @@ impl Signal {
     /// Sets it and wakes nobody: for the waiting task itself, which looks at it before its turn ends.
     pub(crate) fn note(&self) {
         self.set.set(true);
+    }
+
+    /// Takes the wake-up back that nobody has waited for yet.
+    pub(crate) fn clear(&self) {
+        self.set.set(false);
     }
 
     /// Waits until [`Signal::set`] was called, and takes that wake-up.

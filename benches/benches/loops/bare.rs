@@ -17,7 +17,7 @@ use prism_io::net::{Listener, ReadHalf, WriteHalf};
 use prism_io::rt::{self, Signal};
 
 /// Bytes of a read buffer, as the product begins with.
-const READ_BYTES: usize = prism_io::server::READ_BYTES_MIN;
+const READ_BYTES: usize = 3 * 1024;
 
 struct Connection {
     grpc: RefCell<ServerConnection>,

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use monoio::buf::{IoBuf, IoBufMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedWriteHalf};
 use monoio::net::TcpStream;
 
 use super::output::send_at_once;
-use super::{Stream, receive_at_once};
+use super::ready::Reading;
+use super::{Stream, is_passing, receive_at_once};
 use crate::rt;
 use crate::tls::{Acceptor, Cleartext, Connector, Failure, PeerIdentity, Phase, Sealed, Session};
 
@@ -29,8 +30,8 @@ const RECORDS_BYTES_MAX: usize = 64 * 1024;
 const HANDSHAKE_BYTES_MAX: usize = 80 * 1024;
 /// Records that are sealed before they are written; what is behind them waits unsealed.
 pub(crate) const SEALED_BYTES_MAX: usize = 64 * 1024;
-/// Buffers above this many bytes are given back when they are empty.
-const KEPT_BYTES_MAX: usize = 16 * 1024;
+/// The largest buffer for records that goes from one connection to another.
+const RECORDS_SHARED_BYTES_MAX: usize = 2 * RECORDS_BYTES_MIN;
 /// How long a peer whose handshake failed may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// And what it may still send until then.
@@ -38,8 +39,10 @@ const LAST_WORDS_BYTES_MAX: usize = 64 * 1024;
 
 thread_local! {
     /// What plaintext is opened into, and what is sealed: one of each for all connections of a thread, because none waits with it. A
-    /// connection that is idle has only the buffer that its next records come into.
+    /// connection that is idle has none.
     static PLAIN: Cell<BytesMut> = Cell::default();
+    /// What records are read into.
+    static RECORDS: Cell<BytesMut> = Cell::default();
     static SEALED: Cell<Sealed> = Cell::default();
 }
 
@@ -215,23 +218,41 @@ impl Opening {
     /// See [`super::ReadHalf::read`].
     pub(super) async fn read(
         &mut self,
-        socket: &mut OwnedReadHalf<TcpStream>,
+        reading: &Reading,
+        descriptor: RawFd,
         mut plain: BytesMut,
     ) -> (io::Result<usize>, BytesMut) {
         loop {
             if let Some(result) = self.take(&mut plain) {
                 return (result, plain);
             }
-            self.make_room();
-            let filled = self.records.len();
-            let room = self.records.capacity() - filled;
-            let buffer = std::mem::take(&mut self.records);
-            let (result, slice) = socket.read(buffer.slice_mut(filled..)).await;
-            rt::note_activity();
-            self.records = slice.into_inner();
-            match result {
-                Ok(count) => self.note(count, room),
-                Err(error) => return (Err(error), plain),
+            self.rest();
+            if let Err(error) = reading.ready().await {
+                return (Err(error), plain);
+            }
+            match self.receive(reading, descriptor) {
+                Err(error) if !is_passing(&error) => return (Err(error), plain),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes records that are there already.
+    fn receive(&mut self, reading: &Reading, socket: RawFd) -> io::Result<()> {
+        self.make_room();
+        let room = self.records.capacity() - self.records.len();
+        let count = receive_at_once(socket, reading, &mut self.records)?;
+        self.note(count, room);
+        Ok(())
+    }
+
+    /// Gives the buffer for records back, unless a part of one is in it.
+    fn rest(&mut self) {
+        if self.records.is_empty() && self.records.capacity() > 0 {
+            let records = std::mem::take(&mut self.records);
+            // A large one is not for those who have little to say.
+            if records.capacity() <= RECORDS_SHARED_BYTES_MAX {
+                RECORDS.set(records);
             }
         }
     }
@@ -239,6 +260,7 @@ impl Opening {
     /// See [`super::ReadHalf::read_at_once`].
     pub(super) fn read_at_once(
         &mut self,
+        reading: &Reading,
         socket: RawFd,
         plain: &mut BytesMut,
     ) -> io::Result<usize> {
@@ -246,10 +268,7 @@ impl Opening {
             if let Some(result) = self.take(plain) {
                 return result;
             }
-            self.make_room();
-            let room = self.records.capacity() - self.records.len();
-            let count = receive_at_once(socket, &mut self.records)?;
-            self.note(count, room);
+            self.receive(reading, socket)?;
         }
     }
 
@@ -308,8 +327,8 @@ impl Opening {
 
     fn make_room(&mut self) {
         if self.records.is_empty() {
-            if self.records.capacity() > KEPT_BYTES_MAX && self.room <= KEPT_BYTES_MAX {
-                self.records = BytesMut::new();
+            if self.records.capacity() == 0 {
+                self.records = RECORDS.take();
             }
             if self.records.capacity() < self.room {
                 self.records.reserve(self.room);

@@ -17,13 +17,13 @@ use super::guard::Traffic;
 use super::listen::Open;
 use super::protocol::Protocol;
 use super::registry::{Entry, Passed};
-use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, READ_BYTES_MIN, Service};
+use super::{OUTPUT_BYTES_PAUSE, Options, READ_BYTES_MAX, Service};
 use crate::clock;
 use crate::grpc::compress::inflate;
 use crate::grpc::message::unshare;
 use crate::grpc::{Code, Compressing, Event, Message, SendError, Status};
 use crate::h2::{CloseReason, Output, Pace, Refusal, StreamId};
-use crate::net::{ReadHalf, Stream, WriteHalf};
+use crate::net::{READ_BYTES, ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
 use crate::tls::PeerIdentity;
 
@@ -224,7 +224,7 @@ impl Connection {
     /// For whoever keeps a message for longer than a turn: a small one that is a slice of a large read buffer is copied, so that what is kept
     /// is at most a few times what was sent.
     pub fn keep(&self, message: Bytes) -> Bytes {
-        let is_worth_it = KEPT_TIMES_MAX * message.len() + READ_BYTES_MIN < self.pass_bytes.get();
+        let is_worth_it = KEPT_TIMES_MAX * message.len() + READ_BYTES < self.pass_bytes.get();
         if is_worth_it { Bytes::copy_from_slice(&message) } else { message }
     }
 
@@ -513,8 +513,8 @@ impl Connection {
 
     /// Reads until the peer or the connection ends.
     async fn read_all<S: Service>(self: &Rc<Self>, mut read: ReadHalf, service: &S) {
-        let mut size = READ_BYTES_MIN;
-        let mut buffer = read.buffer(size);
+        // None: one that all connections of a thread share is found when something has come.
+        let mut buffer = BytesMut::new();
         loop {
             while !self.ended.get() && self.is_full() {
                 self.drained.wait().await;
@@ -542,22 +542,7 @@ impl Connection {
                     Err(_) => break,
                 }
             }
-            if read.is_secured() {
-                buffer = read.give_back(buffer);
-                continue;
-            }
-            size = if full {
-                (size * 2).min(KEPT_BYTES_MAX)
-            } else {
-                (size - size / 8).max(READ_BYTES_MIN)
-            };
-            if buffer.is_empty() && buffer.capacity() > 2 * size {
-                buffer = BytesMut::with_capacity(size);
-            } else if buffer.is_empty() && buffer.try_reclaim(size) {
-                // From its front again: of a buffer that is walked through, the caches hold nothing.
-            } else if buffer.capacity() - buffer.len() < READ_BYTES_MIN / 4 || full {
-                buffer.reserve(size);
-            }
+            buffer = read.give_back(buffer);
         }
         let reason = self.grpc.borrow().close_reason();
         if matches!(reason, Some(CloseReason::Error(..) | CloseReason::Tls | CloseReason::NotHttp2))

@@ -27,9 +27,7 @@ use crate::grpc::{Limits, RequestHead, RouteFn};
 use crate::h2::StreamId;
 use crate::web::Web;
 
-/// The read buffer of a connection that has little to say, in bytes: sixteen small calls.
-pub const READ_BYTES_MIN: usize = 3 * 1024;
-/// The buffer for what is larger, shared by the connections of a thread; also what one connection may bring in one turn.
+/// The buffer for what is larger than one read, shared by the connections of a thread; also what one connection may bring in one turn.
 pub const READ_BYTES_MAX: usize = 256 * 1024;
 /// Output beyond which a connection is not read from until its peer has taken some, in bytes.
 pub const OUTPUT_BYTES_PAUSE: usize = 1024 * 1024;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::access::Access;
+use crate::access::keys::KeyStore;
 use crate::config::platform::{Platform, Purpose, load_platform};
 use crate::config::request::{Document, load_requests};
 use crate::config::units::{Date, show_bytes};
@@ -63,13 +64,17 @@ pub(crate) fn resolve(config: &mut Config) -> Result<(), Vec<String>> {
 }
 
 /// Who may what, from the files that namespaces are planned from as they are now; `None` where they know no identities.
-pub(crate) fn access(config: &Config, namespaces: &Namespaces) -> Result<Option<Access>, String> {
+pub(crate) fn access(
+    config: &Config,
+    namespaces: &Namespaces,
+    keys: &KeyStore,
+) -> Result<Option<Access>, String> {
     let Some(planned) = &config.planned else { return Ok(None) };
     let Some(path) = &planned.platform else { return Ok(None) };
     let (platform, _) = load_platform(path, Purpose::Plan).map_err(|errors| errors.to_string())?;
     let requests = load_requests(&planned.requests)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
-    Access::compile(&platform, &requests, namespaces)
+    Access::compile(&platform, &requests, namespaces, keys)
 }
 
 /// Plans requests for this build and today, beside the namespaces that a data directory holds.

@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::access::InForce;
+use crate::access::keys::{self, KeyStore};
 use crate::admin::{Admin, AdminState, Readiness};
 use crate::audit::{self, Audit};
 use crate::certificates::Certificates;
@@ -82,7 +83,9 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
     let (registry, namespaces, shards) = place(&config)?;
     let outside: Arc<[u32]> = registry.outside(&Backend::embedded().name).into();
-    let access = planned::access(&config, &namespaces).map_err(|error| (Exit::Config, error))?;
+    let keys = Arc::new(KeyStore::default());
+    let access =
+        planned::access(&config, &namespaces, &keys).map_err(|error| (Exit::Config, error))?;
     check_exposure(&config, access.is_some())?;
     let access = access.map(InForce::new);
     let config = Arc::new(config);
@@ -98,8 +101,9 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let labels = Labels::of(&config, REFUSAL_REASONS);
     let (metrics, writers) = Metrics::new(labels, shards);
     let readiness = Readiness::new(shards);
-    let state =
-        AdminState::new(&config, metrics.clone(), readiness.clone()).with_audit(audit.view());
+    let state = AdminState::new(&config, metrics.clone(), readiness.clone())
+        .with_audit(audit.view())
+        .with_keys(keys.clone());
     let shown = state.config();
     let admin = Admin::bind(config.admin, state)
         .map_err(|error| cannot_listen("--admin", config.admin, &error))?;
@@ -150,9 +154,23 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     })?;
 
     let reload = Reload { config: config.clone(), registry, namespaces, shards, metrics, shown };
+    let refresh = access.clone().map(|access| keys::start(keys.clone(), access)).transpose();
+    let refresh = refresh
+        .map_err(|error| (Exit::Failure, format!("thread keys cannot be started: {error}")))?;
+    let keys = Keys { store: keys, refresh };
     let exit = Exit::Ok;
-    let mut control =
-        Control { shards, stop, finish, readiness, certificates, reload, access, audit, exit };
+    let mut control = Control {
+        shards,
+        stop,
+        finish,
+        readiness,
+        certificates,
+        reload,
+        access,
+        keys,
+        audit,
+        exit,
+    };
     let serving = |recovered, ready: &Ready| Serving {
         listen,
         admin: admin_address,
@@ -207,6 +225,13 @@ struct Ready {
     sync_us: u64,
 }
 
+/// The keys of issuers that have them at a URL.
+struct Keys {
+    store: Arc<KeyStore>,
+    /// Has them got now; `None` where identities are not known.
+    refresh: Option<SyncSender<()>>,
+}
+
 /// The control thread's state.
 struct Control {
     shards: usize,
@@ -216,6 +241,7 @@ struct Control {
     certificates: Option<Certificates>,
     reload: Reload,
     access: Option<Arc<InForce>>,
+    keys: Keys,
     audit: Audit,
     exit: Exit,
 }
@@ -354,7 +380,14 @@ impl Control {
     /// Reads again who may what. What cannot be read leaves in force what there is.
     /// `None` where there is nothing of the kind.
     fn reload_access(&self) -> Option<Result<(), String>> {
-        match (planned::access(&self.reload.config, &self.reload.namespaces), &self.access) {
+        let _changing = self.access.as_ref().map(|in_force| in_force.change());
+        let keys = &self.keys.store;
+        let access = planned::access(&self.reload.config, &self.reload.namespaces, keys);
+        if let Some(refresh) = &self.keys.refresh {
+            // One that was told already and has not begun does for this too.
+            let _ = refresh.try_send(());
+        }
+        match (access, &self.access) {
             (Ok(Some(access)), Some(in_force)) => {
                 in_force.replace(access);
                 tracing::info!("identities, keys and grants were read again");

@@ -2,11 +2,10 @@
 
 mod harness;
 
-use std::path::Path;
-
 use harness::certificates::{Authority, issue, replace};
-use harness::tokens::{ISSUER, Signer, claims, now_s, with};
-use harness::{Caller, Server, Setup, TempDir, directory, run, serve, together};
+use harness::guarded::{DENIED, PERMISSION_DENIED, REQUESTS, UNKNOWN, codes, platform, setup};
+use harness::tokens::{Signer, claims, now_s, with};
+use harness::{Caller, Server, TempDir, directory, run, serve, together};
 use prism_io::client::{Client, StreamReply};
 use prism_io::grpc::{Code, Limits};
 use prism_io::tls::{Connector, Failure, Identity, Roots};
@@ -15,64 +14,6 @@ use prism_proto::prism::stream::v1 as stream;
 use prism_proto::prism::r#type::v1::{Start, start};
 use prost::Message as _;
 use serde_json::json;
-
-const REQUESTS: &str = "namespace: orders
-team: payments
-client_api: keyvalue
-access: {consumers: [{team: analytics, may: read}]}
----
-namespace: sessions
-team: web
-client_api: keyvalue
----
-namespace: facts
-team: payments
-client_api: stream
-access: {consumers: [{team: analytics, may: read}]}
-";
-
-const UNAUTHENTICATED: u8 = 16;
-const PERMISSION_DENIED: u8 = 7;
-
-fn platform(folder: &Path) -> String {
-    format!(
-        "tokens: [{{issuer: '{ISSUER}', audience: [prism], keys: {}, clock_skew: 5s}}]
-identities:
-  - {{id: 'spiffe://example.org/payments/*', team: payments}}
-  - {{id: checkout, issuer: '{ISSUER}', team: payments, service: checkout}}
-  - {{id: report, issuer: '{ISSUER}', team: analytics}}
-grants: [{{service: checkout, namespace: 'sess*', may: read}}]
-",
-        folder.join("keys.json").display()
-    )
-}
-
-/// A server that knows identities, with its files in a folder.
-fn setup(folder: &Path, more: &str) -> Setup {
-    let requests = folder.join("namespaces");
-    std::fs::create_dir_all(&requests).unwrap();
-    std::fs::write(requests.join("all.yaml"), REQUESTS).unwrap();
-    std::fs::write(folder.join("keys.json"), Signer::new(1).keys()).unwrap();
-    std::fs::write(folder.join("platform.yaml"), platform(folder)).unwrap();
-    serve(folder).shards(2).config(&format!(
-        "wal: {{segment_bytes: 20MiB}}\nplatform: {}\nrequests: {}\n{more}",
-        folder.join("platform.yaml").display(),
-        requests.display()
-    ))
-}
-
-/// The status with which a read and a write end.
-async fn codes(caller: &Caller, token: &str) -> (u8, u8) {
-    let metadata: &[(&str, &[u8])] = &[("authorization", token.as_bytes())];
-    let metadata = if token.is_empty() { &[] } else { metadata };
-    let read = caller.try_get(metadata, "key").await.err();
-    let write = caller.try_set(metadata, &caller.set_request("key", b"value")).await.err();
-    let code = |refusal: Option<harness::Refusal>| refusal.map_or(0, |refusal| refusal.code as u8);
-    (code(read), code(write))
-}
-
-const DENIED: (u8, u8) = (PERMISSION_DENIED, PERMISSION_DENIED);
-const UNKNOWN: (u8, u8) = (UNAUTHENTICATED, UNAUTHENTICATED);
 
 #[test]
 fn a_token_opens_what_was_granted_and_nothing_else() {

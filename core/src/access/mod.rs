@@ -6,14 +6,16 @@
 
 mod failures;
 mod gate;
+pub(crate) mod keys;
 mod provider;
 mod tokens;
 mod watch;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use gate::{Gate, who_connects};
+use keys::{KeyStore, Remote};
 use tokens::Issuer;
 
 use crate::config::access::{AnonymousFrom, GrantMay};
@@ -36,7 +38,7 @@ const ANONYMOUS: u32 = 1;
 const FIRST: u32 = 2;
 
 /// Who is who and may what, at one moment.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Access {
     issuers: Vec<Issuer>,
     identities: Vec<Known>,
@@ -46,7 +48,7 @@ pub(crate) struct Access {
 }
 
 /// An identity that the platform knows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Known {
     pattern: Pattern,
     /// Of tokens; `None`: of certificates.
@@ -54,7 +56,7 @@ struct Known {
 }
 
 /// A text, or how it begins.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Pattern {
     begin: Box<str>,
     is_whole: bool,
@@ -81,11 +83,12 @@ const fn rights(may: GrantMay) -> u8 {
 
 impl Access {
     /// Compiles the table. `None` where the platform knows no identities: everybody may do everything then. Fails where the keys
-    /// of an issuer cannot be read.
+    /// of an issuer cannot be read from their file; those of a URL may come later.
     pub(crate) fn compile(
         platform: &Platform,
         requests: &[Document],
         namespaces: &Namespaces,
+        keys: &KeyStore,
     ) -> Result<Option<Self>, String> {
         let is_configured = !platform.identities.is_empty()
             || !platform.tokens.is_empty()
@@ -94,7 +97,8 @@ impl Access {
         if !is_configured {
             return Ok(None);
         }
-        let issuers = platform.tokens.iter().map(Issuer::load).collect::<Result<_, _>>()?;
+        let issuers = platform.tokens.iter().map(|issuer| Issuer::load(issuer, keys));
+        let issuers = issuers.collect::<Result<_, _>>()?;
         let ids = namespaces.iter().map(|namespace| namespace.id as usize + 1).max().unwrap_or(0);
         let mut rows = vec![vec![0; ids].into_boxed_slice(); FIRST as usize];
         if let Some(anonymous) = &platform.anonymous {
@@ -151,6 +155,12 @@ impl Access {
         Ok(Some(Self { issuers, identities, anonymous_from, rows }))
     }
 
+    /// The same with the last good keys of those issuers that have them at a URL.
+    fn with_keys_of(&self, keys: &KeyStore) -> Self {
+        let issuers = self.issuers.iter().map(|issuer| issuer.with_keys_of(keys)).collect();
+        Self { issuers, ..self.clone() }
+    }
+
     /// The row of an identity: of those that match it, the one that says most.
     fn row_of(&self, id: &str, issuer: Option<&str>) -> u32 {
         let of =
@@ -174,11 +184,28 @@ pub(crate) struct InForce {
     /// Changes with the table; never 0.
     epoch: AtomicU32,
     table: Mutex<Arc<Access>>,
+    /// Held by who makes a new table out of what there is.
+    changing: Mutex<()>,
 }
 
 impl InForce {
     pub(crate) fn new(access: Access) -> Arc<Self> {
-        Arc::new(Self { epoch: AtomicU32::new(1), table: Mutex::new(Arc::new(access)) })
+        Arc::new(Self {
+            epoch: AtomicU32::new(1),
+            table: Mutex::new(Arc::new(access)),
+            changing: Mutex::default(),
+        })
+    }
+
+    /// The right to make another table; nobody else makes one while it is held.
+    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where issuers have their keys that have them at a URL.
+    fn remotes(&self) -> Vec<Remote> {
+        let (_, table) = self.table();
+        table.issuers.iter().filter_map(|issuer| issuer.remote.clone()).collect()
     }
 
     /// From now on this table is in force; every shard sees it with its next call.

@@ -7,15 +7,18 @@
 use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use prism_io::http1::fetch::Url;
+use prism_io::tls::Roots;
 use serde::Deserialize;
 
+use super::keys::{KeyStore, REFRESH, Remote};
 use super::provider;
 use crate::config::access::{TokenAlgorithm, TokenIssuer};
 
 /// Longest token that is looked at, in bytes.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// Largest file of keys, in bytes.
-const KEYS_BYTES_MAX: u64 = 1 << 20;
+pub(super) const KEYS_BYTES_MAX: u64 = 1 << 20;
 /// Most keys that one issuer may have.
 const KEYS_MAX: usize = 64;
 /// Most keys that are tried for one token that does not name its own.
@@ -24,15 +27,18 @@ const TRIES_MAX: usize = 4;
 const SKEW_S: u64 = 30;
 
 /// An issuer, and what its tokens are held to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Issuer {
     name: Box<str>,
     validation: Validation,
     keys: Vec<Key>,
+    /// Where they are, if not in a file.
+    pub(super) remote: Option<Remote>,
 }
 
-#[derive(Debug)]
-struct Key {
+/// A key that verifies.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
     id: Option<String>,
     key: DecodingKey,
 }
@@ -76,32 +82,16 @@ fn algorithm(of: TokenAlgorithm) -> Algorithm {
 }
 
 impl Issuer {
-    /// Reads the keys of an issuer.
-    pub(super) fn load(issuer: &TokenIssuer) -> Result<Self, String> {
+    /// Reads the keys of an issuer, or takes those that were got from its URL.
+    pub(super) fn load(issuer: &TokenIssuer, store: &KeyStore) -> Result<Self, String> {
         provider::install();
-        let path = &issuer.keys.value.0;
-        let wrong = |what: String| {
-            format!("{path}: {what}; give the JSON Web Key Set of {}", issuer.issuer.value.0)
+        let remote = remote(issuer)?;
+        let keys = match &remote {
+            Some(remote) => store.known(remote),
+            None => read_keys(&issuer.keys.value.0).map_err(|error| {
+                format!("{error}; give the JSON Web Key Set of {}", issuer.issuer.value.0)
+            })?,
         };
-        let unreadable = |error: std::io::Error| wrong(format!("cannot be read: {error}"));
-        if std::fs::metadata(path).map_err(unreadable)?.len() > KEYS_BYTES_MAX {
-            return Err(wrong(format!("larger than {KEYS_BYTES_MAX} bytes")));
-        }
-        let text = std::fs::read(path).map_err(unreadable)?;
-        let set: JwkSet =
-            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        let is_public = |parameters: &AlgorithmParameters| {
-            !matches!(parameters, AlgorithmParameters::OctetKey(_) | AlgorithmParameters::Other(_))
-        };
-        let keys = set.keys.iter().filter(|key| is_public(&key.algorithm)).map(|key| {
-            let id = key.common.key_id.clone();
-            DecodingKey::from_jwk(key).map(|key| Key { id, key })
-        });
-        let keys: Vec<Key> =
-            keys.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
-        if keys.is_empty() || keys.len() > KEYS_MAX {
-            return Err(wrong(format!("{} public keys, not 1 to {KEYS_MAX}", keys.len())));
-        }
         let mut validation = Validation::new(Algorithm::ES256);
         validation.algorithms = match issuer.algorithms.is_empty() {
             true => vec![Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA],
@@ -113,8 +103,52 @@ impl Issuer {
         validation.set_issuer(&[&issuer.issuer.value.0]);
         let audience: Vec<&str> = issuer.audience.iter().map(|one| one.value.0.as_str()).collect();
         validation.set_audience(&audience);
-        Ok(Self { name: issuer.issuer.value.0.as_str().into(), validation, keys })
+        Ok(Self { name: issuer.issuer.value.0.as_str().into(), validation, keys, remote })
     }
+
+    /// The same with the last good keys of its URL, where it has one.
+    pub(super) fn with_keys_of(&self, store: &KeyStore) -> Self {
+        let keys = self.remote.as_ref().map(|remote| store.last(remote));
+        Self { keys: keys.unwrap_or_else(|| self.keys.clone()), ..self.clone() }
+    }
+}
+
+/// Where an issuer's keys are, if not in a file.
+fn remote(issuer: &TokenIssuer) -> Result<Option<Remote>, String> {
+    let text = &issuer.keys.value.0;
+    if !text.contains("://") {
+        return Ok(None);
+    }
+    let url = Url::parse(text).map_err(|error| format!("{text}: {error}"))?;
+    let roots = issuer.keys_ca.as_ref().map(|file| Roots::File(file.value.0.as_str().into()));
+    let refresh = issuer.keys_refresh.map_or(REFRESH, |span| span.value.0);
+    Ok(Some(Remote { url, roots: roots.unwrap_or(Roots::System), refresh }))
+}
+
+fn read_keys(path: &str) -> Result<Vec<Key>, String> {
+    let unreadable = |error: std::io::Error| format!("{path}: cannot be read: {error}");
+    if std::fs::metadata(path).map_err(unreadable)?.len() > KEYS_BYTES_MAX {
+        return Err(format!("{path}: larger than {KEYS_BYTES_MAX} bytes"));
+    }
+    let text = std::fs::read(path).map_err(unreadable)?;
+    keys_of(&text).map_err(|error| format!("{path}: {error}"))
+}
+
+/// The public keys of a JSON Web Key Set (RFC 7517).
+pub(super) fn keys_of(text: &[u8]) -> Result<Vec<Key>, String> {
+    let set: JwkSet = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let is_public = |parameters: &AlgorithmParameters| {
+        !matches!(parameters, AlgorithmParameters::OctetKey(_) | AlgorithmParameters::Other(_))
+    };
+    let keys = set.keys.iter().filter(|key| is_public(&key.algorithm)).map(|key| {
+        let id = key.common.key_id.clone();
+        DecodingKey::from_jwk(key).map(|key| Key { id, key })
+    });
+    let keys: Vec<Key> = keys.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    if keys.is_empty() || keys.len() > KEYS_MAX {
+        return Err(format!("{} public keys, not 1 to {KEYS_MAX}", keys.len()));
+    }
+    Ok(keys)
 }
 
 /// Verifies a token; the error says, for the log, why it is not taken.

@@ -15,6 +15,7 @@ use prism_io::http1::{Request, Response, Server, Stop};
 
 pub use readiness::Readiness;
 
+use crate::access::keys::KeyStore;
 use crate::audit::{AuditView, show};
 use crate::config::Config;
 use crate::logging;
@@ -49,6 +50,7 @@ pub struct AdminState {
     /// The effective configuration as YAML.
     config: ShownConfig,
     audit: Option<AuditView>,
+    keys: Option<Arc<KeyStore>>,
     started_seconds: f64,
 }
 
@@ -61,6 +63,7 @@ impl AdminState {
             readiness,
             config: ShownConfig::of(config),
             audit: None,
+            keys: None,
             started_seconds: now.as_secs_f64(),
         }
     }
@@ -68,6 +71,11 @@ impl AdminState {
     /// With what is shown of the audit log.
     pub(crate) fn with_audit(self, audit: AuditView) -> Self {
         Self { audit: Some(audit), ..self }
+    }
+
+    /// With what is shown of issuers' keys.
+    pub(crate) fn with_keys(self, keys: Arc<KeyStore>) -> Self {
+        Self { keys: Some(keys), ..self }
     }
 
     /// What is shown of the configuration, for whoever changes it.
@@ -85,6 +93,7 @@ impl AdminState {
                     ready: self.readiness.missing().is_none(),
                     log_lines_dropped: logging::dropped(),
                     audit: self.audit.clone(),
+                    keys: self.keys.as_ref().map(|keys| keys.numbers()),
                     ..ProcessNumbers::default()
                 };
                 let body = self.metrics.render(&process.read_proc()).into_bytes();

@@ -14,8 +14,12 @@ section! {
         pub issuer: Setting<Text>,
         /// What has to be in their `aud`: one of these.
         pub audience: Vec<Setting<Text>>,
-        /// The file of its public keys, a JSON Web Key Set; read again when it changes.
+        /// Its public keys, a JSON Web Key Set: a file, or a URL (`https://`, or `http://` on this machine).
         pub keys: Setting<Text>,
+        /// PEM: the authorities that the URL's server has to lead to, instead of those that this system trusts.
+        pub keys_ca: Option<Setting<Text>>,
+        /// How often the URL is asked again; 5min unless said otherwise.
+        pub keys_refresh: Option<Setting<Span>>,
         /// The algorithms that are taken; without the key ES256, RS256 and EdDSA.
         pub algorithms: Vec<Setting<TokenAlgorithm>>,
         /// How far its clock may be from ours; 30s unless said otherwise.
@@ -131,6 +135,7 @@ pub(super) fn check(platform: &Platform, report: &Report) {
             let message = format!("the issuer `{}` is there twice", name.value);
             report.error(name.origin, Problem::new(message, "leave one of them out"));
         }
+        check_keys(issuer, report);
         if issuer.audience.is_empty() {
             let message = format!("tokens of `{}` are taken for no audience", name.value);
             let remedy = "add `audience: [NAME]` with what their `aud` says of this Prism";
@@ -164,6 +169,26 @@ pub(super) fn check(platform: &Platform, report: &Report) {
             let remedy = "write `team: NAME` or `service: NAME`";
             report.error(grant.namespace.origin, Problem::new(message, remedy));
         }
+    }
+}
+
+/// A URL is one that can be asked, and what is for URLs stands beside one.
+fn check_keys(issuer: &TokenIssuer, report: &Report) {
+    let keys = &issuer.keys;
+    if keys.value.0.contains("://") {
+        if let Err(error) = prism_io::http1::fetch::Url::parse(&keys.value.0) {
+            let message = format!("`{}` cannot be asked for keys: {error}", keys.value);
+            let remedy =
+                "write https://HOST/PATH, http://127.0.0.1:PORT/PATH, or the path of a file";
+            report.error(keys.origin, Problem::new(message, remedy));
+        }
+        return;
+    }
+    let ca = issuer.keys_ca.as_ref().map(|ca| ("keys_ca", ca.origin));
+    let refresh = issuer.keys_refresh.map(|refresh| ("keys_refresh", refresh.origin));
+    for (key, origin) in [ca, refresh].into_iter().flatten() {
+        let message = format!("`{key}` is for keys at a URL, and these are in a file");
+        report.error(origin, Problem::new(message, "leave it out"));
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use prism_io::h2::Refusal;
 
@@ -250,6 +251,8 @@ pub struct ProcessNumbers {
     pub open_files: u64,
     /// The audit log, where there is one.
     pub audit: Option<AuditView>,
+    /// How often keys were got from issuers' URLs, how often that failed, and how old the oldest are, where there are any.
+    pub keys: Option<(u64, u64, Option<Duration>)>,
 }
 
 impl ProcessNumbers {
@@ -311,6 +314,20 @@ impl ProcessNumbers {
             self.resident_bytes as f64,
         );
         single("process_open_fds", "gauge", "Open file descriptors.", self.open_files as f64);
+        if let Some((fetched, failed, oldest)) = self.keys {
+            let name = "prism_token_keys_fetched_total";
+            single(name, "counter", "Key sets got from issuers' URLs.", fetched as f64);
+            let name = "prism_token_keys_failed_total";
+            single(
+                name,
+                "counter",
+                "Key sets that could not be got; those before stay.",
+                failed as f64,
+            );
+            let (name, help) =
+                ("prism_token_keys_age_seconds", "Age of the oldest key set from a URL.");
+            single(name, "gauge", help, oldest.unwrap_or_default().as_secs_f64());
+        }
         if let Some(audit) = &self.audit {
             let (lines, suppressed) = audit.counts();
             let name = "prism_audit_lines_total";

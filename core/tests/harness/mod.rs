@@ -10,6 +10,7 @@
 pub mod calls;
 pub mod certificates;
 pub mod frames;
+pub mod guarded;
 pub mod mounts;
 pub mod neighbour;
 mod together;

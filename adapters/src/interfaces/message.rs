@@ -49,6 +49,15 @@ pub(crate) fn message_id_of(
     )
 }
 
+/// When an identity that Prism has minted was (see [`message_id`]: milliseconds come first), µs since the epoch; nothing for any other.
+pub(crate) fn minted_us(id: &str) -> Option<u64> {
+    let is_minted = id.len() == 36 && id.as_bytes()[14] == b'7';
+    let digits = is_minted.then(|| id.get(..8).zip(id.get(9..13))).flatten()?;
+    let ms =
+        u64::from_str_radix(digits.0, 16).ok()? << 16 | u64::from_str_radix(digits.1, 16).ok()?;
+    Some(ms.saturating_mul(1000))
+}
+
 /// A message as it is delivered: as it was sent, with its identity.
 pub fn owned(sent: &view::Message<'_>, id: String) -> Message {
     Message {

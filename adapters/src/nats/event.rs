@@ -13,7 +13,7 @@ use prism_proto::prism::r#type::v1::Message;
 use prism_proto::view::types as view;
 
 use super::link::Outgoing;
-use crate::interfaces::message::{expires_us, time};
+use crate::interfaces::message::{expires_us, minted_us, time};
 use crate::memory::pubsub::Event;
 use crate::topic::check_name;
 
@@ -141,15 +141,6 @@ pub(super) fn event(namespace: &str, message: async_nats::Message, heard_us: u64
     // What is held for long does not hold on to all that came with it.
     event.payload = Bytes::copy_from_slice(&message.payload);
     Some(Event { topic, sent_us, expires_us, message: event })
-}
-
-/// When an identity that Prism has minted was (a UUIDv7: milliseconds come first).
-fn minted_us(id: &str) -> Option<u64> {
-    let is_minted = id.len() == 36 && id.as_bytes()[14] == b'7';
-    let digits = is_minted.then(|| id.get(..8).zip(id.get(9..13))).flatten()?;
-    let ms =
-        u64::from_str_radix(digits.0, 16).ok()? << 16 | u64::from_str_radix(digits.1, 16).ok()?;
-    Some(ms.saturating_mul(1000))
 }
 
 #[cfg(test)]

@@ -253,6 +253,17 @@ impl<'a> Replies<'a> {
         Replies { rest: bytes }
     }
 
+    /// The elements of what the server says by itself, and how many they are.
+    pub(super) fn of_push(frame: &'a [u8]) -> Result<(u64, Self), ProtocolError> {
+        match read_element(frame)? {
+            Some((Element::Array(count), length)) => {
+                let rest = frame.get(length..).ok_or(ProtocolError("a push is cut"))?;
+                Ok((count, Replies { rest }))
+            }
+            _ => Err(ProtocolError("a push is no array")),
+        }
+    }
+
     /// The next element; those of an array follow it.
     #[inline]
     pub(super) fn next(&mut self) -> Result<Value<'a>, ProtocolError> {

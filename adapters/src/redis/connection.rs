@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::config::RedisConfig;
 use super::errors::{self, Outage};
 use super::pipeline::{Pipeline, Ticket};
 use super::scripts::Script;
+use super::topics::Topics;
 use crate::breaker::{Breaker, Circuit};
 use crate::call::Context;
 use crate::error::Error;
@@ -85,6 +86,8 @@ pub(super) struct Link {
     outage: RefCell<Outage>,
     /// Set when there is something to write, or nothing more ever.
     work: Signal,
+    /// Who hears what Redis says by itself, on a connection that is subscribed.
+    topics: Weak<Topics>,
     /// Ends the wait for the next attempt, and the watch.
     stopped: Cell<bool>,
     session: RefCell<Option<Rc<Session>>>,
@@ -131,6 +134,11 @@ impl Drop for Guard<'_> {
 impl Link {
     /// Begins to connect. Needs a runtime around it.
     pub(super) fn start(config: RedisConfig) -> Rc<Self> {
+        Self::start_for(config, Weak::new())
+    }
+
+    /// The same for subscriptions: these are told what comes, and when the connection ends.
+    pub(super) fn start_for(config: RedisConfig, topics: Weak<Topics>) -> Rc<Self> {
         let link = Rc::new(Link {
             pipeline: RefCell::new(Pipeline::new(config.calls_max, config.unsent_bytes_max)),
             breaker: RefCell::new(Breaker::new(config.backoff)),
@@ -141,6 +149,7 @@ impl Link {
             facts: Cell::default(),
             group: RefCell::new(None),
             serial: Cell::new(0),
+            topics,
             config,
         });
         rt::spawn(link.clone().run());
@@ -226,8 +235,16 @@ impl Link {
         if let Some(session) = self.session.borrow().as_ref() {
             session.end(Outage::closed());
         }
-        self.pipeline.borrow_mut().lose(&Outage::closed());
+        self.lose(&Outage::closed());
         self.work.set();
+    }
+
+    /// Ends every call and every subscription of a connection that is gone.
+    fn lose(&self, outage: &Outage) {
+        self.pipeline.borrow_mut().lose(outage);
+        if let Some(topics) = self.topics.upgrade() {
+            topics.cut_off();
+        }
     }
 
     /// Why calls are refused.
@@ -265,7 +282,7 @@ impl Link {
                 Err(Outage::connect_timed_out(timeout, self.config.tls.is_some()))
             }) {
                 Err(outage) => {
-                    self.pipeline.borrow_mut().lose(&outage);
+                    self.lose(&outage);
                     self.outage.replace(outage);
                     self.breaker.borrow_mut().failed(monotonic_ns())
                 }
@@ -316,7 +333,7 @@ impl Link {
         // The writer first: what it still holds belongs to calls that end now.
         self.work.set();
         session.writer_ended.wait().await;
-        self.pipeline.borrow_mut().lose(&outage);
+        self.lose(&outage);
         (outage, session.since_ns)
     }
 
@@ -343,9 +360,18 @@ impl Link {
             }
             session.heard_ns.set(monotonic_ns());
             self.count(|facts| facts.reads += 1);
-            let received = self.pipeline.borrow_mut().receive(&mut buffer);
+            let topics = self.topics.upgrade();
+            let pushed = |frame: &[u8]| match &topics {
+                Some(topics) => topics.hear(frame),
+                None => Ok(false),
+            };
+            let received = self.pipeline.borrow_mut().receive(&mut buffer, pushed);
             if let Err(error) = received {
                 return Outage::protocol(error);
+            }
+            if topics.is_some() {
+                // Subscribers have their turn, however much there is to be read.
+                rt::yield_now().await;
             }
         }
     }
@@ -370,7 +396,7 @@ impl Link {
     }
 
     /// Gives the connection up when Redis shows no sign of life, and asks for one when there was none for long.
-    async fn watch(link: std::rc::Weak<Self>, session: Rc<Session>) {
+    async fn watch(link: Weak<Self>, session: Rc<Session>) {
         loop {
             let Some(this) = link.upgrade() else { return };
             if session.is_ending() {
@@ -400,12 +426,16 @@ impl Link {
 
     /// Asks for a sign of life that nobody waits for.
     fn ping(&self) {
-        let mut pipeline = self.pipeline.borrow_mut();
-        let ticket = pipeline.begin(1, monotonic_ns(), |out| {
+        self.tell(1, |out| {
             codec::put_command(out, 1);
             codec::put(out, b"PING");
         });
-        if let Some(ticket) = ticket {
+    }
+
+    /// Sends what nobody waits for the replies of, unless too much is under way.
+    pub(super) fn tell(&self, replies: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut pipeline = self.pipeline.borrow_mut();
+        if let Some(ticket) = pipeline.begin(replies, monotonic_ns(), write) {
             pipeline.abandon(ticket);
             self.work.set();
         }

@@ -1,6 +1,6 @@
 //! Redis, from 7.0 on: values as strings under `<namespace>:<key>`, as anybody who knows Redis would store them.
 //!
-//! One per shard, on its thread, with one connection that all of its namespaces share, and a second one while streams are followed. A value's version is its SHA-1
+//! One per shard, on its thread, with one connection that all of its namespaces share, and one more each where streams are followed and where topics are subscribed to. A value's version is its SHA-1
 //! digest (DIGEST: what went from A to B and back to A has the version it had). Expiries are moments of Redis's clock
 //! in milliseconds, so that a write that is sent a second time does not live longer; a Get also goes by the caller's. What
 //! one command cannot do atomically is done by a script within Redis. What is durable is what Redis's append-only file
@@ -13,6 +13,7 @@
 //! - `scripts`: what runs within Redis
 //! - `keyvalue`, `scan`: the interfaces
 //! - `stream`, `walk`, `tail`: streams as Redis Streams; appended to, read, and waited for on a connection of its own
+//! - `event`, `topics`, `pubsub`: topics as channels, and who hears them on this shard
 //! - `lane`: logged writes, a batch as one transaction
 //!
 //! It serves a Redis by itself, not yet a cluster.
@@ -21,13 +22,16 @@ mod codec;
 mod config;
 mod connection;
 mod errors;
+mod event;
 mod keyvalue;
 mod lane;
 mod pipeline;
+mod pubsub;
 mod scan;
 mod scripts;
 mod stream;
 mod tail;
+mod topics;
 mod walk;
 
 use std::cell::RefCell;
@@ -40,6 +44,7 @@ pub use self::config::{Login, RedisConfig, Tls, TlsFiles};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
 use self::tail::Tail;
+use self::topics::Topics;
 use crate::backend::Admission;
 use crate::error::Error;
 
@@ -47,6 +52,7 @@ use crate::error::Error;
 pub struct Redis {
     link: Rc<Link>,
     tail: Rc<Tail>,
+    topics: Rc<Topics>,
     /// By namespace and partition: the connection on which the lane's cell was read.
     lanes: RefCell<HashMap<(u32, u16), u64>>,
 }
@@ -60,13 +66,16 @@ crate::backend! {
         keyvalue_batch,
         keyvalue_cas,
         stream_basic,
+        pubsub_basic,
+        pubsub_wildcards,
 }
 
 impl Redis {
     /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: RedisConfig) -> Self {
         let tail = Rc::new(Tail::new(config.clone()));
-        Redis { link: Link::start(config), tail, lanes: RefCell::default() }
+        let topics = Topics::new(config.clone());
+        Redis { link: Link::start(config), tail, topics, lanes: RefCell::default() }
     }
 
     /// What the connection has done so far.
@@ -79,6 +88,7 @@ impl Drop for Redis {
     fn drop(&mut self) {
         self.link.stop();
         self.tail.stop();
+        self.topics.stop();
     }
 }
 

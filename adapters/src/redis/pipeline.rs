@@ -3,7 +3,7 @@
 //! Redis answers in the order in which it was asked. A call may consist of several commands; it gets all of their replies
 //! in one piece, a slice of what was read. Nothing is allocated per call once there have been as many at a time as there are
 //! now. A caller that goes away leaves its place to its replies, which are dropped when they come. It does no I/O and
-//! asks no clock.
+//! asks no clock. What the server says by itself is shown to whoever owns the connection; some of that is a reply (to SUBSCRIBE).
 
 use std::collections::VecDeque;
 use std::task::{Poll, Waker};
@@ -130,16 +130,20 @@ impl Pipeline {
     }
 
     /// Takes what was read: every call whose replies are whole gets them, and its caller is woken. Returns how many
-    /// calls that were.
+    /// calls that were. `pushed` is shown what the server says by itself, and says whether it is a reply all the same.
     ///
     /// # Errors
     /// The peer talks nonsense; nothing that comes after it can be understood.
-    pub(super) fn receive(&mut self, read: &mut BytesMut) -> Result<usize, ProtocolError> {
+    pub(super) fn receive(
+        &mut self,
+        read: &mut BytesMut,
+        mut pushed: impl FnMut(&[u8]) -> Result<bool, ProtocolError>,
+    ) -> Result<usize, ProtocolError> {
         let mut answered = 0;
         loop {
             let (come, come_bytes) = self.come;
             let Some(frame) = self.framer.find(&read[come_bytes..])? else { return Ok(answered) };
-            if frame.is_push {
+            if frame.is_push && !pushed(&read[come_bytes..come_bytes + frame.length])? {
                 match come_bytes {
                     0 => read.advance(frame.length),
                     _ => self.come.1 += frame.length,
@@ -216,6 +220,10 @@ mod tests {
         pipeline.begin(replies, 0, |out| out.extend_from_slice(b"x")).expect("there is room")
     }
 
+    fn receive(pipeline: &mut Pipeline, read: &mut BytesMut) -> Result<usize, ProtocolError> {
+        pipeline.receive(read, |_| Ok(false))
+    }
+
     fn poll(pipeline: &mut Pipeline, ticket: Ticket) -> Option<Bytes> {
         match pipeline.poll(ticket, Waker::noop()) {
             Poll::Ready(replies) => Some(replies.expect("the connection stands")),
@@ -230,16 +238,37 @@ mod tests {
         assert_eq!(pipeline.take_unsent(Vec::new()), b"xxx");
         let mut read =
             BytesMut::from(&b"+A\r\n>1\r\n+push\r\n+B1\r\n>1\r\n+push\r\n:2\r\n$3\r\nC"[..]);
-        assert_eq!(pipeline.receive(&mut read), Ok(2));
+        assert_eq!(receive(&mut pipeline, &mut read), Ok(2));
         assert_eq!(poll(&mut pipeline, a).unwrap(), "+A\r\n");
         assert_eq!(poll(&mut pipeline, b).unwrap(), "+B1\r\n>1\r\n+push\r\n:2\r\n");
         assert_eq!(poll(&mut pipeline, c), None);
         assert_eq!(pipeline.wanted_bytes(&read), 4);
         read.extend_from_slice(b"CC\r\n");
-        assert_eq!(pipeline.receive(&mut read), Ok(1));
+        assert_eq!(receive(&mut pipeline, &mut read), Ok(1));
         assert_eq!(poll(&mut pipeline, c).unwrap(), "$3\r\nCCC\r\n");
         assert_eq!((pipeline.calls(), pipeline.slots.len(), pipeline.free.len()), (0, 3, 3));
-        assert!(pipeline.receive(&mut BytesMut::from(&b"+D\r\n"[..])).is_err(), "nobody asked");
+        assert!(
+            receive(&mut pipeline, &mut BytesMut::from(&b"+D\r\n"[..])).is_err(),
+            "nobody asked"
+        );
+    }
+
+    #[test]
+    fn a_push_may_be_a_reply() {
+        let mut pipeline = Pipeline::new(8, 1000);
+        let (a, b) = (begin(&mut pipeline, 1), begin(&mut pipeline, 2));
+        let text = b">1\r\n+event\r\n>1\r\n+done\r\n+B1\r\n>1\r\n+event\r\n>1\r\n+done\r\n";
+        let mut events = 0;
+        let pushed = |frame: &[u8]| {
+            events += usize::from(frame.ends_with(b"+event\r\n"));
+            Ok(frame.ends_with(b"+done\r\n"))
+        };
+        assert_eq!(pipeline.receive(&mut BytesMut::from(&text[..]), pushed), Ok(2));
+        assert_eq!(events, 2);
+        assert_eq!(poll(&mut pipeline, a).unwrap(), ">1\r\n+done\r\n");
+        assert!(poll(&mut pipeline, b).unwrap().starts_with(b"+B1\r\n"));
+        let mad = |_: &[u8]| Err(ProtocolError("mad"));
+        assert!(pipeline.receive(&mut BytesMut::from(&text[..]), mad).is_err());
     }
 
     #[test]
@@ -249,7 +278,7 @@ mod tests {
         assert!(pipeline.begin(1, 0, |_| panic!("it is full")).is_none());
         pipeline.abandon(a);
         assert!(pipeline.begin(1, 0, |_| panic!("it is still full")).is_none());
-        pipeline.receive(&mut BytesMut::from(&b"+A\r\n+B\r\n"[..])).unwrap();
+        receive(&mut pipeline, &mut BytesMut::from(&b"+A\r\n+B\r\n"[..])).unwrap();
         assert_eq!(poll(&mut pipeline, b).unwrap(), "+B\r\n");
         assert_eq!(pipeline.free.len(), 2);
     }
@@ -269,14 +298,14 @@ mod tests {
     fn when_the_connection_goes_every_call_ends() {
         let mut pipeline = Pipeline::new(8, 1000);
         let (a, b) = (begin(&mut pipeline, 1), begin(&mut pipeline, 1));
-        pipeline.receive(&mut BytesMut::from(&b"$3\r\nA"[..])).unwrap();
+        receive(&mut pipeline, &mut BytesMut::from(&b"$3\r\nA"[..])).unwrap();
         pipeline.abandon(b);
         pipeline.lose(&Outage::lost());
         assert!(matches!(pipeline.poll(a, Waker::noop()), Poll::Ready(Err(_))));
         assert_eq!((pipeline.calls(), pipeline.free.len()), (0, 2));
         assert_eq!(pipeline.take_unsent(Vec::new()), b"");
         let c = begin(&mut pipeline, 1);
-        pipeline.receive(&mut BytesMut::from(&b"+C\r\n"[..])).unwrap();
+        receive(&mut pipeline, &mut BytesMut::from(&b"+C\r\n"[..])).unwrap();
         assert_eq!(
             poll(&mut pipeline, c).unwrap(),
             "+C\r\n",

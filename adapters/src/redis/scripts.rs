@@ -20,11 +20,19 @@ pub(super) enum Script {
     StreamRead,
     /// Where many streams end.
     StreamEnds,
+    /// Events with what is beside them.
+    Publish,
 }
 
 impl Script {
-    pub(super) const ALL: [Script; 5] =
-        [Script::Transact, Script::Replace, Script::Read, Script::StreamRead, Script::StreamEnds];
+    pub(super) const ALL: [Script; 6] = [
+        Script::Transact,
+        Script::Replace,
+        Script::Read,
+        Script::StreamRead,
+        Script::StreamEnds,
+        Script::Publish,
+    ];
 
     pub(super) fn source(self) -> &'static str {
         match self {
@@ -33,12 +41,13 @@ impl Script {
             Script::Read => include_str!("read.lua"),
             Script::StreamRead => include_str!("stream_read.lua"),
             Script::StreamEnds => include_str!("stream_ends.lua"),
+            Script::Publish => include_str!("publish.lua"),
         }
     }
 
     /// What EVALSHA calls it.
     pub(super) fn digest(self) -> &'static [u8; 40] {
-        static DIGESTS: LazyLock<[[u8; 40]; 5]> =
+        static DIGESTS: LazyLock<[[u8; 40]; Script::ALL.len()]> =
             LazyLock::new(|| Script::ALL.map(|script| hex(&sha1(script.source().as_bytes()))));
         &DIGESTS[self as usize]
     }

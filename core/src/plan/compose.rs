@@ -247,6 +247,7 @@ pub(super) fn parts(draft: &mut Draft<'_>, chosen: &Chosen, partitions: u32) -> 
                     false => format!("schema {namespace}"),
                 }
             }
+            BackendType::Redis if api == Api::PubSub => format!("channels {namespace}.<topic>"),
             BackendType::Redis => format!("keys {namespace}:<key>"),
             BackendType::Nats => format!("subjects {namespace}.<name>"),
             BackendType::Memstore => "in the process".to_owned(),

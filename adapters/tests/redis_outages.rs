@@ -10,12 +10,17 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use prism_adapters::breaker::Backoff;
+use prism_adapters::conformance::{Client, Direct, Failure, Opened, Versions};
 use prism_adapters::redis::{Login, Redis, RedisConfig};
 use prism_adapters::{Backend, Context, Error, Kind, Limits, Reply};
 use prism_io::clock::wall_us;
 use prism_io::rt;
 use prism_proto::catalogue::Method;
+use prism_proto::prism::pubsub::v1 as pubsub;
+use prism_proto::prism::stream::v1 as stream;
+use prism_proto::prism::r#type::v1::{Message, Start, start};
 use prism_proto::view::keyvalue::{GetRequest, SetRequest};
+use prost::Message as _;
 use servers::{LONG, OwnRedis, Proxy};
 
 /// How long the tests let Redis be silent.
@@ -403,5 +408,136 @@ fn a_name_is_looked_up_and_a_wrong_one_says_so() {
         let wrong = RedisConfig { host: "no host has this name".to_owned(), ..config(address) };
         let error = get(&Redis::start(wrong), "key").await.unwrap_err();
         assert_unavailable(&error, "BACKEND_UNREACHABLE");
+    });
+}
+
+/// A client of topics and streams.
+fn client(config: RedisConfig) -> Direct<Redis> {
+    Direct::in_real_time(Redis::start(config), Versions::Digest)
+}
+
+async fn publish(client: &Direct<Redis>, text: &'static str) -> Result<(), Failure> {
+    let message = Some(Message { payload: text.into(), ..Default::default() });
+    let (namespace, topic) = (client.namespace().to_owned(), "t".to_owned());
+    let request = pubsub::PublishRequest { namespace, topic, message };
+    client.unary(Method::PUBSUB_PUBLISH, request.encode_to_vec()).await.map(drop)
+}
+
+/// Subscribes, as soon as that is possible.
+async fn subscribed(client: &Direct<Redis>) -> <Direct<Redis> as Client>::Opened<'_> {
+    let (namespace, topic) = (client.namespace().to_owned(), "t".to_owned());
+    let request = pubsub::SubscribeRequest { namespace, topic, ..Default::default() };
+    let request = request.encode_to_vec();
+    let until = Instant::now() + LONG;
+    loop {
+        let mut opened = client.open(Method::PUBSUB_SUBSCRIBE, request.clone()).await.unwrap();
+        match opened.next().await {
+            Ok(started) => {
+                started.expect("a stream begins with `started`");
+                return opened;
+            }
+            Err(failure) => assert_eq!(failure.code, 14, "{failure:?}"),
+        }
+        assert!(Instant::now() < until, "it does not recover");
+        rt::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A subscriber that has heard something.
+async fn heard(client: &Direct<Redis>) -> <Direct<Redis> as Client>::Opened<'_> {
+    let until = Instant::now() + LONG;
+    loop {
+        let mut opened = subscribed(client).await;
+        if publish(client, "heard").await.is_ok() && opened.next().await.is_ok() {
+            return opened;
+        }
+        assert!(Instant::now() < until, "it does not recover");
+        rt::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_subscriber_to_whom_nothing_comes_is_told_when_the_server_falls_silent() {
+    let proxy = Proxy::to(servers::address("redis"));
+    run(async move {
+        let client = client(config(proxy.address));
+        for how in [|proxy: &Proxy| proxy.set_silent(true), |proxy: &Proxy| proxy.cut()] {
+            let mut opened = heard(&client).await;
+            how(&proxy);
+            let failure = loop {
+                // An event of an attempt before may still come.
+                if let Err(failure) = opened.next().await {
+                    break failure;
+                }
+            };
+            assert_eq!((failure.code, &*failure.reason), (14, "SUBSCRIPTION_CUT_OFF"));
+            proxy.set_silent(false);
+        }
+        heard(&client).await;
+    });
+}
+
+async fn append(client: &Direct<Redis>, text: &str) -> Result<(), Failure> {
+    let (namespace, stream) = (client.namespace().to_owned(), "s".to_owned());
+    let value = text.as_bytes().to_vec().into();
+    let record = Some(stream::NewRecord { value, ..Default::default() });
+    let request = stream::AppendRequest { namespace, stream, record, expected_last: None };
+    client.unary(Method::STREAM_APPEND, request.encode_to_vec()).await.map(drop)
+}
+
+#[test]
+fn a_follower_misses_nothing_over_outages() {
+    let mut server = OwnRedis::start(&[]);
+    run(async move {
+        let client = client(config(server.address));
+        let request = |start| {
+            let (namespace, stream) = (client.namespace().to_owned(), "s".to_owned());
+            let start = Some(Start { start: Some(start) });
+            let request = stream::ReadRequest {
+                namespace,
+                stream,
+                start,
+                follow: true,
+                ..Default::default()
+            };
+            request.encode_to_vec()
+        };
+        let mut cursor = start::Start::Earliest(());
+        let mut opened =
+            client.open(Method::STREAM_READ, request(cursor.clone())).await.expect("opened");
+        let mut heard: Vec<String> = Vec::new();
+        for round in 0..4 {
+            let until = Instant::now() + LONG;
+            let text = round.to_string();
+            while let Err(failure) = append(&client, &text).await {
+                assert_eq!(failure.code, 14, "{failure:?}");
+                assert!(Instant::now() < until, "it does not recover");
+                rt::sleep(Duration::from_millis(5)).await;
+            }
+            while heard.last() != Some(&text) {
+                match opened.next().await {
+                    Ok(page) => {
+                        let page = page.expect("it goes on");
+                        let page = stream::ReadResponse::decode(page).expect("a valid message");
+                        let texts = page.records.iter().map(|one| one.value.to_vec());
+                        heard.extend(texts.map(|text| String::from_utf8(text).expect("text")));
+                        cursor = start::Start::Cursor(page.cursor);
+                    }
+                    // Whoever looks just then is told, and goes on from its cursor.
+                    Err(failure) => {
+                        assert_eq!(failure.code, 14, "{failure:?}");
+                        assert!(Instant::now() < until, "it does not recover");
+                        rt::sleep(Duration::from_millis(5)).await;
+                        let again = client.open(Method::STREAM_READ, request(cursor.clone()));
+                        opened = again.await.expect("opened");
+                    }
+                }
+            }
+            server.kill();
+            server.restart();
+        }
+        // What was tried again may be there twice; nothing is missing, and nothing comes again to its reader.
+        heard.dedup();
+        assert_eq!(heard, ["0", "1", "2", "3"]);
     });
 }

@@ -23,6 +23,9 @@ fn config(server: &OwnRedis) -> RedisConfig {
     let (delay_min, delay_max) = (Duration::from_millis(5), Duration::from_millis(50));
     RedisConfig {
         backoff: Backoff { delay_min, delay_max },
+        // None of this is about a slow Redis.
+        connect_timeout: LONG,
+        answer_timeout: LONG,
         ..RedisConfig::at(server.address.ip().to_string(), server.address.port())
     }
 }

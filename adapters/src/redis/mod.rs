@@ -12,7 +12,8 @@
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `scripts`: what runs within Redis
 //! - `keyvalue`, `scan`: the interfaces
-//! - `stream`, `walk`, `tail`: streams as Redis Streams; appended to, read, and waited for on a connection of its own
+//! - `stream`, `walk`, `tail`, `retention`: streams as Redis Streams; appended to, read, waited for on a connection of its own, and
+//!   trimmed
 //! - `event`, `topics`, `pubsub`: topics as channels, and who hears them on this shard
 //! - `lane`: logged writes, a batch as one transaction
 //!
@@ -27,6 +28,7 @@ mod keyvalue;
 mod lane;
 mod pipeline;
 mod pubsub;
+mod retention;
 mod scan;
 mod scripts;
 mod stream;
@@ -43,6 +45,7 @@ use prism_proto::catalogue::Method;
 pub use self::config::{Login, RedisConfig, Tls, TlsFiles};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
+use self::retention::Trims;
 use self::tail::Tail;
 use self::topics::Topics;
 use crate::backend::Admission;
@@ -53,6 +56,7 @@ pub struct Redis {
     link: Rc<Link>,
     tail: Rc<Tail>,
     topics: Rc<Topics>,
+    trims: Trims,
     /// By namespace and partition: the connection on which the lane's cell was read.
     lanes: RefCell<HashMap<(u32, u16), u64>>,
 }
@@ -66,6 +70,7 @@ crate::backend! {
         keyvalue_batch,
         keyvalue_cas,
         stream_basic,
+        stream_retention,
         pubsub_basic,
         pubsub_wildcards,
 }
@@ -75,7 +80,8 @@ impl Redis {
     pub fn start(config: RedisConfig) -> Self {
         let tail = Rc::new(Tail::new(config.clone()));
         let topics = Topics::new(config.clone());
-        Redis { link: Link::start(config), tail, topics, lanes: RefCell::default() }
+        let link = Link::start(config);
+        Redis { link, tail, topics, trims: Trims::default(), lanes: RefCell::default() }
     }
 
     /// What the connection has done so far.

@@ -20,17 +20,20 @@ pub(super) enum Script {
     StreamRead,
     /// Where many streams end.
     StreamEnds,
+    /// What a stream's retention does not keep.
+    StreamTrim,
     /// Events with what is beside them.
     Publish,
 }
 
 impl Script {
-    pub(super) const ALL: [Script; 6] = [
+    pub(super) const ALL: [Script; 7] = [
         Script::Transact,
         Script::Replace,
         Script::Read,
         Script::StreamRead,
         Script::StreamEnds,
+        Script::StreamTrim,
         Script::Publish,
     ];
 
@@ -41,6 +44,7 @@ impl Script {
             Script::Read => include_str!("read.lua"),
             Script::StreamRead => include_str!("stream_read.lua"),
             Script::StreamEnds => include_str!("stream_ends.lua"),
+            Script::StreamTrim => include_str!("stream_trim.lua"),
             Script::Publish => include_str!("publish.lua"),
         }
     }

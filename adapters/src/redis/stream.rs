@@ -140,6 +140,7 @@ impl StreamBasic for Redis {
         let write = |out: &mut Vec<u8>| put_append(out, context, request.stream, &record);
         let read = self.link.call(context, 1, write).await?;
         let id = Id::read(context, Answer::new(context, &read).blob()?)?;
+        self.note_appended(context, request.stream, 1);
         reply::AppendResponse { position: Some(id.position()) }.encode_raw(&mut reply.head);
         Ok(())
     }
@@ -169,6 +170,7 @@ impl StreamBasic for Redis {
                 }
             });
         }
+        self.note_appended(context, request.stream, records.len());
         reply::AppendBatchResponse { results }.encode_raw(&mut reply.head);
         Ok(())
     }

@@ -144,7 +144,7 @@ impl Tail {
 }
 
 /// Calls without a namespace of their own: what fails is tried again, and told to nobody.
-async fn call(link: &Link, write: impl FnOnce(&mut Vec<u8>)) -> Option<bytes::Bytes> {
+pub(super) async fn call(link: &Link, write: impl FnOnce(&mut Vec<u8>)) -> Option<bytes::Bytes> {
     let limits = Limits::default();
     let context = Context {
         namespace: 0,

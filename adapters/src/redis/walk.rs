@@ -31,6 +31,12 @@ pub(super) struct Page {
     pub(super) first: Id,
     /// The last that there was.
     pub(super) last: Id,
+    /// How many records there ever were.
+    added: u64,
+    /// How many there are.
+    length: u64,
+    /// The record that follows those of the page.
+    following: Option<Id>,
     records: Vec<reply::StreamRecord>,
     /// The last of these.
     upto: Option<Id>,
@@ -56,12 +62,16 @@ impl Redis {
         let read = self.script(context, Script::StreamRead, 1, 4, write).await?;
         let mut answer = Answer::new(context, &read);
         let (parts, mut page) = (answer.array()?, Page::default());
-        if parts < 2 {
+        if parts < 5 {
             return Ok(page);
         }
         page.first = Id::read(context, answer.blob()?)?;
         page.last = Id::read(context, answer.blob()?)?;
-        for _ in 2..parts {
+        page.added = answer.integer()?.unsigned_abs();
+        page.length = answer.integer()?.unsigned_abs();
+        let following = answer.blob()?.filter(|id| !id.is_empty());
+        page.following = following.map(|id| Id::read(context, Some(id))).transpose()?;
+        for _ in 5..parts {
             let (id, record) = read_entry(context, &mut answer)?;
             if record.encoded_len() > context.limits.max_message_size {
                 return Err(errors::too_large(context));
@@ -86,22 +96,23 @@ impl Redis {
         let mut attendance =
             request.follow.then(|| self.tail.attend(context.namespace_name, stream));
         let page = self.look(context, stream, (Id::default(), Id::default()), 0).await?;
-        let mut after = place(context, stream, &request.start.unwrap_or_default(), &page)?;
+        let mut place = place(context, stream, &request.start.unwrap_or_default(), &page)?;
         let upto = if request.follow { END } else { page.last };
         let mut left = if request.limit == 0 { u64::MAX } else { request.limit };
         let mut told_end = false;
         loop {
             let count = left.min(PAGE_ENTRIES_DEFAULT as u64) as usize;
-            let page = self.look(context, stream, (after, upto), count).await?;
-            after = page.upto.unwrap_or(after);
+            let page = self.look(context, stream, (place.after, upto), count).await?;
+            place.check(&page)?;
+            place.go_on(&page);
             left -= page.records.len() as u64;
             let has_records = !page.records.is_empty();
-            let at_end = !has_records || after >= page.last.min(upto);
+            let at_end = !has_records || place.after >= page.last.min(upto);
             // The end is told once, until there was more.
             if has_records || !told_end {
                 let message = reply::ReadResponse {
                     records: page.records,
-                    cursor: cursor(context.namespace, stream, after),
+                    cursor: cursor(context.namespace, stream, place),
                     caught_up: request.follow && at_end,
                 };
                 sink.send(message.encode_to_vec().into()).await?;
@@ -117,16 +128,70 @@ impl Redis {
     }
 }
 
-/// The id behind which a reader begins.
-fn place(context: &Context<'_>, stream: &str, start: &Start<'_>, now: &Page) -> Result<Id, Error> {
-    let known = |asked: Id| match now.first == Id::default() || asked < now.first {
-        true if asked > Id::default() => Err(trimmed(now.first)),
-        _ => Ok(()),
-    };
+/// Where a reader stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    /// It has read up to here.
+    after: Id,
+    behind: Behind,
+}
+
+/// What is known of the records behind a place, so that it is noticed when one of them is removed unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behind {
+    /// Whatever is there is as good as what was.
+    Anything,
+    /// Nothing is known.
+    Unknown,
+    /// This one comes next.
+    Record(Id),
+    /// Nothing was there when there had been so many records ever.
+    Nothing(u64),
+}
+
+impl Place {
+    /// # Errors
+    /// OUT_OF_RANGE `POSITION_TRIMMED`: records behind it may have been removed.
+    fn check(&self, now: &Page) -> Result<(), Error> {
+        if now.length > 0 && now.first <= self.after {
+            return Ok(());
+        }
+        // All up to the place are gone.
+        let is_lost = match self.behind {
+            Behind::Anything => false,
+            Behind::Unknown => true,
+            Behind::Record(next) => now.length == 0 || now.first > next,
+            Behind::Nothing(added) => now.added.checked_sub(added) != Some(now.length),
+        };
+        if is_lost { Err(trimmed(now)) } else { Ok(()) }
+    }
+
+    /// Goes on behind what was read.
+    fn go_on(&mut self, page: &Page) {
+        if page.upto.is_none() && self.behind == Behind::Anything {
+            return;
+        }
+        self.after = page.upto.unwrap_or(self.after);
+        self.behind = page.following.map_or(Behind::Nothing(page.added), Behind::Record);
+    }
+}
+
+/// Where a reader begins.
+fn place(
+    context: &Context<'_>,
+    stream: &str,
+    start: &Start<'_>,
+    now: &Page,
+) -> Result<Place, Error> {
+    let anywhere = |after| Place { after, behind: Behind::Anything };
     match start.start {
-        None | Some(StartStart::Earliest(_)) => Ok(Id::default()),
-        Some(StartStart::Latest(_)) => Ok(now.last),
-        Some(StartStart::Since(time)) => Ok(Id { ms: moment_us(&time) / 1000, seq: 0 }.before()),
+        None | Some(StartStart::Earliest(_)) => Ok(anywhere(Id::default())),
+        Some(StartStart::Latest(_)) => {
+            Ok(Place { after: now.last, behind: Behind::Nothing(now.added) })
+        }
+        Some(StartStart::Since(time)) => {
+            Ok(anywhere(Id { ms: moment_us(&time) / 1000, seq: 0 }.before()))
+        }
         Some(StartStart::At(position)) | Some(StartStart::After(position)) => {
             let is_after = matches!(start.start, Some(StartStart::After(_)));
             let field = if is_after { "start.after" } else { "start.at" };
@@ -136,15 +201,18 @@ fn place(context: &Context<'_>, stream: &str, start: &Start<'_>, now: &Page) -> 
                 let expected = "is no offset of this partition that was told";
                 Error::field("POSITION_INVALID", format!("{field}.offset"), expected)
             })?;
-            known(id)?;
-            Ok(if is_after { id } else { id.before() })
+            Ok(match id {
+                id if id == Id::default() => anywhere(id),
+                id if !is_after => Place { after: id.before(), behind: Behind::Record(id) },
+                after if after == now.last => Place { after, behind: Behind::Nothing(now.added) },
+                after => Place { after, behind: Behind::Unknown },
+            })
         }
         Some(StartStart::Cursor(text)) => {
-            let id = read_cursor(context.namespace, stream, text).ok_or_else(|| {
+            read_cursor(context.namespace, stream, text).ok_or_else(|| {
                 let expected = "does not belong to this namespace and stream";
                 Error::field("CURSOR_INVALID", "start.cursor", expected)
-            })?;
-            known(id).map(|()| id)
+            })
         }
     }
 }
@@ -160,8 +228,8 @@ fn check_partition(field: &str, partition: u32) -> Result<(), Error> {
 }
 
 #[cold]
-fn trimmed(earliest: Id) -> Error {
-    let earliest = earliest.text();
+fn trimmed(now: &Page) -> Error {
+    let earliest = if now.length == 0 { "none".to_owned() } else { now.first.text() };
     let message = format!(
         "what was to be read has been removed from the stream: its earliest record is {earliest}"
     );
@@ -171,15 +239,87 @@ fn trimmed(earliest: Id) -> Error {
 }
 
 /// A cursor: the place, and what binds it to its stream.
-fn cursor(namespace: u32, stream: &str, place: Id) -> String {
+fn cursor(namespace: u32, stream: &str, place: Place) -> String {
+    let (kind, behind) = match place.behind {
+        Behind::Anything => ("a", Id::default()),
+        Behind::Unknown => ("u", Id::default()),
+        Behind::Record(next) => ("r", next),
+        Behind::Nothing(added) => ("n", Id { ms: added, seq: 0 }),
+    };
     let mut hasher = SipHasher13::new_with_keys(u64::from(namespace), 0x6375_7273_6f72);
     hasher.write(stream.as_bytes());
-    hasher.write_u64(place.ms);
-    hasher.write_u64(place.seq);
-    format!("{}.{:016x}", place.text(), hasher.finish())
+    hasher.write(kind.as_bytes());
+    for number in [place.after.ms, place.after.seq, behind.ms, behind.seq] {
+        hasher.write_u64(number);
+    }
+    format!("{}.{kind}{}.{:016x}", place.after.text(), behind.text(), hasher.finish())
 }
 
-fn read_cursor(namespace: u32, stream: &str, text: &str) -> Option<Id> {
-    let place = Id::parse(text.split_once('.')?.0)?;
+fn read_cursor(namespace: u32, stream: &str, text: &str) -> Option<Place> {
+    let mut parts = text.split('.');
+    let (after, behind) = (Id::parse(parts.next()?)?, parts.next()?);
+    let (kind, id) = (behind.get(..1)?, Id::parse(behind.get(1..)?)?);
+    let behind = match kind {
+        "a" => Behind::Anything,
+        "u" => Behind::Unknown,
+        "r" => Behind::Record(id),
+        "n" => Behind::Nothing(id.ms),
+        _ => return None,
+    };
+    let place = Place { after, behind };
     (cursor(namespace, stream, place) == text).then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn id(ms: u64) -> Id {
+        Id { ms, seq: 0 }
+    }
+
+    #[test]
+    fn a_reader_notices_what_was_removed_unread_and_nothing_else() {
+        let page =
+            |first, added, length| Page { first: id(first), added, length, ..Page::default() };
+        for (behind, now, is_lost) in [
+            (Behind::Unknown, page(5, 9, 4), false),
+            (Behind::Unknown, page(6, 9, 4), true),
+            (Behind::Anything, page(6, 9, 4), false),
+            (Behind::Record(id(6)), page(6, 9, 4), false),
+            (Behind::Record(id(6)), page(7, 9, 3), true),
+            (Behind::Record(id(6)), page(0, 9, 0), true),
+            (Behind::Nothing(5), page(5, 5, 1), false),
+            (Behind::Nothing(5), page(0, 5, 0), false),
+            (Behind::Nothing(5), page(6, 7, 2), false),
+            (Behind::Nothing(5), page(7, 7, 1), true),
+            (Behind::Nothing(5), page(0, 7, 0), true),
+            // It was deleted and begun again.
+            (Behind::Nothing(5), page(9, 2, 2), true),
+        ] {
+            let place = Place { after: id(5), behind };
+            let checked = place.check(&now);
+            assert_eq!(checked.is_err(), is_lost, "{behind:?} {} {}", now.first.ms, now.added);
+            assert!(
+                checked.is_ok() || checked.is_err_and(|one| one.reason() == "POSITION_TRIMMED")
+            );
+        }
+    }
+
+    #[test]
+    fn a_cursor_is_the_place_and_of_its_stream() {
+        for behind in
+            [Behind::Anything, Behind::Unknown, Behind::Record(id(7)), Behind::Nothing(u64::MAX)]
+        {
+            let place = Place { after: id(5), behind };
+            let text = cursor(1, "s", place);
+            assert_eq!(read_cursor(1, "s", &text), Some(place), "{text}");
+            assert_eq!(read_cursor(2, "s", &text), None);
+            assert_eq!(read_cursor(1, "t", &text), None);
+            assert_eq!(read_cursor(1, "s", &text.replace('5', "6")), None);
+        }
+        for wrong in ["", ".", "5-0", "5-0.u", "5-0.é0-0.0", "5-0.u0-0.0000000000000000"] {
+            assert_eq!(read_cursor(1, "s", wrong), None, "{wrong}");
+        }
+    }
 }

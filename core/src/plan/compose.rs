@@ -322,7 +322,9 @@ pub(super) fn notes(draft: &mut Draft<'_>, api: Api, demand: &Demand, target: Ta
     if let Some(retention) = demand.retention {
         let asked = format!("retention {}", retention.value);
         draft.decide("retention", retention.value.to_string(), asked, vec![]);
-        let how = match (target == Target::of(BackendType::Memstore), api) {
+        let keeps_all = target == Target::of(BackendType::Memstore)
+            || target == Target::of(BackendType::Redis) && api == Api::Stream;
+        let how = match (keeps_all, api) {
             (true, Api::Queue) => "a message stays until it is acknowledged",
             (true, Api::Stream) => {
                 "nothing is removed before; SetRetention narrows it for each stream"

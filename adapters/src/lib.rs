@@ -27,6 +27,7 @@ pub mod postgres;
 pub mod reader;
 pub mod redis;
 mod shared;
+mod sharing;
 mod sources;
 pub mod topic;
 

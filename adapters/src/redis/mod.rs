@@ -13,7 +13,7 @@
 //! - `scripts`: what runs within Redis
 //! - `keyvalue`, `scan`: the interfaces
 //! - `stream`, `walk`, `tail`, `retention`: streams as Redis Streams; appended to, read, waited for on a connection of its own, and
-//!   trimmed
+//!   trimmed; `groups`, `members`: consumer groups as Redis's own, and a member's stream
 //! - `event`, `topics`, `pubsub`: topics as channels, and who hears them on this shard
 //! - `lane`: logged writes, a batch as one transaction
 //!
@@ -24,8 +24,10 @@ mod config;
 mod connection;
 mod errors;
 mod event;
+mod groups;
 mod keyvalue;
 mod lane;
+mod members;
 mod pipeline;
 mod pubsub;
 mod retention;
@@ -45,6 +47,7 @@ use prism_proto::catalogue::Method;
 pub use self::config::{Login, RedisConfig, Tls, TlsFiles};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
+use self::members::Members;
 use self::retention::Trims;
 use self::tail::Tail;
 use self::topics::Topics;
@@ -57,6 +60,7 @@ pub struct Redis {
     tail: Rc<Tail>,
     topics: Rc<Topics>,
     trims: Trims,
+    members: Members,
     /// By namespace and partition: the connection on which the lane's cell was read.
     lanes: RefCell<HashMap<(u32, u16), u64>>,
 }
@@ -70,6 +74,8 @@ crate::backend! {
         keyvalue_batch,
         keyvalue_cas,
         stream_basic,
+        stream_consumer_groups,
+        stream_replay,
         stream_retention,
         pubsub_basic,
         pubsub_wildcards,
@@ -81,7 +87,14 @@ impl Redis {
         let tail = Rc::new(Tail::new(config.clone()));
         let topics = Topics::new(config.clone());
         let link = Link::start(config);
-        Redis { link, tail, topics, trims: Trims::default(), lanes: RefCell::default() }
+        Redis {
+            link,
+            tail,
+            topics,
+            trims: Trims::default(),
+            members: Members::default(),
+            lanes: RefCell::default(),
+        }
     }
 
     /// What the connection has done so far.

@@ -24,10 +24,20 @@ pub(super) enum Script {
     StreamTrim,
     /// Events with what is beside them.
     Publish,
+    /// A consumer group that begins somewhere.
+    GroupPlace,
+    /// The end of a consumer group.
+    GroupDelete,
+    /// What members have done.
+    GroupAcknowledge,
+    /// What comes next to a member.
+    GroupNext,
+    /// How far a group is.
+    GroupLook,
 }
 
 impl Script {
-    pub(super) const ALL: [Script; 7] = [
+    pub(super) const ALL: [Script; 12] = [
         Script::Transact,
         Script::Replace,
         Script::Read,
@@ -35,6 +45,11 @@ impl Script {
         Script::StreamEnds,
         Script::StreamTrim,
         Script::Publish,
+        Script::GroupPlace,
+        Script::GroupDelete,
+        Script::GroupAcknowledge,
+        Script::GroupNext,
+        Script::GroupLook,
     ];
 
     pub(super) fn source(self) -> &'static str {
@@ -46,6 +61,11 @@ impl Script {
             Script::StreamEnds => include_str!("stream_ends.lua"),
             Script::StreamTrim => include_str!("stream_trim.lua"),
             Script::Publish => include_str!("publish.lua"),
+            Script::GroupPlace => include_str!("group_place.lua"),
+            Script::GroupDelete => include_str!("group_delete.lua"),
+            Script::GroupAcknowledge => include_str!("group_acknowledge.lua"),
+            Script::GroupNext => include_str!("group_next.lua"),
+            Script::GroupLook => include_str!("group_look.lua"),
         }
     }
 

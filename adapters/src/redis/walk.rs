@@ -2,9 +2,10 @@
 
 use std::hash::Hasher;
 
+use bytes::Bytes;
 use prism_io::rt;
 use prism_proto::prism::stream::v1 as reply;
-use prism_proto::view::stream::ReadRequest;
+use prism_proto::view::stream::{ReadRequest, ReplayRangeRequest, ReplayRangeRequestEnd};
 use prism_proto::view::types::{Start, StartStart};
 use prost::Message as _;
 use siphasher::sip::SipHasher13;
@@ -88,17 +89,62 @@ impl Redis {
         request: ReadRequest<'_>,
         sink: &mut S,
     ) -> Result<(), Error> {
-        for (index, partition) in request.partitions.iter().enumerate() {
-            check_partition(&format!("partitions[{index}]"), partition)?;
-        }
-        let stream = request.stream;
+        check_partitions(request.partitions.iter())?;
+        let walk = Walk {
+            stream: request.stream,
+            start: request.start.unwrap_or_default(),
+            limit: request.limit,
+            follow: request.follow,
+            upto: END,
+        };
+        let page = |records, cursor, caught_up| {
+            reply::ReadResponse { records, cursor, caught_up }.encode_to_vec().into()
+        };
+        self.walk(context, walk, sink, page).await
+    }
+
+    pub(super) async fn replay_stream<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        request: ReplayRangeRequest<'_>,
+        sink: &mut S,
+    ) -> Result<(), Error> {
+        check_partitions(request.partitions.iter())?;
+        let upto = match &request.end {
+            None => END,
+            Some(ReplayRangeRequestEnd::Until(time)) => {
+                Id { ms: moment_us(time) / 1000, seq: 0 }.before()
+            }
+            Some(ReplayRangeRequestEnd::Before(position)) => {
+                check_partition("before.partition", position.partition)?;
+                let id = Id::parse(position.offset);
+                id.ok_or_else(|| unknown_position("before.offset"))?.before()
+            }
+        };
+        let start = request.start.unwrap_or_default();
+        let walk =
+            Walk { stream: request.stream, start, limit: request.limit, follow: false, upto };
+        let page = |records, cursor, _| {
+            reply::ReplayRangeResponse { records, cursor }.encode_to_vec().into()
+        };
+        self.walk(context, walk, sink, page).await
+    }
+
+    /// Reads a stream, page by page, each of which `message` makes of its records, its cursor, and whether its reader has caught up.
+    async fn walk<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        walk: Walk<'_>,
+        sink: &mut S,
+        message: impl Fn(Vec<reply::StreamRecord>, String, bool) -> Bytes,
+    ) -> Result<(), Error> {
+        let (stream, follow) = (walk.stream, walk.follow);
         // Before the first look, so that nothing is missed between a look and a wait.
-        let mut attendance =
-            request.follow.then(|| self.tail.attend(context.namespace_name, stream));
+        let mut attendance = follow.then(|| self.tail.attend(context.namespace_name, stream));
         let page = self.look(context, stream, (Id::default(), Id::default()), 0).await?;
-        let mut place = place(context, stream, &request.start.unwrap_or_default(), &page)?;
-        let upto = if request.follow { END } else { page.last };
-        let mut left = if request.limit == 0 { u64::MAX } else { request.limit };
+        let mut place = place(context, stream, &walk.start, &page)?;
+        let upto = if follow { END } else { page.last.min(walk.upto) };
+        let mut left = if walk.limit == 0 { u64::MAX } else { walk.limit };
         let mut told_end = false;
         loop {
             let count = left.min(PAGE_ENTRIES_DEFAULT as u64) as usize;
@@ -107,15 +153,11 @@ impl Redis {
             place.go_on(&page);
             left -= page.records.len() as u64;
             let has_records = !page.records.is_empty();
-            let at_end = !has_records || place.after >= page.last.min(upto);
+            let at_end = page.following.is_none_or(|next| next > upto);
             // The end is told once, until there was more.
             if has_records || !told_end {
-                let message = reply::ReadResponse {
-                    records: page.records,
-                    cursor: cursor(context.namespace, stream, place),
-                    caught_up: request.follow && at_end,
-                };
-                sink.send(message.encode_to_vec().into()).await?;
+                let cursor = cursor(context.namespace, stream, place);
+                sink.send(message(page.records, cursor, follow && at_end)).await?;
                 told_end = at_end;
             }
             match &mut attendance {
@@ -128,17 +170,29 @@ impl Redis {
     }
 }
 
+/// What of a stream is read.
+struct Walk<'a> {
+    stream: &'a str,
+    start: Start<'a>,
+    /// Records at most; 0: no limit.
+    limit: u64,
+    /// Goes on with records as they come.
+    follow: bool,
+    /// The last id that is read.
+    upto: Id,
+}
+
 /// Where a reader stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+pub(super) struct Place {
     /// It has read up to here.
-    after: Id,
+    pub(super) after: Id,
     behind: Behind,
 }
 
 /// What is known of the records behind a place, so that it is noticed when one of them is removed unread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Behind {
+pub(super) enum Behind {
     /// Whatever is there is as good as what was.
     Anything,
     /// Nothing is known.
@@ -163,7 +217,7 @@ impl Place {
             Behind::Record(next) => now.length == 0 || now.first > next,
             Behind::Nothing(added) => now.added.checked_sub(added) != Some(now.length),
         };
-        if is_lost { Err(trimmed(now)) } else { Ok(()) }
+        if is_lost { Err(trimmed_to(now.first)) } else { Ok(()) }
     }
 
     /// Goes on behind what was read.
@@ -197,10 +251,7 @@ fn place(
             let field = if is_after { "start.after" } else { "start.at" };
             check_partition(&format!("{field}.partition"), position.partition)?;
             let id = Id::parse(position.offset).filter(|id| *id <= now.last);
-            let id = id.ok_or_else(|| {
-                let expected = "is no offset of this partition that was told";
-                Error::field("POSITION_INVALID", format!("{field}.offset"), expected)
-            })?;
+            let id = id.ok_or_else(|| unknown_position(&format!("{field}.offset")))?;
             Ok(match id {
                 id if id == Id::default() => anywhere(id),
                 id if !is_after => Place { after: id.before(), behind: Behind::Record(id) },
@@ -217,7 +268,14 @@ fn place(
     }
 }
 
-fn check_partition(field: &str, partition: u32) -> Result<(), Error> {
+fn check_partitions(partitions: impl Iterator<Item = u32>) -> Result<(), Error> {
+    for (index, partition) in partitions.enumerate() {
+        check_partition(&format!("partitions[{index}]"), partition)?;
+    }
+    Ok(())
+}
+
+pub(super) fn check_partition(field: &str, partition: u32) -> Result<(), Error> {
     match partition {
         0 => Ok(()),
         _ => {
@@ -228,8 +286,14 @@ fn check_partition(field: &str, partition: u32) -> Result<(), Error> {
 }
 
 #[cold]
-fn trimmed(now: &Page) -> Error {
-    let earliest = if now.length == 0 { "none".to_owned() } else { now.first.text() };
+pub(super) fn unknown_position(field: &str) -> Error {
+    Error::field("POSITION_INVALID", field, "is no offset of this partition that was told")
+}
+
+/// What was to be read is gone; the first id that is there, that of nothing where there is none.
+#[cold]
+pub(super) fn trimmed_to(first: Id) -> Error {
+    let earliest = if first == Id::default() { "none".to_owned() } else { first.text() };
     let message = format!(
         "what was to be read has been removed from the stream: its earliest record is {earliest}"
     );
@@ -255,7 +319,7 @@ fn cursor(namespace: u32, stream: &str, place: Place) -> String {
     format!("{}.{kind}{}.{:016x}", place.after.text(), behind.text(), hasher.finish())
 }
 
-fn read_cursor(namespace: u32, stream: &str, text: &str) -> Option<Place> {
+pub(super) fn read_cursor(namespace: u32, stream: &str, text: &str) -> Option<Place> {
     let mut parts = text.split('.');
     let (after, behind) = (Id::parse(parts.next()?)?, parts.next()?);
     let (kind, id) = (behind.get(..1)?, Id::parse(behind.get(1..)?)?);

@@ -15,15 +15,16 @@ use super::super::Memstore;
 use super::super::delivery::Progress;
 use super::super::rooms::{Numbers, Room, put_numbers, read_room_key, room_key};
 use super::calls::known_partition;
-use super::groups::{Group, Groups, Name, Refused, Settings};
+use super::groups::{Group, Groups, Name, Settings};
 use super::state::{PARTITIONS, Stream};
 use super::walk::{known_place, places};
 use crate::call::{Context, PageSink, Reply, Revision};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::interfaces::Check;
 use crate::interfaces::message::{item_status, moment_us, span_ms};
 use crate::interfaces::stream::{StreamConsumerGroups, StreamReplay};
 use crate::limits::{IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX, LEASE_DEFAULT_MS, Limits};
+use crate::sharing::{group_active, group_mismatch, group_not_found, not_accepted};
 
 /// A group: its settings, its generation, and the write that created it.
 const GROUP: u8 = b'g';
@@ -356,42 +357,5 @@ fn sharing(settings: &Settings) -> reply::Sharing {
     match settings.by_record {
         true => reply::Sharing::ByRecord,
         false => reply::Sharing::ByPartition,
-    }
-}
-
-#[cold]
-pub(super) fn group_not_found(group: &str) -> Error {
-    let message = format!("there is no group {group} of this stream: CreateConsumerGroup makes it");
-    Error::new(Kind::NotFound, "GROUP_NOT_FOUND", message)
-}
-
-#[cold]
-fn group_mismatch(group: &str) -> Error {
-    let message = format!(
-        "there is a group {group} with another sharing, ack_wait or max_in_flight: create it with the same, delete it \
-         first, or use another name"
-    );
-    Error::new(Kind::AlreadyExists, "GROUP_MISMATCH", message)
-}
-
-#[cold]
-fn group_active(group: &str) -> Error {
-    let message = format!("the group {group} has members: end their streams, then move it");
-    Error::new(Kind::FailedPrecondition, "GROUP_ACTIVE", message)
-}
-
-#[cold]
-fn not_accepted(refused: Refused) -> Error {
-    match refused {
-        Refused::Stale => Error::new(
-            Kind::FailedPrecondition,
-            "STALE_GENERATION",
-            "the receipt is of a generation that is over: the record comes again, to whoever has its partition now",
-        ),
-        Refused::Expired => Error::new(
-            Kind::FailedPrecondition,
-            "RECEIPT_EXPIRED",
-            "the receipt is of no delivery of this group that waits for it: the record was acknowledged, or has gone",
-        ),
     }
 }

@@ -6,13 +6,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::hash::Hasher;
-
-use siphasher::sip::SipHasher13;
 
 use super::super::delivery::{Flow, Progress};
 use super::state::{PARTITIONS, Stream};
 use crate::call::Revision;
+use crate::sharing::{Refused, Seal, share_out};
 
 /// What a group was created with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,15 +66,6 @@ pub(super) struct Handed {
     pub(super) attempt: u32,
 }
 
-/// Why a receipt is not accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// Its generation is over.
-    Stale,
-    /// Its record is done, or it is of no delivery of this group.
-    Expired,
-}
-
 impl Group {
     pub(super) fn new(created: Revision, settings: Settings, starts: [u64; PARTITIONS]) -> Self {
         Group {
@@ -107,34 +96,7 @@ impl Group {
         if self.settings.by_record {
             return;
         }
-        let count = self.members.len().max(1);
-        let (each, more) = (PARTITIONS / count, PARTITIONS % count);
-        let mut owners = [None; PARTITIONS];
-        // Those that own most come first to where there is one more.
-        let owned =
-            |number: u64| self.owners.iter().filter(|owner| **owner == Some(number)).count();
-        let mut members: Vec<u64> = self.members.keys().copied().collect();
-        members.sort_by_key(|number| std::cmp::Reverse(owned(*number)));
-        let mut room: Vec<(u64, usize)> = members
-            .iter()
-            .enumerate()
-            .map(|(place, number)| (*number, each + usize::from(place < more)))
-            .collect();
-        for (partition, before) in self.owners.iter().enumerate() {
-            if let Some((number, left)) =
-                room.iter_mut().find(|(number, left)| Some(*number) == *before && *left > 0)
-            {
-                owners[partition] = Some(*number);
-                *left -= 1;
-            }
-        }
-        for owner in owners.iter_mut().filter(|owner| owner.is_none()) {
-            if let Some((number, left)) = room.iter_mut().find(|(_, left)| *left > 0) {
-                *owner = Some(*number);
-                *left -= 1;
-            }
-        }
-        self.owners = owners;
+        share_out(&mut self.owners, self.members.keys().copied());
     }
 
     /// Moves to other places; what was under way is of the past.
@@ -270,21 +232,13 @@ impl Group {
 
     /// A receipt of the present generation; `name` is what it is bound to.
     pub(super) fn receipt(&self, name: &Name<'_>, partition: usize, offset: u64) -> String {
-        self.receipt_of(name, (self.generation, partition as u64, offset))
+        self.seal(name).receipt(self.generation, partition as u64, offset)
     }
 
-    fn receipt_of(&self, name: &Name<'_>, numbers: (u64, u64, u64)) -> String {
-        let (generation, partition, offset) = numbers;
+    fn seal<'a>(&self, name: &Name<'a>) -> Seal<'a> {
         let Revision { lsn, epoch, minor } = self.created;
-        let mut hasher = SipHasher13::new_with_keys(u64::from(name.0), 0x7265_6365_6970);
-        for part in [name.1, name.2] {
-            hasher.write(part.as_bytes());
-            hasher.write_u8(0);
-        }
-        for number in [lsn, u64::from(epoch), minor, generation, partition, offset] {
-            hasher.write_u64(number);
-        }
-        format!("{generation:x}-{partition:x}-{offset:x}-{:016x}", hasher.finish())
+        let created = [lsn, u64::from(epoch), minor];
+        Seal { namespace: name.0, names: [name.1, name.2], created }
     }
 
     /// The record whose receipt it is.
@@ -293,13 +247,8 @@ impl Group {
         name: &Name<'_>,
         receipt: &str,
     ) -> Result<(usize, u64), Refused> {
-        let mut numbers = receipt.split('-').map(|digits| u64::from_str_radix(digits, 16).ok());
-        let mut next = || numbers.next().flatten().ok_or(Refused::Expired);
-        let (generation, partition, offset) = (next()?, next()?, next()?);
-        if self.receipt_of(name, (generation, partition, offset)) != receipt {
-            return Err(Refused::Expired);
-        }
-        // A receipt is no secret: it could have been made up.
+        let read = self.seal(name).read(receipt);
+        let (generation, partition, offset) = read.ok_or(Refused::Expired)?;
         let partition = usize::try_from(partition).ok().filter(|one| *one < PARTITIONS);
         match partition.ok_or(Refused::Expired)? {
             _ if generation != self.generation => Err(Refused::Stale),

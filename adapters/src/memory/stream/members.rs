@@ -11,13 +11,11 @@ use prism_proto::view::stream::JoinConsumerGroupRequest;
 use prost::Message as _;
 
 use super::super::Memstore;
-use super::group_calls::{group_not_found, source_name};
+use super::group_calls::source_name;
 use super::groups::{Handed, Name};
 use crate::call::{Context, NO_END, PageSink, Revision};
-use crate::error::{Error, Kind};
-
-/// How often a member hears something when nothing happens.
-const HEARTBEAT_US: u64 = 15_000_000;
+use crate::error::Error;
+use crate::sharing::{HEARTBEAT_US, encoded, group_not_found, replaced};
 
 /// What a member has been told of its group.
 #[derive(Clone, Debug, Default)]
@@ -186,16 +184,4 @@ impl Drop for Attempt<'_> {
             store.tell_group(name);
         }
     }
-}
-
-fn encoded(event: Event) -> Bytes {
-    reply::JoinConsumerGroupResponse { event: Some(event) }.encode_to_vec().into()
-}
-
-#[cold]
-fn replaced(member: &str) -> Error {
-    let message = format!(
-        "the member {member} has joined again by another stream, which goes on in its place"
-    );
-    Error::new(Kind::Aborted, "MEMBER_REPLACED", message)
 }

@@ -88,7 +88,7 @@ pub(crate) fn wrong_shape(method: Method) -> Error {
 
 /// Declares a backend: its type, its name, and the interfaces that it serves.
 ///
-/// Dispatch and capability set come from the list. Listing an interface whose trait the type does not
+/// Dispatch and capability set come from the list; behind it, `; outbox NAME` names the method that carries out a Write with messages. Listing an interface whose trait the type does not
 /// implement does not compile; one that is not listed is refused before the backend sees the call.
 ///
 /// ```
@@ -148,7 +148,7 @@ pub(crate) fn wrong_shape(method: Method) -> Error {
 /// ```
 #[macro_export]
 macro_rules! backend {
-    ($backend:ty: $name:literal => $($interface:ident),+ $(,)?) => {
+    ($backend:ty: $name:literal => $($interface:ident),+ $(,)? $(; outbox $outbox:ident)?) => {
         impl $crate::Backend for $backend {
             const NAME: &'static str = $name;
 
@@ -168,6 +168,9 @@ macro_rules! backend {
                         use $crate::interfaces::$interface::unary;
                         unary(self, context, method, request, false, reply).await
                     })+
+                    $(None if method == $crate::catalogue::Method::TRANSACT_WRITE => {
+                        self.$outbox(context, request, reply).await
+                    })?
                     _ => Err($crate::backend::not_offered($name, method)),
                 }
             }
@@ -186,6 +189,10 @@ macro_rules! backend {
                         use $crate::interfaces::$interface::unary;
                         unary(self, context, method, request, true, reply).await
                     })+
+                    $(None if method == $crate::catalogue::Method::TRANSACT_WRITE => {
+                        $crate::outbox::validate(method, request, context.limits)?;
+                        self.$outbox(context, request, reply).await
+                    })?
                     _ => Err($crate::backend::not_offered($name, method)),
                 }
             }

@@ -133,6 +133,18 @@ impl Error {
         self
     }
 
+    /// Gives the fields at fault the names that they have in a request around the one that was looked at.
+    #[must_use]
+    pub fn within(mut self, name: impl Fn(&str) -> String) -> Self {
+        for violation in &mut self.details.violations {
+            violation.field = name(&violation.field);
+        }
+        if let Some(first) = self.details.violations.first() {
+            self.details.message = format!("{}: {}", first.field, first.description).into();
+        }
+        self
+    }
+
     /// What kind of failure it is.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -205,5 +217,8 @@ mod tests {
         assert_eq!(error.metadata()[0].1, "orders");
         assert_eq!(error.quota_violation().expect("it was said").subject, "namespace:orders");
         assert!(error.is_retryable());
+        let within = error.within(|field| format!("items[2].{field}"));
+        assert_eq!(within.to_string(), "KEY_INVALID: items[2].key: must not be empty");
+        assert_eq!(within.violations()[0].field, "items[2].key");
     }
 }

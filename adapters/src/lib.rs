@@ -23,6 +23,7 @@ pub mod limits;
 pub mod memory;
 pub mod nats;
 pub mod news;
+pub mod outbox;
 pub mod postgres;
 pub mod reader;
 pub mod redis;

@@ -131,8 +131,8 @@ fn psql_reads_and_writes_the_same_data() {
             "2"
         );
         assert_eq!(
-            sql("SELECT schema_name, model, version FROM prism_meta.migrations ORDER BY 1"),
-            "orders|keyvalue|1\nprism_meta|meta|1"
+            sql("SELECT schema_name, model, version FROM prism_meta.migrations ORDER BY 1, 2, 3"),
+            "orders|keyvalue|1\norders|keyvalue|2\nprism_meta|meta|1"
         );
 
         // What is written by hand has a version of its own, and a swap on the one before fails.

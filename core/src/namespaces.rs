@@ -58,6 +58,8 @@ pub(crate) struct Namespace {
     pub(crate) audit_logging: bool,
     /// How long an idempotency key is remembered, in µs of log time.
     pub(crate) idempotency_window_us: u64,
+    /// Whether its backend stores messages with the data of a transaction.
+    pub(crate) has_outbox: bool,
     /// What adapters hold its requests to.
     pub(crate) limits: prism_adapters::Limits,
     /// Of a reader: the places of the namespaces that it reads instead of its own data.
@@ -122,6 +124,7 @@ impl Namespaces {
             quota: Quota::new(namespace.quotas),
             audit_logging: Self::is_audited(config, namespace),
             idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
+            has_outbox: config.backends[namespace.backend].has_outbox(namespace.client_api),
             limits: prism_adapters::Limits { max_message_size: message_bytes_max },
             reads: namespace.reads.as_slice().into(),
         }

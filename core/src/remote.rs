@@ -47,6 +47,8 @@ pub(crate) struct Ask {
     deadline_ns: u64,
     received_ns: u64,
     message: Bytes,
+    /// It relays a message of an outbox.
+    is_relayed: bool,
     /// It is answered with `Item`s and a closing `Answer`.
     streamed: bool,
 }
@@ -161,6 +163,7 @@ impl Peers {
             deadline_ns: call.deadline_ns,
             received_ns: call.received_ns,
             message: call.message,
+            is_relayed: call.is_relayed,
             streamed,
         };
         self.post(home, Message::Ask(ask));
@@ -181,6 +184,7 @@ pub(crate) struct AskParts<'a> {
     pub(crate) deadline_ns: u64,
     pub(crate) received_ns: u64,
     pub(crate) message: Bytes,
+    pub(crate) is_relayed: bool,
 }
 
 /// Forgets a call when nobody waits for its answer any more.
@@ -225,6 +229,7 @@ pub(crate) async fn ask(
         deadline_ns: call.deadline_ns,
         received_ns: call.received_ns,
         message,
+        is_relayed: call.is_relayed,
     };
     let peers = &shard.peers;
     let ticket = peers.send_ask(namespace.home, parts, false).inspect_err(|_| {
@@ -371,6 +376,7 @@ pub(crate) fn deliver(shard: &Rc<Shard>, from: usize, message: Message) {
                 received_ns: ask.received_ns,
                 message: ask.message,
                 audited: OnceCell::new(),
+                is_relayed: ask.is_relayed,
             };
             if ask.streamed {
                 crate::request::stream::start_remote(shard, call)

@@ -47,6 +47,58 @@ fn a_token_opens_what_was_granted_and_nothing_else() {
     server.stop();
 }
 
+/// A Write needs grants in its own namespace and in those of its messages, and tells nothing of those that it is denied.
+#[test]
+fn messages_of_a_transaction_need_grants_in_both_namespaces() {
+    use prism_proto::catalogue::Method;
+    use prism_proto::prism::transact::v1 as transact;
+    use prism_proto::prism::r#type::v1::{Message, Operation, Put, operation::Action};
+
+    let folder = directory();
+    let setup = setup(folder.path(), "");
+    let more = "namespace: ledger\nteam: payments\nclient_api: transact\n---\n\
+                namespace: mail\nteam: payments\nclient_api: queue\n---\n\
+                namespace: audits\nteam: web\nclient_api: queue\n";
+    std::fs::write(folder.path().join("namespaces/more.yaml"), more).unwrap();
+    let server = setup.start();
+    let (listen, signer) = (server.listen, Signer::new(1));
+    run(async move {
+        let ledger = Caller::to(listen, "ledger").await;
+        let write = async |subject: &str, key: &str, to: &str| {
+            let put = Put { value: "1".into(), ..Put::default() };
+            let request = transact::WriteRequest {
+                namespace: "ledger".to_owned(),
+                operations: vec![Operation { key: key.into(), action: Some(Action::Put(put)) }],
+                messages: vec![transact::OutboxMessage {
+                    target_namespace: to.to_owned(),
+                    target: "q".to_owned(),
+                    message: Some(Message::default()),
+                }],
+                ..Default::default()
+            };
+            let token = signer.token(&claims(subject));
+            let metadata: &[(&str, &[u8])] = &[("authorization", token.as_bytes())];
+            let method = Method::TRANSACT_WRITE;
+            let answer = ledger.call::<transact::WriteResponse>(method, metadata, &request).await;
+            answer.map(|(answer, _)| answer)
+        };
+        let answer = write("checkout", "a", "mail").await.expect("both are granted");
+        assert!(answer.committed && answer.message_ids.len() == 1);
+        let there = write("checkout", "b", "audits").await.unwrap_err();
+        let not_there = write("checkout", "b", "nowhere").await.unwrap_err();
+        assert_eq!(there.code as u8, PERMISSION_DENIED);
+        assert_eq!((there.message, there.facts), (not_there.message, not_there.facts));
+        let denied = write("report", "b", "mail").await.unwrap_err();
+        assert_eq!(denied.code as u8, PERMISSION_DENIED, "the ledger is not granted");
+        let token = signer.token(&claims("checkout"));
+        let metadata: &[(&str, &[u8])] = &[("authorization", token.as_bytes())];
+        assert!(ledger.try_get(metadata, "a").await.unwrap().0.found);
+        assert!(!ledger.try_get(metadata, "b").await.unwrap().0.found, "nothing was written");
+    });
+    server.assert_well();
+    server.stop();
+}
+
 #[test]
 fn a_token_that_does_not_hold_opens_nothing() {
     let folder = directory();

@@ -225,6 +225,58 @@ fn a_stream_and_a_transaction_have_a_line_for_begin_and_end() {
     assert_whole(&data);
 }
 
+/// Messages of a transaction reach another namespace: that is an access to it.
+#[test]
+fn a_transaction_that_sends_has_a_line_for_where_it_sends_to() {
+    use prism_proto::prism::r#type::v1::{Message, Operation, Put, operation::Action};
+
+    let directory = directory();
+    let server = setup(directory.path()).start();
+    let listen = server.listen;
+    run(async move {
+        let moves = Caller::to(listen, "moves").await;
+        let good = Signer::new(1).token(&claims("checkout"));
+        let metadata = [("authorization", good.as_bytes())];
+        let message = || transact::OutboxMessage {
+            target_namespace: "facts".to_owned(),
+            target: "s".to_owned(),
+            message: Some(Message { payload: "secret".into(), ..Default::default() }),
+        };
+        let put = Put { value: "1".into(), ..Put::default() };
+        let write = transact::WriteRequest {
+            namespace: "moves".to_owned(),
+            operations: vec![Operation { key: "a".into(), action: Some(Action::Put(put)) }],
+            messages: vec![message(), message()],
+            ..Default::default()
+        };
+        let method = Method::TRANSACT_WRITE;
+        let answer = moves.call::<transact::WriteResponse>(method, &metadata, &write).await;
+        assert!(answer.expect("written").0.committed);
+        let path = Method::TRANSACT_TRANSACTION.path();
+        let opened = moves.client.open(path, &metadata, harness::PATIENCE).await;
+        let mut reply = opened.expect("opened");
+        let begin = Request::Begin(transact::Begin::default());
+        for request in [begin, Request::Message(message()), Request::Commit(())] {
+            let namespace = "moves".to_owned();
+            let request = transact::TransactionRequest { namespace, id: 1, request: Some(request) };
+            reply.send(&request.encode_to_vec()).expect("room");
+            reply.next().await.expect("answered").expect("an answer");
+        }
+        assert!(reply.next().await.expect("the end").is_none());
+    });
+    let data = server.data.clone();
+    server.stop();
+    let lines = lines(&data);
+    let told: Vec<_> = of(&lines, "access", "namespace", "facts")
+        .iter()
+        .map(|line| (line["method"].as_str().unwrap(), line["outcome"].as_str().unwrap()))
+        .collect();
+    let expected = [Method::TRANSACT_WRITE, Method::TRANSACT_TRANSACTION];
+    assert_eq!(told, expected.map(|method| (method.path(), "begun")));
+    assert!(!text(&data).contains("secret"));
+    assert_whole(&data);
+}
+
 #[test]
 fn denials_that_are_too_many_are_counted() {
     const DENIALS: usize = 150;

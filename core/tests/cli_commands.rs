@@ -64,6 +64,8 @@ fn a_wrong_command_line_ends_with_2() {
     check(&["reader", "query", "keys", "--descending"], 2, "", "--sort");
     check(&["transact", "--put", "a"], 2, "", "`a` is not KEY=VALUE");
     check(&["transact"], 2, "", "nothing to do");
+    let send = ["transact", "--put", "a=1", "--send", "mail=x"];
+    check(&send, 2, "", "`mail=x` is not NAMESPACE/NAME=PAYLOAD");
 }
 
 #[test]
@@ -435,7 +437,11 @@ fn what_lies_there_is_read_and_transactions_are_made_from_the_command_line() {
     assert_eq!(server.told("transact", &second, 0), "committed\n");
     let told = server.told("reader", &["-n", "transact", "read", "keys"], 0);
     assert_eq!(told, "stock\t41\n");
-    server.told("transact", &["--put", "a=1", "--put", "b=2"], 0);
+    let sends = ["--put", "a=1", "--put", "b=2", "--send", "queue/paid=order 1"];
+    let told = server.told("transact", &sends, 0);
+    let id = told.strip_prefix("committed\nmessage ").expect("an id").trim();
+    let received = server.told("queue", &["receive", "paid", "--wait", "30s", "-o", "json"], 0);
+    assert!(received.contains(id) && received.contains("order 1"), "{received}");
     let sorted = ["-n", "transact", "query", "keys", "--sort", "key", "--descending"];
     assert_eq!(server.told("reader", &sorted, 0), "stock\t41\nb\t2\na\t1\n");
     assert_eq!(server.end(), Some(0));

@@ -134,8 +134,8 @@ async fn value(caller: &Caller, key: &str) -> Option<Vec<u8>> {
     caller.get(key).await.map(|value| value.to_vec())
 }
 
-/// What TransactService promises, in one namespace.
-async fn transactions_hold(caller: &Caller) {
+/// What TransactService promises, in one namespace; an empty message is refused there for this reason.
+async fn transactions_hold(caller: &Caller, message_refused: &str) {
     // Execute.
     let answer = execute(caller, vec![], vec![put("a", "1"), put("b", "2")]).await.unwrap();
     assert!(answer.committed && answer.results.len() == 2);
@@ -158,7 +158,7 @@ async fn transactions_hold(caller: &Caller) {
     let write =
         transact::WriteRequest { messages: vec![transact::OutboxMessage::default()], ..write };
     let refused = caller.call::<transact::WriteResponse>(Method::TRANSACT_WRITE, &[], &write).await;
-    assert_eq!(refused.unwrap_err().reason, "OUTBOX_NOT_OFFERED");
+    assert_eq!(refused.unwrap_err().reason, message_refused);
 
     // A transaction sees what it has written, and nobody else does before the commit.
     let mut steps = Steps::serializable(caller).await;
@@ -240,15 +240,20 @@ async fn transactions_hold(caller: &Caller) {
     assert_eq!(again.reason, "BEGIN_REPEATED");
     let mut steps = Steps::serializable(caller).await;
     let message = steps.ask(Request::Message(transact::OutboxMessage::default())).await;
-    assert_eq!(message.unwrap_err().reason, "OUTBOX_NOT_OFFERED");
+    assert_eq!(message.unwrap_err().reason, message_refused);
 }
 
 /// Runs them in each of these namespaces.
-fn transact_in(server: &Server, namespaces: &'static [&'static str]) {
+fn transact_in(
+    server: &Server,
+    namespaces: &'static [&'static str],
+    message_refused: &'static str,
+) {
     let listen = server.listen;
     run(async move {
         for namespace in namespaces {
-            transactions_hold(&Caller::to(listen, namespace).await).await;
+            let caller = Caller::to(listen, namespace).await;
+            transactions_hold(&caller, message_refused).await;
         }
     });
     server.assert_well();
@@ -264,7 +269,8 @@ fn transactions_on_the_embedded_store_from_either_shard() {
     config += "  - {name: volatile, client_api: transact, durability: memory}\n  \
                - {name: kv, client_api: keyvalue}\n  - {name: facts, client_api: stream}\n";
     let server = serve(directory.path()).shards(2).config(&config).start();
-    transact_in(&server, &["t-a", "t-b", "t-c", "t-d", "volatile", "kv"]);
+    let namespaces = &["t-a", "t-b", "t-c", "t-d", "volatile", "kv"];
+    transact_in(&server, namespaces, "TARGET_MISSING");
     let listen = server.listen;
     run(async move {
         let facts = Caller::to(listen, "facts").await;
@@ -297,7 +303,7 @@ fn transactions_on_redis() {
         redis.address
     );
     let server = serve(directory.path()).shards(2).config(&config).start();
-    transact_in(&server, &["on-redis", "logged", "strong"]);
+    transact_in(&server, &["on-redis", "logged", "strong"], "OUTBOX_NOT_OFFERED");
     server.stop();
 }
 
@@ -317,7 +323,7 @@ fn transactions_on_postgres() {
         password.display()
     );
     let server = serve(directory.path()).shards(2).config(&config).start();
-    transact_in(&server, &["on-postgres", "logged", "strong"]);
+    transact_in(&server, &["on-postgres", "logged", "strong"], "TARGET_MISSING");
     server.stop();
 }
 
@@ -435,6 +441,100 @@ fn a_reader_reads_other_namespaces_and_moves_nothing() {
         let other = read(&own, queue(), |_| ()).await.unwrap_err();
         assert_eq!(other.reason, "SOURCE_NOT_OFFERED");
     });
+    server.stop();
+}
+
+/// A queue in PostgreSQL is looked into as one on the embedded store: nothing is taken, what is leased is there, and dead letters are read.
+#[test]
+fn a_reader_looks_into_queues_in_postgres() {
+    const DATABASE: &str = "prism_peek";
+    let address = servers::empty_database(DATABASE);
+    let directory = directory();
+    let password = directory.path().join("postgres-password");
+    std::fs::write(&password, "prism\n").unwrap();
+    let config = format!(
+        "wal: {{segment_bytes: 20MiB}}\nbackends:\n  \
+         - {{name: db, type: postgres, address: \"{address}\", user: prism, database: {DATABASE}, password_file: \"{}\"}}\n\
+         namespaces:\n  - {{name: queue, client_api: queue, backend: db, durability: wal}}\n  \
+         - {{name: view, client_api: reader, reads: [queue]}}\n",
+        password.display()
+    );
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "view").await;
+        for text in ["0", "1", "2", "3", "4"] {
+            send(&caller, text).await;
+        }
+        let queue = || Named::Queue("q".to_owned());
+        let all = ["0", "1", "2", "3", "4"];
+        let records = read(&caller, queue(), |_| ()).await.unwrap();
+        assert_eq!(texts(&records), all);
+        assert!(records.iter().all(|record| record.key.is_some() && record.timestamp.is_some()));
+        let three = read(&caller, queue(), |request| (request.limit, request.page_size) = (3, 2));
+        assert_eq!(texts(&three.await.unwrap()), ["0", "1", "2"]);
+        // A cursor goes on where it stood.
+        let request = reader::ReadRequest {
+            namespace: "view".to_owned(),
+            source: Some(reader::Source { source: Some(queue()) }),
+            start: Some(Start { start: Some(start::Start::Earliest(())) }),
+            page_size: 2,
+            ..Default::default()
+        };
+        let (path, request) = (Method::READER_READ.path(), request.encode_to_vec());
+        let mut reply = caller.client.stream(path, &[], &request, PATIENCE).await.expect("begun");
+        let page = reply.next().await.expect("alive").expect("a page");
+        let page = reader::ReadResponse::decode(page).expect("a valid page");
+        assert_eq!(texts(&page.records), ["0", "1"]);
+        drop(reply);
+        let rest = read(&caller, queue(), |request| {
+            let start = Some(start::Start::Cursor(page.cursor.clone()));
+            request.start = Some(Start { start });
+        });
+        assert_eq!(texts(&rest.await.unwrap()), ["2", "3", "4"]);
+        // Looking at it took nothing, and what is leased can be looked at as well.
+        assert_eq!(receive(&caller, 1).await, ["0"]);
+        assert_eq!(texts(&read(&caller, queue(), |_| ()).await.unwrap()), all);
+        let dead = || Named::DeadLetters("q".to_owned());
+        assert_eq!(read(&caller, dead(), |_| ()).await.unwrap(), []);
+
+        let configure = queue::ConfigureDeadLetterRequest {
+            namespace: "queue".to_owned(),
+            queue: "q".to_owned(),
+            ..Default::default()
+        };
+        let method = Method::QUEUE_CONFIGURE_DEAD_LETTER;
+        let answer = caller.call::<queue::ConfigureDeadLetterResponse>(method, &[], &configure);
+        answer.await.expect("configured");
+        let receive = queue::ReceiveRequest {
+            namespace: "queue".to_owned(),
+            queue: "q".to_owned(),
+            max_messages: 1,
+            ..Default::default()
+        };
+        let answer =
+            caller.call::<queue::ReceiveResponse>(Method::QUEUE_RECEIVE, &[], &receive).await;
+        let receipts = answer.unwrap().0.deliveries.into_iter().map(|one| one.receipt).collect();
+        let reject = queue::RejectRequest {
+            namespace: "queue".to_owned(),
+            queue: "q".to_owned(),
+            receipts,
+            ..Default::default()
+        };
+        let answer = caller.call::<queue::RejectResponse>(Method::QUEUE_REJECT, &[], &reject).await;
+        assert!(answer.expect("rejected").0.results.iter().all(|one| one.status.is_none()));
+        assert_eq!(texts(&read(&caller, dead(), |_| ()).await.unwrap()), ["1"]);
+        assert_eq!(texts(&read(&caller, queue(), |_| ()).await.unwrap()), ["0", "2", "3", "4"]);
+        let count = reader::CountRequest {
+            namespace: "view".to_owned(),
+            source: Some(reader::Source { source: Some(queue()) }),
+            limit: 3,
+            ..Default::default()
+        };
+        let counted = caller.call::<reader::CountResponse>(Method::READER_COUNT, &[], &count).await;
+        assert_eq!(counted.unwrap().0, reader::CountResponse { count: 3, exact: false });
+    });
+    server.assert_well();
     server.stop();
 }
 

@@ -5,6 +5,7 @@
 use std::hash::Hasher;
 
 use bytes::Bytes;
+use prism_proto::catalogue::Method;
 use prism_proto::google::rpc::Status;
 use prism_proto::prism::stream::v1::StreamRecord;
 use prism_proto::prism::r#type::v1::{Message, Position, message};
@@ -12,9 +13,11 @@ use prism_proto::rpc::StatusDetails;
 use prism_proto::view::protobuf::{Duration, Timestamp};
 use prism_proto::view::stream::NewRecord;
 use prism_proto::view::types::{self as view, MessageDeliveryTime};
+use prism_proto::wire;
 use prost::Message as _;
 use siphasher::sip::SipHasher13;
 
+use super::malformed;
 use crate::call::{Context, Revision};
 use crate::error::Error;
 use crate::limits::timestamp_ms;
@@ -24,7 +27,58 @@ pub fn message_id(context: &Context<'_>, index: usize) -> String {
     message_id_of(context.namespace, context.now_us, context.revision, index)
 }
 
-/// The same, by the facts of the record.
+/// The identity of a message as it was sent: the one that it brings, which only a relayed one does, or a new one.
+pub fn identity(context: &Context<'_>, index: usize, sent: &view::Message<'_>) -> String {
+    if sent.id.is_empty() { message_id(context, index) } else { sent.id.to_owned() }
+}
+
+/// Refuses messages that bring an identity.
+#[inline]
+pub(super) fn check_no_id(method: Method, request: &[u8]) -> Result<(), Error> {
+    /// The fields of requests that hold one message, and several.
+    const ONE: u32 = 15;
+    const MANY: u32 = 3;
+    let (number, is_one) = match method {
+        Method::QUEUE_SEND
+        | Method::QUEUE_SEND_WITH_PRIORITY
+        | Method::QUEUE_SEND_DELAYED
+        | Method::PUBSUB_PUBLISH
+        | Method::PUBSUB_PUBLISH_PERSISTENT
+        | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES
+        | Method::PUBSUB_PUBLISH_ORDERED => (ONE, true),
+        Method::QUEUE_SEND_BATCH | Method::PUBSUB_PUBLISH_BATCH => (MANY, false),
+        _ => return Ok(()),
+    };
+    let mut index = 0;
+    for field in wire::fields(request) {
+        if let (found, wire::Value::Bytes(message)) = field.map_err(malformed)?
+            && found == number
+        {
+            if has_id(message)? {
+                let field =
+                    if is_one { "message.id".into() } else { format!("messages[{index}].id") };
+                let expected = "is minted by Prism: leave it empty";
+                return Err(Error::field("MESSAGE_ID_GIVEN", field, expected));
+            }
+            index += 1;
+        }
+    }
+    Ok(())
+}
+
+fn has_id(message: &[u8]) -> Result<bool, Error> {
+    const ID: u32 = 1;
+    for field in wire::fields(message) {
+        if let (ID, wire::Value::Bytes(id)) = field.map_err(malformed)?
+            && !id.is_empty()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// As [`message_id`], by the facts of the record.
 pub(crate) fn message_id_of(
     namespace: u32,
     now_us: u64,

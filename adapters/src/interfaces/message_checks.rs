@@ -32,10 +32,6 @@ pub(super) fn check_message(
     limits: &Limits,
 ) -> Result<(), Error> {
     let place = |name: &str| format!("{field}.{name}");
-    if !message.id.is_empty() {
-        let expected = "is minted by Prism: leave it empty";
-        return Err(Error::field("MESSAGE_ID_GIVEN", place("id"), expected));
-    }
     check_content_type(field, message.content_type)?;
     let attribute_bytes = check_attributes(field, message.attributes)?;
     if !message.ordering_key.is_empty() {

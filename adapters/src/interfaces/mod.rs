@@ -200,10 +200,37 @@ pub fn validate(
     limits: &Limits,
 ) -> Result<(), Error> {
     check_offered(method, request, offered)?;
+    validate_offered(method, request, offered, limits)
+}
+
+/// The same for a call that relays a message of an outbox, which has its identity already.
+///
+/// # Errors
+/// As [`validate`].
+pub fn validate_relayed(
+    method: Method,
+    request: &[u8],
+    offered: Interfaces,
+    limits: &Limits,
+) -> Result<(), Error> {
+    check_needs(method, request, offered)?;
+    validate_offered(method, request, offered, limits)
+}
+
+#[inline]
+fn validate_offered(
+    method: Method,
+    request: &[u8],
+    offered: Interfaces,
+    limits: &Limits,
+) -> Result<(), Error> {
     macro_rules! by_interface {
         ($($interface:ident),* $(,)?) => {
             match method.interface() {
                 $(Some($interface::INTERFACE) => $interface::validate(method, request, limits),)*
+                _ if matches!(method, Method::TRANSACT_WRITE | Method::TRANSACT_TRANSACTION) => {
+                    crate::outbox::validate(method, request, limits)
+                }
                 _ => crate::reader::validate(method, request, offered),
             }
         };
@@ -233,12 +260,19 @@ pub fn validate(
     )
 }
 
-/// Whether the method, and every field of the request that needs an interface of its own, is offered.
+/// Whether the method, and every field of the request that needs an interface of its own, is offered; and that no message brings
+/// an identity, which is for Prism to mint.
 ///
 /// # Errors
-/// UNIMPLEMENTED `INTERFACE_NOT_OFFERED`.
+/// UNIMPLEMENTED `INTERFACE_NOT_OFFERED`, INVALID_ARGUMENT `MESSAGE_ID_GIVEN`.
 #[inline]
 pub fn check_offered(method: Method, request: &[u8], offered: Interfaces) -> Result<(), Error> {
+    check_needs(method, request, offered)?;
+    message::check_no_id(method, request)
+}
+
+#[inline]
+fn check_needs(method: Method, request: &[u8], offered: Interfaces) -> Result<(), Error> {
     if !method.offered_by(offered) {
         return Err(not_offered("", method));
     }

@@ -33,7 +33,7 @@ use super::stream::position;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::interfaces::message::{expires_us, item_status, message_id, time};
+use crate::interfaces::message::{expires_us, identity, item_status, time};
 use crate::interfaces::pubsub::{PubSubBasic, PubSubFiltering, PubSubOrdering};
 use crate::limits::Limits;
 use crate::memory::pubsub::{Event, Heard, Subscriptions, deliver};
@@ -188,7 +188,8 @@ impl Kafka {
         messages: &[view::Message<'_>],
     ) -> Result<Vec<(String, Result<Position, Error>)>, Error> {
         let (topic, partitions) = self.known_topic(context, topic).await?;
-        let ids: Vec<_> = (0..messages.len()).map(|index| message_id(context, index)).collect();
+        let ids = messages.iter().enumerate();
+        let ids: Vec<_> = ids.map(|(index, sent)| identity(context, index, sent)).collect();
         let landed = self.link.deliver(context, &topic, messages.len(), |outlet, mut parcels| {
             for (index, message) in messages.iter().enumerate() {
                 let key = Some(message.ordering_key).filter(|key| !key.is_empty());

@@ -171,6 +171,18 @@ impl KeyValueTransactional for Memstore {
         request: TransactRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
+        self.transact_now(context, request, reply).map(drop)
+    }
+}
+
+impl Memstore {
+    /// Carries out a Transact; whether it was committed.
+    pub(super) fn transact_now(
+        &self,
+        context: &Context<'_>,
+        request: TransactRequest<'_>,
+        reply: &mut Reply,
+    ) -> Result<bool, Error> {
         let mut store = self.store.borrow_mut();
         for (index, condition) in request.conditions.iter().enumerate() {
             let entry = find(&store, context, condition.key);
@@ -181,7 +193,7 @@ impl KeyValueTransactional for Memstore {
             }
         }
         if !reply.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let version = context.revision.version();
         put_committed(reply);
@@ -195,7 +207,7 @@ impl KeyValueTransactional for Memstore {
                 put_operation(reply, None);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

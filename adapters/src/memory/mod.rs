@@ -10,6 +10,7 @@
 //! - `keyvalue`, `scan`: the interfaces
 //! - `rooms`, `sources`: where the other models' data is, and how those who wait for it are told
 //! - `queue`, `stream`, `pubsub`: the models; `delivery`: what those have in common that share records among readers
+//! - `outbox`: messages of transactions, until they are relayed
 //! - `outcomes`: what became of calls with an idempotency key
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
@@ -19,6 +20,7 @@ mod files;
 mod format;
 mod index;
 mod keyvalue;
+mod outbox;
 mod outcomes;
 mod payloads;
 pub(crate) mod pubsub;
@@ -54,6 +56,7 @@ use self::store::Store;
 use self::stream::{Groups, Streams};
 use crate::backend::Admission;
 use crate::error::{Error, Kind};
+use crate::outbox::Outboxes;
 use crate::sources::Sources;
 
 /// What a new entry takes beside its key and value, about; for admission.
@@ -97,6 +100,7 @@ pub struct Memstore {
     topics: RefCell<Topics>,
     /// By topic and, behind a slash, by durable subscription.
     event_sources: Sources,
+    outboxes: RefCell<Outboxes>,
     limits: MemstoreLimits,
     /// Signs page tokens; another one in every process, because positions are.
     page_signer: RandomState,
@@ -158,6 +162,7 @@ impl Memstore {
             subscriptions: Subscriptions::default(),
             topics: RefCell::default(),
             event_sources: Sources::default(),
+            outboxes: RefCell::default(),
             limits,
             page_signer: RandomState::new(),
         };
@@ -168,6 +173,8 @@ impl Memstore {
         memstore.groups = memstore.restore_groups();
         let topics = memstore.restore_topics();
         *memstore.topics.borrow_mut() = topics;
+        let outboxes = memstore.restore_outboxes();
+        *memstore.outboxes.borrow_mut() = outboxes;
         memstore
     }
 
@@ -315,7 +322,8 @@ fn takes_space(method: Method, request: &[u8]) -> bool {
         | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES
         | Method::PUBSUB_PUBLISH_ORDERED
         | Method::PUBSUB_SUBSCRIBE_DURABLE
-        | Method::STREAM_SET_RETENTION => true,
+        | Method::STREAM_SET_RETENTION
+        | Method::TRANSACT_WRITE => true,
         Method::KEYVALUE_TRANSACT => TransactRequest::decode(request).is_ok_and(|request| {
             let mut operations = request.operations.iter();
             operations.any(|one| matches!(one.action, Some(OperationAction::Put(_))))

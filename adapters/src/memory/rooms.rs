@@ -22,6 +22,7 @@ pub(super) enum Room {
     Streams = ROOMS_FROM + 1,
     Groups = ROOMS_FROM + 2,
     Topics = ROOMS_FROM + 3,
+    Outbox = ROOMS_FROM + 4,
 }
 
 /// The key of an entry: what it is, of whom, and its number there.

@@ -29,7 +29,7 @@ use super::link::{Answer, Ask, Outgoing};
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::interfaces::message::{item_status, message_id};
+use crate::interfaces::message::{identity, item_status};
 use crate::interfaces::pubsub::{PubSubBasic, PubSubFiltering, PubSubOrdering, PubSubWildcards};
 use crate::memory::pubsub::{Heard, Standing, Subscriptions, deliver};
 use crate::shared::{Key, Shared};
@@ -256,7 +256,7 @@ impl Nats {
                 published.push(Err(errors::message_too_large(bytes_max)));
                 continue;
             }
-            let id = message_id(context, index);
+            let id = identity(context, index, message);
             sent.push(outgoing(context.namespace_name, topic, message, &id));
             published.push(Ok(id));
         }

@@ -133,6 +133,17 @@ fn transact(
     changes: &[Change<'_>],
     tell_previous: bool,
 ) -> Operation {
+    let parameters = parameters(context, conditions, changes, tell_previous);
+    Operation::Other { statement: Statement::Transact, parameters, versions: changes.len() as u32 }
+}
+
+/// Its parameters, but for the first version.
+fn parameters(
+    context: &Context<'_>,
+    conditions: &[Condition<'_>],
+    changes: &[Change<'_>],
+    tell_previous: bool,
+) -> Parameters {
     let room = i64::try_from(context.limits.max_message_size).unwrap_or(i64::MAX);
     let action = |change: &Change<'_>| -> i16 {
         match change.put {
@@ -145,7 +156,7 @@ fn transact(
         Some((_, Expiry::Set(expires_us))) => expires_us.map(moment),
         _ => None,
     };
-    let parameters = Parameters::default()
+    Parameters::default()
         .moment(context.now_us)
         .array(Type::Text, conditions.iter().map(|one| Some(one.key)))
         .array(Type::Int2, conditions.iter().map(|one| Some(one.requirement.to_be_bytes())))
@@ -156,8 +167,7 @@ fn transact(
         .array(Type::Timestamptz, changes.iter().map(expiry))
         .int8(room)
         .int4(value_bytes_max(context))
-        .boolean(tell_previous);
-    Operation::Other { statement: Statement::Transact, parameters, versions: changes.len() as u32 }
+        .boolean(tell_previous)
 }
 
 /// The condition that did not hold first, if one did not.
@@ -323,6 +333,21 @@ impl KeyValueTransactional for Postgres {
         request: TransactRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
+        let plain = (Statement::Transact, std::convert::identity);
+        self.transact_with(context, request, plain, reply).await.map(drop)
+    }
+}
+
+impl Postgres {
+    /// Carries out a Transact by a statement that takes the parameters of `transact`, and more between them and the first
+    /// version; whether it was committed.
+    pub(super) async fn transact_with(
+        &self,
+        context: &Context<'_>,
+        request: TransactRequest<'_>,
+        (statement, more): (Statement, impl FnOnce(Parameters) -> Parameters),
+        reply: &mut Reply,
+    ) -> Result<bool, Error> {
         let conditions: Vec<_> =
             request.conditions.iter().map(|one| Condition::new(one.key, one.requirement)).collect();
         let mut changes = Vec::with_capacity(request.operations.len());
@@ -335,7 +360,8 @@ impl KeyValueTransactional for Postgres {
             };
             changes.push(Change { key: operation.key, put });
         }
-        let operation = transact(context, &conditions, &changes, false);
+        let parameters = more(parameters(context, &conditions, &changes, false));
+        let operation = Operation::Other { statement, parameters, versions: changes.len() as u32 };
         let answer = self.write(context, vec![operation]).await?;
         if answer.rows.is_empty() {
             put_committed(reply);
@@ -344,14 +370,14 @@ impl KeyValueTransactional for Postgres {
                 let version = version.to_be_bytes();
                 put_operation(reply, change.put.is_some().then_some(&version[..]));
             }
-            return Ok(());
+            return Ok(true);
         }
         for (_, row) in &answer.rows {
             let current = Stored::read(context, row)?;
             let current = current.as_ref().map(Stored::view);
             put_failure(reply, context.limits, row.number as u32, current);
         }
-        Ok(())
+        Ok(false)
     }
 }
 

@@ -48,7 +48,9 @@ impl Model {
     fn files(self) -> &'static [&'static str] {
         match self {
             Model::Lane => &[include_str!("lane_0001.sql")],
-            Model::KeyValue => &[include_str!("keyvalue_0001.sql")],
+            Model::KeyValue => {
+                &[include_str!("keyvalue_0001.sql"), include_str!("keyvalue_0002.sql")]
+            }
             Model::Queue => &[include_str!("queue/queue_0001.sql")],
             Model::PubSub => &[include_str!("pubsub/pubsub_0001.sql")],
         }

@@ -12,7 +12,7 @@
 //! - `connection`: calls gathered, outages survived (with [`crate::breaker`])
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `keyvalue`, `scan`, `queue`, `pubsub`, `sweep`: the interfaces, and what has expired
-//! - `messages`: messages as rows
+//! - `messages`: messages as rows; `outbox`: those of transactions
 //! - `lane`: logged records, each with one effect
 //!
 //! It does not speak TLS, and logs in by SCRAM-SHA-256 only.
@@ -26,6 +26,7 @@ mod keyvalue;
 mod lane;
 mod messages;
 mod migrations;
+mod outbox;
 mod pubsub;
 mod queue;
 mod scan;
@@ -52,6 +53,7 @@ use self::statements::Namespace;
 use crate::backend::Admission;
 use crate::call::Context;
 use crate::error::Error;
+use crate::outbox::Outboxes;
 
 /// A shard's PostgreSQL, see the module. Its connections end with it.
 pub struct Postgres {
@@ -65,6 +67,7 @@ pub struct Postgres {
     /// Those who wait for events.
     topics: Rc<Topics>,
     streams: Rc<Streams>,
+    outboxes: RefCell<Outboxes>,
     look_every: Duration,
 }
 
@@ -85,7 +88,8 @@ crate::backend! {
         pubsub_wildcards,
         pubsub_persistent,
         pubsub_filtering,
-        pubsub_ordering,
+        pubsub_ordering;
+    outbox write_with_messages
 }
 
 /// The connections, and the namespaces that have been called.
@@ -132,6 +136,7 @@ impl Postgres {
             waiting: Waiting::default(),
             topics: Rc::default(),
             streams: Rc::default(),
+            outboxes: RefCell::default(),
             look_every: config.look_every,
         }
     }
@@ -150,6 +155,11 @@ impl Postgres {
             all.connected += facts.connected;
         }
         all
+    }
+
+    /// Which messages of transactions are known to be there.
+    pub fn outboxes(&self) -> &RefCell<Outboxes> {
+        &self.outboxes
     }
 
     async fn read(

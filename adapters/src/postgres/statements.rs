@@ -54,6 +54,13 @@ pub(super) enum Statement {
     /// Tells what was there, by the key's number from 1.
     Delete,
     Transact,
+    /// The same, with messages for the outbox.
+    Write,
+    /// The messages of the outbox behind one, without their contents.
+    OutboxList,
+    /// Messages of the outbox, contents only as long as they fit into so many bytes together; the first always.
+    OutboxRead,
+    OutboxDone,
     Expire,
     Persist,
     /// The keys after one, from a prefix on.
@@ -80,6 +87,10 @@ impl Statement {
             Statement::Put => "put",
             Statement::Delete => "delete",
             Statement::Transact => "transact",
+            Statement::Write => "write",
+            Statement::OutboxList => "outbox_list",
+            Statement::OutboxRead => "outbox_read",
+            Statement::OutboxDone => "outbox_done",
             Statement::Expire => "expire",
             Statement::Persist => "persist",
             Statement::Keys => "keys",
@@ -142,6 +153,33 @@ impl Statement {
             Statement::Transact => {
                 "SELECT * FROM {schema}.transact($1::timestamptz, $2::text[], $3::smallint[], $4::bytea[], $5::text[], \
                  $6::smallint[], $7::bytea[], $8::timestamptz[], $9::bigint, $10::int, $11::boolean, $12::bigint)"
+            }
+            Statement::Write => {
+                "WITH done AS MATERIALIZED (SELECT * FROM {schema}.transact($1::timestamptz, $2::text[], $3::smallint[], $4::bytea[], \
+                 $5::text[], $6::smallint[], $7::bytea[], $8::timestamptz[], $9::bigint, $10::int, $11::boolean, $22::bigint)), \
+                 sent AS (INSERT INTO {schema}.outbox (message_id, target_namespace, target, payload, content_type, attributes, \
+                 ordering_key, priority, deliver_at, expires_at, committed_at) \
+                 SELECT message_id::uuid, target_namespace, target, payload, content_type, attributes::jsonb, ordering_key, \
+                 priority::smallint, deliver_at, expires_at, $1::timestamptz \
+                 FROM unnest($12::text[], $13::text[], $14::text[], $15::bytea[], $16::text[], $17::text[], $18::text[], \
+                 $19::bigint[], $20::timestamptz[], $21::timestamptz[]) WITH ORDINALITY AS given (message_id, target_namespace, \
+                 target, payload, content_type, attributes, ordering_key, priority, deliver_at, expires_at, number) \
+                 WHERE NOT EXISTS (SELECT FROM done) ORDER BY number) \
+                 SELECT * FROM done"
+            }
+            Statement::OutboxList => {
+                "SELECT 0::bigint, ''::text, NULL::bytea, 0, id, committed_at, target_namespace, target, ordering_key \
+                 FROM {schema}.outbox WHERE id > $1::bigint ORDER BY id LIMIT $2::bigint"
+            }
+            Statement::OutboxRead => {
+                "SELECT 0::bigint, message_id::text, CASE WHEN sum(octet_length(payload) + 512) OVER before <= $2::bigint \
+                 OR row_number() OVER before = 1 THEN payload END, 0, id, committed_at, content_type, attributes::text, \
+                 ordering_key, priority::bigint, deliver_at, expires_at, target_namespace, target \
+                 FROM {schema}.outbox WHERE id = ANY ($1::bigint[]) WINDOW before AS (ORDER BY id) ORDER BY id"
+            }
+            Statement::OutboxDone => {
+                "DELETE FROM {schema}.outbox WHERE id = ANY ($1::bigint[]) \
+                 RETURNING 0::bigint, ''::text, NULL::bytea, 0, 0::bigint, NULL::timestamptz"
             }
             Statement::Expire => {
                 "UPDATE {schema}.keyvalue SET expires_at = $3::timestamptz \

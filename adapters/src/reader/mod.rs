@@ -18,7 +18,7 @@ use prism_proto::prism::r#type::v1::{Position, Start, start};
 use prism_proto::wire::{self, Value};
 use prost::Message as _;
 
-pub use peek::{Peek, Peeked};
+pub use peek::{Peek, PeekFuture, Peeked};
 
 use crate::backend::{Backend, wrong_shape};
 use crate::call::{Context, PageSink, Reply};

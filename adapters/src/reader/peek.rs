@@ -1,12 +1,16 @@
 //! Reading a queue without taking anything: its messages, waiting or leased, and its dead letters, oldest first.
 
+use std::pin::Pin;
+
 use prism_proto::prism::reader::v1 as reader;
+use prism_proto::prism::r#type::v1::Message;
 
 use super::cursor;
 use super::request::Read;
 use super::walk::Out;
 use crate::call::Context;
 use crate::error::Error;
+use crate::interfaces::message::time;
 
 /// Messages that are looked at in one turn.
 const PEEKED_MAX: usize = 64;
@@ -20,18 +24,37 @@ pub struct Peeked {
     pub record: reader::Record,
 }
 
+impl Peeked {
+    /// A message of a queue with its number, accepted at `sent_us`, µs since the epoch.
+    pub(crate) fn new(number: u64, message: Message, sent_us: u64) -> Self {
+        let record = reader::Record {
+            key: Some(message.id),
+            content_type: message.content_type,
+            attributes: message.attributes,
+            timestamp: Some(time(sent_us)),
+            expires_at: message.expires_at,
+            value: message.payload,
+            ..reader::Record::default()
+        };
+        Peeked { number, record }
+    }
+}
+
+/// What is found: messages, and whether there are no more.
+pub type PeekFuture<'a> = Pin<Box<dyn Future<Output = Result<(Vec<Peeked>, bool), Error>> + 'a>>;
+
 /// A store of queues whose messages can be looked at.
 pub trait Peek {
     /// The next messages of a queue, or dead letters, with greater numbers than `after`, at most `messages_max` and as many as
     /// fit on a page; and whether there are no more.
-    fn peek(
-        &self,
-        context: &Context<'_>,
-        queue: &str,
+    fn peek<'a>(
+        &'a self,
+        context: &'a Context<'a>,
+        queue: &'a str,
         dead: bool,
         after: Option<u64>,
         messages_max: usize,
-    ) -> (Vec<Peeked>, bool);
+    ) -> PeekFuture<'a>;
 }
 
 /// Reads a queue. The end is what is there when the read comes to it.
@@ -48,7 +71,7 @@ pub(super) async fn read<O: Out>(
     loop {
         let most = (page_size as u64).min(left).max(1) as usize;
         let now = Context { now_us: out.now_us(), ..*context };
-        let (peeked, is_end) = peek.peek(&now, queue, dead, after, most);
+        let (peeked, is_end) = peek.peek(&now, queue, dead, after, most).await?;
         after = peeked.last().map(|one| one.number).or(after);
         let base = match after {
             Some(number) => cursor::of_number(number),

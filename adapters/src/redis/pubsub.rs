@@ -18,7 +18,7 @@ use super::keyvalue::Answer;
 use super::scripts::Script;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
-use crate::interfaces::message::message_id;
+use crate::interfaces::message::identity;
 use crate::interfaces::pubsub::{PubSubBasic, PubSubWildcards};
 use crate::memory::pubsub::{Heard, deliver};
 
@@ -95,7 +95,8 @@ impl Redis {
         topic: &str,
         messages: &[view::Message<'_>],
     ) -> Result<Vec<String>, Error> {
-        let ids: Vec<_> = (0..messages.len()).map(|index| message_id(context, index)).collect();
+        let ids = messages.iter().enumerate();
+        let ids: Vec<_> = ids.map(|(index, sent)| identity(context, index, sent)).collect();
         let channel = channel(context.namespace_name, topic);
         let write = |out: &mut Vec<u8>| {
             codec::put(out, beside(&channel).as_bytes());

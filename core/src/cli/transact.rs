@@ -1,10 +1,10 @@
-//! `prism transact`: several writes, all or nothing, if what is asked for holds.
+//! `prism transact`: several writes, all or nothing, if what is asked for holds, and the messages that go with them.
 
 use clap::Args;
 use prism_proto::catalogue::Method;
 use prism_proto::prism::transact::v1 as transact;
 use prism_proto::prism::r#type::v1::{
-    Condition, Operation, Put, condition::Requirement, operation::Action,
+    Condition, Message, Operation, Put, condition::Requirement, operation::Action,
 };
 use prost::{DecodeError, Message as _};
 use serde_json::json;
@@ -19,6 +19,7 @@ Examples:
   prism transact --put stock:7=41 --put order:1=placed --if stock:7=42    all or nothing
   prism transact --put leader=me --if-absent leader                       exit code 5 when it is taken
   prism transact --delete cart:9 --put order:9=paid --if-exists cart:9
+  prism transact --put order:9=paid --send queue/mail=paid                the message goes if the write does
 ";
 
 #[derive(Debug, Args)]
@@ -44,6 +45,12 @@ pub(in crate::cli) struct TransactArgs {
     /// Only if a key does not exist; may be given several times.
     #[arg(long = "if-absent", value_name = "KEY")]
     absent: Vec<String>,
+    /// Send a message when it is committed, to a queue, topic or stream: NAMESPACE/NAME=PAYLOAD; may be given several times.
+    #[arg(long = "send", value_name = "NAMESPACE/NAME=PAYLOAD")]
+    sends: Vec<String>,
+    /// The ordering key of the messages.
+    #[arg(long, value_name = "KEY", requires = "sends")]
+    ordering_key: Option<String>,
 }
 
 pub(super) fn run(args: TransactArgs) -> Exit {
@@ -71,6 +78,25 @@ fn conditions(args: &TransactArgs) -> Result<Vec<Condition>, String> {
     values.chain(exists).chain(absent).collect()
 }
 
+fn messages(args: &TransactArgs) -> Result<Vec<transact::OutboxMessage>, String> {
+    let message = |text: &String| {
+        let wrong = || format!("`{text}` is not NAMESPACE/NAME=PAYLOAD");
+        let (to, payload) = text.split_once('=').ok_or_else(wrong)?;
+        let (namespace, name) = to.split_once('/').ok_or_else(wrong)?;
+        let message = Message {
+            ordering_key: args.ordering_key.clone().unwrap_or_default(),
+            payload: payload.as_bytes().to_vec().into(),
+            ..Message::default()
+        };
+        Ok(transact::OutboxMessage {
+            target_namespace: namespace.to_owned(),
+            target: name.to_owned(),
+            message: Some(message),
+        })
+    };
+    args.sends.iter().map(message).collect()
+}
+
 fn prepare(args: &TransactArgs) -> Result<Prepared, String> {
     let puts = args.puts.iter().map(|text| {
         let (key, value) = pair(text)?;
@@ -86,12 +112,18 @@ fn prepare(args: &TransactArgs) -> Result<Prepared, String> {
         return Err("nothing to do: give --put or --delete".into());
     }
     let (namespace, conditions) = (args.namespace.clone(), conditions(args)?);
-    let request = transact::ExecuteRequest { namespace, conditions, operations };
-    Ok(Prepared::new(Method::TRANSACT_EXECUTE, &request))
+    let messages = messages(args)?;
+    if messages.is_empty() {
+        let request = transact::ExecuteRequest { namespace, conditions, operations };
+        return Ok(Prepared::new(Method::TRANSACT_EXECUTE, &request));
+    }
+    let request = transact::WriteRequest { namespace, conditions, operations, messages };
+    Ok(Prepared::new(Method::TRANSACT_WRITE, &request))
 }
 
 fn show(args: &TransactArgs, bytes: &[u8], told: &mut Told) -> Result<Vec<u8>, DecodeError> {
-    let answer = transact::ExecuteResponse::decode(bytes)?;
+    // The answer of Execute has the same fields, but for the ids of messages.
+    let answer = transact::WriteResponse::decode(bytes)?;
     told.is_refused = !answer.committed;
     let asked = conditions(args).unwrap_or_default();
     let failed = answer.failures.iter().map(|failure| {
@@ -107,10 +139,15 @@ fn show(args: &TransactArgs, bytes: &[u8], told: &mut Told) -> Result<Vec<u8>, D
             object
         });
         let failures: Vec<_> = failures.collect();
-        return Ok(line(json!({ "committed": answer.committed, "failures": failures })));
+        let mut shown = json!({ "committed": answer.committed, "failures": failures });
+        if !args.sends.is_empty() {
+            shown["message_ids"] = answer.message_ids.into();
+        }
+        return Ok(line(shown));
     }
     if answer.committed {
-        return Ok(text("committed"));
+        let ids = answer.message_ids.iter().map(|id| text(&format!("message {id}")));
+        return Ok(std::iter::once(text("committed")).chain(ids).flatten().collect());
     }
     let failures = failed.map(|(key, current)| {
         let is = current.map_or("absent".into(), |current| shown_value(&current.value));

@@ -13,12 +13,12 @@ use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
 use prism_adapters::redis::{Login, Redis, RedisConfig, Tls, TlsFiles};
 use prism_io::tls::Roots;
-use prism_proto::catalogue::Interfaces;
+use prism_proto::catalogue::{Interfaces, Model};
 
 use super::error::{Origin, Problem};
 use super::read::{file, span};
 use super::tree::{Report, Section};
-use super::{Durability, kafka, namespace_name_valid, nats};
+use super::{ClientApi, Durability, kafka, namespace_name_valid, nats};
 
 /// Redis with `appendfsync everysec` loses a second, or two while its disk is busy.
 const LOSS_WINDOW: Duration = Duration::from_secs(3);
@@ -102,6 +102,16 @@ impl Backend {
             BackendKind::Postgres(_) => Postgres::SERVES,
             BackendKind::Kafka(_) => Kafka::SERVES,
             BackendKind::Nats(_) => Nats::SERVES,
+        }
+    }
+
+    /// Whether its namespaces of this client API store messages with the data of a transaction.
+    pub fn has_outbox(&self, api: ClientApi) -> bool {
+        match self.kind {
+            BackendKind::Memory => api.model() == Model::KeyValue,
+            // A database is looked through for what an earlier process has left, which is not for every namespace of keys.
+            BackendKind::Postgres(_) => api == ClientApi::Transact,
+            BackendKind::Redis(_) | BackendKind::Nats(_) | BackendKind::Kafka(_) => false,
         }
     }
 

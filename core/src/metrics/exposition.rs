@@ -56,6 +56,7 @@ impl Metrics {
             self.render_calls(&mut out, first);
             self.render_errors(&mut out, first);
             self.render_lanes(&mut out, first);
+            self.render_outboxes(&mut out, first);
             self.render_shards(&mut out);
         }
         out
@@ -126,21 +127,22 @@ impl Metrics {
                 rows.push((format!("namespace=\"{}\"", escape(name)), described));
             }
         }
-        let Some((_, first)) = rows.first() else { return };
-        for index in 0..first.len() {
-            for (number, (labels, described)) in rows.iter().enumerate() {
-                let (name, help, reading) = &described[index];
-                let (kind, value) = match reading {
-                    Reading::Counter(value) => ("counter", *value),
-                    Reading::Gauge(value) => ("gauge", *value),
-                    Reading::Histogram(_) => continue,
-                };
-                if number == 0 {
-                    family(out, name, kind, help);
-                }
-                line(out, name, labels, value);
+        render_rows(out, &rows);
+    }
+
+    fn render_outboxes(&self, out: &mut String, shape: &ShardNumbers) {
+        let mut rows = Vec::new();
+        for namespace in 0..shape.labels.places() {
+            // A namespace has one home.
+            let known = self.shards.iter().find_map(|shard| shard.known_outbox(namespace));
+            if let Some(outbox) = known {
+                let mut described = Vec::new();
+                outbox.describe(&mut described);
+                let name = escape(shape.namespace_label(namespace));
+                rows.push((format!("namespace=\"{name}\""), described));
             }
         }
+        render_rows(out, &rows);
     }
 
     fn render_errors(&self, out: &mut String, shape: &ShardNumbers) {
@@ -346,6 +348,25 @@ impl ProcessNumbers {
                 "1 when the audit log cannot be written until the next start.",
                 f64::from(u8::from(audit.has_failed())),
             );
+        }
+    }
+}
+
+/// Families whose series are named by these labels, each row with all of them; histograms are not among them.
+fn render_rows(out: &mut String, rows: &[(String, Vec<Described<'_>>)]) {
+    let Some((_, first)) = rows.first() else { return };
+    for index in 0..first.len() {
+        for (number, (labels, described)) in rows.iter().enumerate() {
+            let (name, help, reading) = &described[index];
+            let (kind, value) = match reading {
+                Reading::Counter(value) => ("counter", *value),
+                Reading::Gauge(value) => ("gauge", *value),
+                Reading::Histogram(_) => continue,
+            };
+            if number == 0 {
+                family(out, name, kind, help);
+            }
+            line(out, name, labels, value);
         }
     }
 }

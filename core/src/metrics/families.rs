@@ -144,6 +144,19 @@ families! {
         /// Records that the backend refused for their own sake after their callers were told that they are done.
         refused: Counter = "prism_lane_dead_letters_total",
     }
+    /// The outbox of one namespace: messages of its transactions.
+    OutboxMetrics {
+        /// Messages of committed transactions that have not been relayed.
+        pending: Gauge = "prism_outbox_pending_messages",
+        /// Microseconds since the oldest of them was committed.
+        age_us: Gauge = "prism_outbox_pending_age_microseconds",
+        /// Messages that their targets have taken, those that were relayed again included.
+        relayed: Counter = "prism_outbox_relayed_total",
+        /// Times that a target did not take a message, which then waits.
+        failures: Counter = "prism_outbox_failures_total",
+        /// Messages that their targets refused for their own sake.
+        dead_letters: Counter = "prism_outbox_dead_letters_total",
+    }
     /// The embedded store of one shard.
     StoreMetrics {
         /// Bytes held by the embedded store, keys and overhead included.

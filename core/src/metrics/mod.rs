@@ -18,7 +18,8 @@ use std::sync::{Arc, OnceLock};
 pub use cell::{Counter, Gauge, Histogram, Totals};
 pub use exposition::{CONTENT_TYPE, ProcessNumbers};
 pub use families::{
-    ConnectionMetrics, LaneMetrics, MeshMetrics, StoreMetrics, TlsMetrics, WalMetrics,
+    ConnectionMetrics, LaneMetrics, MeshMetrics, OutboxMetrics, StoreMetrics, TlsMetrics,
+    WalMetrics,
 };
 
 use prism_io::h2::{REFUSALS, Refusal};
@@ -187,6 +188,8 @@ pub struct ShardNumbers {
     pub tls_failed: [Counter; prism_io::tls::Failure::KINDS.len()],
     /// By namespace: its lane to a backend outside, if it has one here.
     lanes: Box<[OnceLock<Box<LaneMetrics>>]>,
+    /// By namespace: its outbox, once it has held something here.
+    outboxes: Box<[OnceLock<Box<OutboxMetrics>>]>,
     /// The embedded store.
     pub store: StoreMetrics,
     /// The mesh.
@@ -210,6 +213,7 @@ impl ShardNumbers {
             calls: (0..cells).map(|_| OnceLock::new()).collect(),
             backend_errors: (0..namespaces).map(|_| OnceLock::new()).collect(),
             lanes: labels.namespaces.iter().map(|_| OnceLock::new()).collect(),
+            outboxes: (0..labels.places()).map(|_| OnceLock::new()).collect(),
             refused: labels.reasons.iter().map(|_| Counter::default()).collect(),
             labels,
             transport_refused: std::array::from_fn(|_| Counter::default()),
@@ -256,6 +260,16 @@ impl ShardNumbers {
     /// The lane of a namespace, made when it is first asked for.
     pub fn lane(&self, namespace: usize) -> &LaneMetrics {
         self.lanes[namespace].get_or_init(Box::default)
+    }
+
+    /// The outbox of a namespace, made when it is first asked for.
+    pub fn outbox(&self, namespace: usize) -> &OutboxMetrics {
+        self.outboxes[namespace].get_or_init(Box::default)
+    }
+
+    /// The same, if it is there.
+    pub fn known_outbox(&self, namespace: usize) -> Option<&OutboxMetrics> {
+        self.outboxes.get(namespace)?.get().map(Box::as_ref)
     }
 
     /// Counts a call that Prism refused, by the reason's position in [`Labels::reasons`].

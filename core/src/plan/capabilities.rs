@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub apis: Vec<Api>,
     /// Patterns that its request path carries out.
     pub patterns: Vec<Pattern>,
+    /// Types of backend that store messages with the data of a transaction.
+    pub outboxes: Vec<BackendType>,
     /// Tuning that it applies to a single namespace.
     pub tuning: Vec<Tuning>,
     /// Types of backend that a namespace may have for itself.
@@ -58,7 +60,8 @@ impl Capabilities {
                 serves(BackendType::Kafka, Kafka::SERVES, Durability::Strong),
             ],
             apis: ClientApi::ALL.iter().filter_map(api).collect(),
-            patterns: vec![Pattern::Wal, Pattern::Audit],
+            patterns: vec![Pattern::Wal, Pattern::Outbox, Pattern::Audit],
+            outboxes: vec![BackendType::Memstore, BackendType::Postgres],
             tuning: vec![Tuning::Backend],
             own_backends: Vec::new(),
             grants: false,

@@ -46,7 +46,7 @@ pub(super) fn patterns(
         let because = format!("durability is {}", demand.durability.name());
         asked.push((Pattern::Wal, because, request.client_api.origin));
     }
-    if api == Api::Transact && has_outbox(draft) {
+    if api == Api::Transact && has_outbox(draft, target) {
         let because = "transact: messages leave with the transaction that they belong to";
         asked.push((Pattern::Outbox, because.into(), request.client_api.origin));
     }
@@ -83,9 +83,11 @@ pub(super) fn patterns(
     patterns
 }
 
-/// Whether the build relays the messages of transactions; one that does not refuses them call by call.
-fn has_outbox(draft: &Draft<'_>) -> bool {
-    draft.input.capabilities.patterns.contains(&Pattern::Outbox)
+/// Whether the build stores messages with the data there and relays them; where it does not, it refuses them call by call.
+fn has_outbox(draft: &Draft<'_>, target: Target) -> bool {
+    let capabilities = draft.input.capabilities;
+    capabilities.patterns.contains(&Pattern::Outbox)
+        && target.kinds().iter().all(|kind| capabilities.outboxes.contains(kind))
 }
 
 /// What does without a pattern.
@@ -296,10 +298,11 @@ pub(super) fn notes(draft: &mut Draft<'_>, api: Api, demand: &Demand, target: Ta
             "`access` is not enforced by this build: whoever reaches its port may call this namespace".into(),
         );
     }
-    if api == Api::Transact && !has_outbox(draft) {
-        draft.notes.push(
-            "messages of Write and Transaction are refused (OUTBOX_NOT_OFFERED): this build does not relay them yet".into(),
-        );
+    if api == Api::Transact && !has_outbox(draft, target) {
+        draft.notes.push(format!(
+            "messages of Write and Transaction are refused (OUTBOX_NOT_OFFERED): this build keeps no outbox in {} yet",
+            target.name()
+        ));
     }
     if let Some(ttl) = needs.ttl {
         draft.notes.push(format!(

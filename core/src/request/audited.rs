@@ -1,7 +1,8 @@
 //! Calls that are written down: those of callers, to namespaces with `audit_logging`, once they are let in.
 //!
 //! Room for the line is kept before anything is done, and the answer leaves when the line is on stable storage. What a
-//! stream or a transaction does is one access from its begin to its end, with a line for each of the two.
+//! stream or a transaction does is one access from its begin to its end, with a line for each of the two. That a transaction
+//! sends messages is an access to their namespaces, which begins when they are looked at.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use prism_io::server::Connection;
 
 use super::{Answer, Call, Origin, send, trace};
 use crate::audit::shard::{Told, failed};
+use crate::namespaces::Namespace;
 use crate::shard::Shard;
 
 /// An answer that waits for its line.
@@ -91,6 +93,25 @@ pub(super) async fn begin_stream(
         true => Err(failed(&shard.namespaces.at(told.namespace).name)),
         false => Ok(()),
     }
+}
+
+/// Writes down that a call sends to another namespace, before it does, if that has to be written down.
+pub(super) async fn send_to(shard: &Shard, call: &Call, target: &Namespace) -> Result<(), Error> {
+    let Origin::Caller { connection, .. } = &call.origin else { return Ok(()) };
+    if !target.audit_logging {
+        return Ok(());
+    }
+    shard.audit.owe(target, 1)?;
+    let who = shard.who(connection, &call.metadata);
+    let told = Told {
+        who: &who,
+        from: connection.peer(),
+        method: call.method,
+        namespace: target.index,
+        trace_id: trace::trace_id(&call.metadata),
+    };
+    shard.audit.begin(&told).await;
+    if shard.audit.has_failed() { Err(failed(&target.name)) } else { Ok(()) }
 }
 
 /// Writes down that a stream has ended.

@@ -77,7 +77,7 @@ pub(super) fn level(namespace: &Namespace, metadata: &Metadata) -> Result<Durabi
 
 /// Whether the outcome of a write can be remembered under an idempotency key. Of a write to an outside backend the log must
 /// be able to give the answer: what the backend says is not kept over a restart.
-pub(super) fn offers_key(namespace: &Namespace, method: Method, message: &[u8]) -> bool {
+pub(crate) fn offers_key(namespace: &Namespace, method: Method, message: &[u8]) -> bool {
     namespace.durability_max >= Durability::Wal
         && (namespace.backend == 0 || interfaces::answers_from_log(method, message))
 }

@@ -107,6 +107,9 @@ pub(crate) fn carry_out(shard: &Shard, mut logged: Logged, record: &Record<'_>, 
     let limits = &shard.namespaces.at(namespace).limits;
     let name = &shard.namespaces.at(namespace).name;
     let outcome = at_once(apply(&shard.target(), record, name, limits, ticket, &mut reply));
+    if logged.call.method == Method::TRANSACT_WRITE {
+        shard.outbox.tell_of(record.head.lane.namespace);
+    }
     let facts = Facts { level: Some(level), lsn: Some(shard.token(lsn)), replayed: false };
     let outcome = outcome
         .inspect_err(|error| shard.count_backend_error(namespace, error))

@@ -9,7 +9,8 @@
 mod audited;
 mod durability;
 pub(crate) mod logged;
-mod own;
+pub(crate) mod outbox;
+pub(crate) mod own;
 mod permit;
 mod retry;
 pub(crate) mod stream;
@@ -41,7 +42,7 @@ use crate::shard::{Held, Shard};
 use crate::{remote, status};
 
 pub(crate) use audited::LateAnswer;
-pub(crate) use durability::{LsnToken, level_from_number};
+pub(crate) use durability::{LsnToken, level_from_number, offers_key};
 pub(crate) use logged::Logged;
 pub(crate) use own::OwnAnswer;
 pub(crate) use permit::permit;
@@ -64,6 +65,8 @@ pub(crate) struct Call {
     pub(crate) message: Bytes,
     /// Whose call it is, once it is known that it has to be written down.
     pub(crate) audited: OnceCell<Arc<Who>>,
+    /// It relays a message of an outbox, which has its identity already.
+    pub(crate) is_relayed: bool,
 }
 
 /// Spans below this are worth asking the clock again before a call has an effect.
@@ -158,7 +161,7 @@ impl Progress {
 /// Serves one unary call from its arrival to its answer.
 pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
     let namespace = Cell::new(None);
-    match transact::carried_out_as(call.method, &call.message) {
+    match transact::carried_out_as(call.method, &call.origin, &call.message) {
         Ok(method) => call.method = method,
         Err(error) => return finish(&shard, &call, namespace.get(), Err(error)),
     }
@@ -196,6 +199,10 @@ async fn answer(
 ) -> Result<Step, Error> {
     let namespace = permit(shard, call, &message, seen)?;
     audited::begin(shard, call, seen, 1)?;
+    if call.method == Method::TRANSACT_WRITE {
+        // Boxed: rare, and every call's slot would have to hold it.
+        Box::pin(outbox::admit(shard, call, namespace, &message)).await?;
+    }
     let held = shard.hold(namespace, call, message.len())?;
     let message =
         if may_wait(shard, call, namespace) { kept(shard, call, message) } else { message };
@@ -313,7 +320,11 @@ async fn write(
             return Ok(Step::Answered(Answer::default()));
         }
     }
-    if level == Durability::Memory && key.is_empty() && !holds {
+    if level == Durability::Memory
+        && key.is_empty()
+        && !holds
+        && !is_of_outbox(namespace, call.method)
+    {
         if namespace.backend != 0 {
             // An outside backend may have it when the caller's time is up.
             progress.stage.set(Stage::Elsewhere);
@@ -321,7 +332,7 @@ async fn write(
         return write_unlogged(shard, call, namespace, &message).await.map(Step::Answered);
     }
     // What gets a record must be fit to be carried out.
-    interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
+    validate(call, &message, namespace)?;
     let level = level.max(Durability::Wal);
     if let Some(lane) = lane {
         lane.admit(namespace, level, call.method, &message)?;
@@ -371,6 +382,19 @@ async fn write(
     }))
 }
 
+/// Whether a write changes an outbox whose state is the log: it has a record at every level.
+fn is_of_outbox(namespace: &Namespace, method: Method) -> bool {
+    namespace.backend == 0
+        && matches!(method, Method::TRANSACT_WRITE | Method::TRANSACT_TRANSACTION)
+}
+
+/// Says of a write all that can be said before it is carried out.
+fn validate(call: &Call, message: &[u8], namespace: &Namespace) -> Result<(), Error> {
+    let validate =
+        if call.is_relayed { interfaces::validate_relayed } else { interfaces::validate };
+    validate(call.method, message, namespace.offers, &namespace.limits)
+}
+
 /// A write of level `memory`: the backend's answer is all there is to wait for.
 async fn write_unlogged(
     shard: &Shard,
@@ -387,10 +411,18 @@ async fn write_unlogged(
         limits: &namespace.limits,
     };
     let mut reply = shard.replies.take();
-    let answered = shard
-        .backend(namespace)
-        .unary_checked(&context, call.method, message, namespace.offers, &mut reply)
-        .await;
+    let backend = shard.backend(namespace);
+    let answered = if call.is_relayed {
+        validate(call, message, namespace)?;
+        backend.unary(&context, call.method, message, &mut reply).await
+    } else {
+        let offers = namespace.offers;
+        backend.unary_checked(&context, call.method, message, offers, &mut reply).await
+    };
+    if call.method == Method::TRANSACT_WRITE {
+        // Also where it may have been carried out although no answer came.
+        shard.outbox.tell_of(namespace.id);
+    }
     answered.inspect_err(|error| shard.count_backend_error(namespace.index, error))?;
     let facts = Facts { level: Some(Durability::Memory), ..Facts::default() };
     Ok(Answer { reply, code: 0, facts })
@@ -425,7 +457,11 @@ async fn apply(
         revision: prism_adapters::Revision::logged(record.lsn),
         limits,
     };
-    let outcome = target.store.unary(&context, method, record.body, reply).await;
+    let outcome = match method {
+        Method::TRANSACT_WRITE => target.store.write(&context, record.body, reply),
+        Method::TRANSACT_TRANSACTION => target.store.note_relayed(&context, record.body),
+        _ => target.store.unary(&context, method, record.body, reply).await,
+    };
     if let Some(ticket) = ticket {
         let outcome = outcome.as_ref().map(|()| &*reply);
         settle(target, ticket, (record.lsn, record.head.flags), outcome, record.log_time_us);

@@ -33,12 +33,44 @@ pub(super) async fn write(shard: &Shard, method: Method, request: Vec<u8>) -> Re
 }
 
 /// Has a call of the shard's own carried out, with the metadata of the stream that it is for.
-pub(super) async fn call(
+pub(crate) async fn call(
     shard: &Shard,
     method: Method,
     metadata: Metadata,
     request: Vec<u8>,
 ) -> Result<Bytes, Error> {
+    let answered = answer(shard, method, metadata, (request, false)).await?;
+    match answered.code {
+        0 => Ok(answered.reply.to_bytes()),
+        _ => Err(Error::new(Kind::Internal, "CALL_SHAPE", "a write without a key was a retry")),
+    }
+}
+
+/// Has a message of an outbox brought to its target.
+pub(crate) async fn relay(
+    shard: &Shard,
+    method: Method,
+    metadata: Metadata,
+    request: Vec<u8>,
+) -> Result<(), Error> {
+    let answered = answer(shard, method, metadata, (request, true)).await?;
+    match answered.code {
+        0 => Ok(()),
+        // What was refused the first time is refused for good.
+        code => {
+            let message = format!("the target has refused the message with status code {code}");
+            Err(Error::new(Kind::InvalidArgument, "TARGET_REFUSED", message))
+        }
+    }
+}
+
+/// Has a call carried out; `is_relayed`: it is of an outbox.
+async fn answer(
+    shard: &Shard,
+    method: Method,
+    metadata: Metadata,
+    (request, is_relayed): (Vec<u8>, bool),
+) -> Result<Answer, Error> {
     let answer = Rc::new(OwnAnswer::default());
     let received_ns = clock::monotonic_ns();
     shard.start(Call {
@@ -49,17 +81,14 @@ pub(super) async fn call(
         received_ns,
         message: request.into(),
         audited: OnceCell::new(),
+        is_relayed,
     });
-    let answered = std::future::poll_fn(|context| match answer.outcome.take() {
+    std::future::poll_fn(|context| match answer.outcome.take() {
         Some(outcome) => Poll::Ready(outcome),
         None => {
             *answer.waker.borrow_mut() = Some(context.waker().clone());
             Poll::Pending
         }
     })
-    .await?;
-    match answered.code {
-        0 => Ok(answered.reply.to_bytes()),
-        _ => Err(Error::new(Kind::Internal, "CALL_SHAPE", "a write without a key was a retry")),
-    }
+    .await
 }

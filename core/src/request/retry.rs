@@ -6,7 +6,7 @@
 use std::hash::Hasher;
 use std::time::Duration;
 
-use prism_adapters::memory::{Lookup, Outcome, OutcomeKey, Ticket, WINDOW_DEFAULT};
+use prism_adapters::memory::{Lookup, Outcome, OutcomeKey, Ticket, WINDOW_DEFAULT, WINDOW_MIN};
 use prism_adapters::{Error, Kind, Reply};
 use prism_io::grpc::Metadata;
 use prism_wal::Record;
@@ -114,7 +114,11 @@ fn look_up(
     now_us: u64,
 ) -> Result<Option<Admission>, Error> {
     let body_hash = body_hash(shard.target().hash_key, call.method.id(), message);
-    let window = Duration::from_micros(namespace.idempotency_window_us);
+    // A relayed message is noted soon after it has arrived: there are many, and their keys must not crowd out those of callers.
+    let window = match call.is_relayed {
+        true => WINDOW_MIN,
+        false => Duration::from_micros(namespace.idempotency_window_us),
+    };
     let mut outcomes = shard.store.outcomes_mut();
     match outcomes.lookup(scope, body_hash, now_us) {
         Lookup::Unknown => {

@@ -50,6 +50,7 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
                         deadline_ns: call.deadline_ns,
                         received_ns: call.received_ns,
                         message: call.message.clone(),
+                        is_relayed: false,
                     };
                     remote::ask_stream(&shard, namespace.home, parts, &mut sink).await
                 }

@@ -1,15 +1,16 @@
 //! TransactService's single calls: KeyValue's Transact under another name, with bounds of their own.
 //!
 //! Both requests and both answers have the same fields under the same numbers, so that the message is taken as it is: one
-//! implementation, one kind of record in the log, one outcome to remember.
+//! implementation, one kind of record in the log, one outcome to remember. A Write with messages has records of its own kind
+//! ([`outbox`](super::outbox)).
 
 use std::collections::HashSet;
 
-use prism_adapters::{Error, Kind};
+use prism_adapters::{Error, Kind, outbox};
 use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::TransactRequest;
-use prism_proto::wire;
 
+use super::Origin;
 use super::permit::malformed;
 
 /// Distinct keys of a transaction, those of conditions included.
@@ -22,29 +23,32 @@ pub(super) const BYTES_MAX: usize = 4 << 20;
 /// # Errors
 /// What TransactService refuses beyond KeyValue.
 #[inline]
-pub(super) fn carried_out_as(method: Method, message: &[u8]) -> Result<Method, Error> {
+pub(super) fn carried_out_as(
+    method: Method,
+    origin: &Origin,
+    message: &[u8],
+) -> Result<Method, Error> {
     match method {
         Method::TRANSACT_EXECUTE | Method::TRANSACT_WRITE => {
-            check(method, message)?;
-            Ok(Method::KEYVALUE_TRANSACT)
+            // The shard's own are commits, which were held to the bounds step by step.
+            if matches!(origin, Origin::Caller { .. }) {
+                check(message)?;
+            }
+            let has_messages = method == Method::TRANSACT_WRITE && outbox::count(message) > 0;
+            Ok(if has_messages { method } else { Method::KEYVALUE_TRANSACT })
+        }
+        // Of this method only the shard itself makes calls that are no streams.
+        Method::TRANSACT_TRANSACTION if matches!(origin, Origin::Caller { .. }) => {
+            Err(Error::new(Kind::Internal, "CALL_SHAPE", "a transaction step by step is a stream"))
         }
         _ => Ok(method),
     }
 }
 
 #[cold]
-fn check(method: Method, message: &[u8]) -> Result<(), Error> {
-    /// The field `messages` of Write.
-    const MESSAGES: u32 = 4;
+fn check(message: &[u8]) -> Result<(), Error> {
     if message.len() > BYTES_MAX {
         return Err(too_large());
-    }
-    if method == Method::TRANSACT_WRITE {
-        for field in wire::fields(message) {
-            if field.map_err(malformed)?.0 == MESSAGES {
-                return Err(no_outbox());
-            }
-        }
     }
     let request = TransactRequest::decode(message).map_err(malformed)?;
     let conditions = request.conditions.iter().map(|condition| condition.key);
@@ -66,12 +70,4 @@ pub(super) fn too_many_keys() -> Error {
 pub(super) fn too_large() -> Error {
     let message = format!("a transaction has at most {BYTES_MAX} bytes; make several of it");
     Error::new(Kind::ResourceExhausted, "TRANSACTION_TOO_LARGE", message)
-}
-
-/// The refusal of messages in a transaction.
-#[cold]
-pub(super) fn no_outbox() -> Error {
-    let message = "this build does not relay messages of a transaction yet (the outbox): leave `messages` out, and send \
-                   them when the transaction is committed";
-    Error::new(Kind::Unimplemented, "OUTBOX_NOT_OFFERED", message)
 }

@@ -14,6 +14,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use prism_adapters::outbox::{MESSAGES_MAX, too_many};
 use prism_adapters::{Error, Kind};
 use prism_io::grpc::{Message, Metadata, RequestHead};
 use prism_io::server::StreamCall;
@@ -28,8 +29,8 @@ use prism_proto::prism::r#type::v1::{
 };
 use prost::Message as _;
 
-use super::transact::{BYTES_MAX, KEYS_MAX, no_outbox, too_large, too_many_keys};
-use super::{Call, Origin, audited, own, permit, stream};
+use super::transact::{BYTES_MAX, KEYS_MAX, too_large, too_many_keys};
+use super::{Call, Origin, audited, outbox, own, permit, stream};
 use crate::namespaces::Namespace;
 use crate::remote::caller_gone;
 use crate::shard::{Held, Shard, Stopping};
@@ -88,6 +89,7 @@ async fn run(
         received_ns: clock::monotonic_ns(),
         message: Bytes::new(),
         audited: OnceCell::new(),
+        is_relayed: false,
     };
     let ended = serve(shard, stream, &call, &first, seen).await;
     let code = ended.as_ref().map_or_else(|error| error.kind().grpc_code(), |()| 0);
@@ -139,6 +141,7 @@ async fn steps(
         conditions: Vec::new(),
         operations: Vec::new(),
         results: Vec::new(),
+        messages: Vec::new(),
         bytes: 0,
         held: Vec::new(),
     };
@@ -187,6 +190,7 @@ struct Transaction<'a> {
     operations: Vec<Operation>,
     /// For each put and delete in their order: its operation, unless another has taken its place.
     results: Vec<Option<usize>>,
+    messages: Vec<transact::OutboxMessage>,
     bytes: usize,
     held: Vec<Held<'a>>,
 }
@@ -216,7 +220,17 @@ impl Transaction<'_> {
                 self.conditions.push(condition);
                 Ok(Response::Accepted(()))
             }
-            Request::Message(_) => Err(no_outbox()),
+            Request::Message(message) => {
+                outbox::admit_in(self.namespace)?;
+                let target = outbox::check(self.shard, self.call, "message", &message)?;
+                if self.messages.len() == MESSAGES_MAX {
+                    return Err(too_many());
+                }
+                self.hold_bytes(bytes)?;
+                audited::send_to(self.shard, self.call, target).await?;
+                self.messages.push(message);
+                Ok(Response::Accepted(()))
+            }
             Request::Begin(_) => {
                 Err(Error::field("BEGIN_REPEATED", "begin", "was already: open another stream"))
             }
@@ -233,6 +247,10 @@ impl Transaction<'_> {
         if is_new && self.keys() >= KEYS_MAX {
             return Err(too_many_keys());
         }
+        self.hold_bytes(bytes)
+    }
+
+    fn hold_bytes(&mut self, bytes: usize) -> Result<(), Error> {
         if self.bytes + bytes > BYTES_MAX {
             return Err(too_large());
         }
@@ -322,28 +340,27 @@ impl Transaction<'_> {
             return Err(Error::field("TOO_MANY_ITEMS", "condition", expected));
         }
         let mut operations = std::mem::take(&mut self.operations);
+        let messages = std::mem::take(&mut self.messages);
         if operations.is_empty() {
-            if conditions.is_empty() {
+            if conditions.is_empty() && messages.is_empty() {
                 return Ok(Response::Committed(transact::Committed::default()));
             }
-            // What only reads is checked by a write that changes nothing: nobody has a key of this name.
+            // What only reads, or sends, is checked by a write that changes nothing: nobody has a key of this name.
             let key = format!("transaction-{transaction_id}");
             operations.push(Operation { key, action: Some(Action::Delete(())) });
         }
         let namespace = self.namespace.name.to_string();
-        let request = keyvalue::TransactRequest { namespace, conditions, operations };
-        let method = Method::KEYVALUE_TRANSACT;
+        let request = transact::WriteRequest { namespace, conditions, operations, messages };
+        let method = Method::TRANSACT_WRITE;
         let answer = self.own(method, self.call.metadata.clone(), &request).await?;
-        let answer = keyvalue::TransactResponse::decode(answer).map_err(|_| shape())?;
+        let answer = transact::WriteResponse::decode(answer).map_err(|_| shape())?;
         if answer.committed {
             let of = |at: &Option<usize>| -> OperationResult {
                 at.and_then(|at| answer.results.get(at).cloned()).unwrap_or_default()
             };
             let results = self.results.iter().map(of).collect();
-            return Ok(Response::Committed(transact::Committed {
-                results,
-                message_ids: Vec::new(),
-            }));
+            let message_ids = answer.message_ids;
+            return Ok(Response::Committed(transact::Committed { results, message_ids }));
         }
         let failures: Vec<_> =
             answer.failures.into_iter().filter(|one| (one.index as usize) < asked).collect();

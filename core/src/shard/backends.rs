@@ -4,12 +4,14 @@
 //! the call's own is. A connection is begun when the shard starts and is its own affair from then on: a backend that is away
 //! costs the calls that need it an error in time, and the others nothing.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use prism_adapters::kafka::Kafka;
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
+use prism_adapters::outbox::{Chain, Outboxes, Outgoing, Place};
 use prism_adapters::postgres::{Postgres, PostgresConfig};
 use prism_adapters::redis::{Redis, RedisConfig};
 use prism_adapters::{Backend as _, Context, Error, PageSink, Reply, reader};
@@ -98,6 +100,71 @@ impl Attached {
         }
     }
 
+    /// As [`prism_adapters::Backend::unary`].
+    pub(crate) async fn unary(
+        &self,
+        context: &Context<'_>,
+        method: Method,
+        request: &[u8],
+        reply: &mut Reply,
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Memory(store) => store.unary(context, method, request, reply).await,
+            Attached::Redis(redis) => redis.unary(context, method, request, reply).await,
+            Attached::Postgres(postgres) => postgres.unary(context, method, request, reply).await,
+            Attached::Nats(nats) => nats.unary(context, method, request, reply).await,
+            Attached::Kafka(kafka) => kafka.unary(context, method, request, reply).await,
+            Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
+        }
+    }
+
+    /// Which messages of transactions are known to be there, where they are stored with the data.
+    pub(crate) fn outboxes(&self) -> Option<&RefCell<Outboxes>> {
+        match self {
+            Attached::Memory(store) => Some(store.outboxes()),
+            Attached::Postgres(postgres) => Some(postgres.outboxes()),
+            Attached::Redis(_) | Attached::Nats(_) | Attached::Kafka(_) | Attached::Unused => None,
+        }
+    }
+
+    /// Learns which messages of transactions there are, all or the newest; the embedded store always knows.
+    pub(crate) async fn outbox_refresh(
+        &self,
+        context: &Context<'_>,
+        all: bool,
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Postgres(postgres) => postgres.outbox_refresh(context, all).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The oldest messages of a chain, at most so many.
+    pub(crate) async fn outbox_messages(
+        &self,
+        context: &Context<'_>,
+        chain: &Chain,
+        count: usize,
+    ) -> Result<Vec<Outgoing>, Error> {
+        match self {
+            Attached::Memory(store) => Ok(store.outbox_messages(context.namespace, chain, count)),
+            Attached::Postgres(postgres) => postgres.outbox_messages(context, chain, count).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Deletes messages that have arrived, where that needs no record.
+    pub(crate) async fn outbox_done(
+        &self,
+        context: &Context<'_>,
+        arrived: &[Place],
+    ) -> Result<(), Error> {
+        match self {
+            Attached::Postgres(postgres) => postgres.outbox_done(context, arrived).await,
+            _ => Ok(()),
+        }
+    }
+
     /// As [`reader::unary`].
     pub(crate) async fn read_unary(
         &self,
@@ -114,7 +181,7 @@ impl Attached {
                 reader::unary((redis, None), context, call, offered, reply).await
             }
             Attached::Postgres(postgres) => {
-                reader::unary((postgres, None), context, call, offered, reply).await
+                reader::unary((postgres, Some(postgres)), context, call, offered, reply).await
             }
             Attached::Nats(nats) => {
                 reader::unary((nats, None), context, call, offered, reply).await
@@ -142,7 +209,7 @@ impl Attached {
                 reader::stream((redis, None), context, call, offered, sink).await
             }
             Attached::Postgres(postgres) => {
-                reader::stream((postgres, None), context, call, offered, sink).await
+                reader::stream((postgres, Some(postgres)), context, call, offered, sink).await
             }
             Attached::Nats(nats) => {
                 reader::stream((nats, None), context, call, offered, sink).await

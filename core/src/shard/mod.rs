@@ -9,6 +9,7 @@ mod deadlines;
 pub(crate) mod lanes;
 mod log;
 mod open;
+mod outbox;
 mod run;
 mod service;
 mod snapshots;
@@ -32,6 +33,7 @@ pub(crate) use deadlines::Deadlines;
 use lanes::Lanes;
 pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
+pub(crate) use outbox::Outbox;
 pub(crate) use run::{Ended, Launch, Report, run};
 pub(crate) use service::route;
 pub(crate) use stopping::Stopping;
@@ -43,7 +45,7 @@ use crate::namespaces::{Namespace, Namespaces};
 use crate::quota::{self, QUOTA_REQUESTS, Subscription, Usage};
 use crate::remote::Peers;
 use crate::request::stream::STREAMS_MAX;
-use crate::request::{Call, LineBudget, LsnToken, Origin, Target};
+use crate::request::{self, Call, LineBudget, LsnToken, Origin, Target};
 use crate::services::Health;
 
 /// Reply buffers that a shard keeps.
@@ -62,6 +64,7 @@ pub(crate) const REFUSAL_REASONS: &[&str] = &[
     "WAL_BUSY",
     "WAL_FAILED",
     "BACKLOG_FULL",
+    "OUTBOX_FULL",
     "LANE_BEHIND",
     "MEMORY_FULL",
     "MESSAGE_TOO_LARGE",
@@ -92,6 +95,7 @@ pub(crate) struct Shard {
     backends: Box<[Attached]>,
     pub(crate) log: Log,
     pub(crate) lanes: Lanes,
+    pub(crate) outbox: Outbox,
     pub(crate) dead_letters: DeadLetters,
     pub(crate) deadlines: Deadlines,
     pub(crate) replies: Replies,
@@ -128,7 +132,7 @@ impl Shard {
                 "this shard has as many calls in flight as it may have; retry later",
             )
             .retry_after(RETRY_DELAY);
-            crate::request::refuse(self, &call, error);
+            request::refuse(self, &call, error);
         }
     }
 
@@ -231,6 +235,9 @@ impl Shard {
         method: Method,
         message: &[u8],
     ) -> Result<(), Error> {
+        if method == Method::TRANSACT_WRITE {
+            request::outbox::room(self, namespace, message)?;
+        }
         if namespace.backend != 0 {
             return Ok(());
         }

@@ -19,7 +19,9 @@ use super::backends::Attached;
 use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
-use super::{DeadLetters, Deadlines, OpenError, Refusals, Replies, Shard, Stopping, open};
+use super::{
+    DeadLetters, Deadlines, OpenError, Outbox, Refusals, Replies, Shard, Stopping, open, outbox,
+};
 use crate::access::{Gate, InForce};
 use crate::audit::{AuditPort, ShardAudit};
 use crate::config::{ClientApi, Config, Durability, OnDataLoss};
@@ -249,6 +251,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         store: opened.store,
         log: opened.log,
         lanes,
+        outbox: Outbox::default(),
         dead_letters: DeadLetters::new(&launch.directory),
         deadlines: Deadlines::default(),
         replies: Replies::default(),
@@ -287,6 +290,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     for lane in shard.lanes.iter() {
         rt::spawn(lanes::drive(shard.clone(), lane.clone()));
     }
+    rt::spawn(outbox::relay(shard.clone()));
     rt::spawn(keep_house(shard.clone(), connections.clone()));
     let auditing = shard.clone();
     rt::spawn(async move { auditing.audit.run(&auditing).await });
@@ -443,6 +447,7 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         for lane in shard.lanes.iter() {
             lane.show(numbers, clock::wall_us());
         }
+        outbox::show(&shard, clock::wall_us());
         numbers.connections.open.set(connections.open() as u64);
         numbers.connections.bytes_in_flight.set(shard.bytes_in_flight());
         numbers.connections.streams.set(connections.open_streams() as u64);

@@ -83,6 +83,7 @@ impl Service for Front {
             received_ns,
             message,
             audited: OnceCell::new(),
+            is_relayed: false,
         };
         if method.server_streaming() {
             stream::start(&self.0, connection.stream(stream), call);

@@ -19,6 +19,11 @@ impl Stopping {
         self.news.tell();
     }
 
+    /// Whether it is.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.begun.get()
+    }
+
     /// Waits until it is.
     pub(crate) async fn wait(&self) {
         let told = self.news.listen();

@@ -14,7 +14,7 @@ use super::subscriptions::{Attached, Event, Heard, Standing};
 use crate::call::{Context, NO_END, PageSink, Reply};
 use crate::error::{Error, Kind};
 use crate::filter::Filter;
-use crate::interfaces::message::{expires_us, message_id, owned, time};
+use crate::interfaces::message::{expires_us, identity, owned, time};
 use crate::interfaces::pubsub::{PubSubBasic, PubSubFiltering, PubSubOrdering, PubSubWildcards};
 
 impl PubSubBasic for Memstore {
@@ -135,7 +135,7 @@ impl Memstore {
         is_persistent: bool,
     ) -> (String, Option<Position>) {
         let sent = message.unwrap_or_default();
-        let id = message_id(context, index);
+        let id = identity(context, index, &sent);
         let (message, expires_us) = (owned(&sent, id.clone()), expires_us(&sent));
         let position = self.keep_event(context, topic, (&message, expires_us), is_persistent);
         let event = Event { topic: topic.into(), sent_us: context.now_us, expires_us, message };

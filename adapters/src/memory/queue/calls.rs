@@ -20,9 +20,7 @@ use super::state::{Known, Lease, Passed, Queue};
 use crate::call::{Context, Reply, Revision};
 use crate::error::{Error, Kind};
 use crate::interfaces::keyvalue_selection::page_entries;
-use crate::interfaces::message::{
-    due_us, expires_us, item_status, message_id, owned, span_ms, time,
-};
+use crate::interfaces::message::{due_us, expires_us, identity, item_status, owned, span_ms, time};
 use crate::interfaces::queue::{
     QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility,
 };
@@ -408,7 +406,7 @@ impl Memstore {
         index: usize,
     ) -> String {
         let sent = message.unwrap_or_default();
-        let id = message_id(context, index);
+        let id = identity(context, index, &sent);
         let message = owned(&sent, id.clone());
         let known = Known {
             priority: sent.priority.unwrap_or(0) as u8,

@@ -2,23 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use prism_proto::prism::reader::v1::Record;
-use prism_proto::prism::r#type::v1::Message;
 use prost::Message as _;
 
 use super::super::Memstore;
 use super::state::Queue;
 use crate::call::Context;
 use crate::interfaces::keyvalue_selection::PAGE_BYTES;
-use crate::interfaces::message::time;
-use crate::reader::{Peek, Peeked};
+use crate::reader::{Peek, PeekFuture, Peeked};
 
 impl Peek for Memstore {
-    fn peek(
+    fn peek<'a>(
+        &'a self,
+        context: &'a Context<'a>,
+        name: &'a str,
+        dead: bool,
+        after: Option<u64>,
+        messages_max: usize,
+    ) -> PeekFuture<'a> {
+        let peeked = self.peek_now(context, (name, dead), after, messages_max);
+        Box::pin(std::future::ready(Ok(peeked)))
+    }
+}
+
+impl Memstore {
+    fn peek_now(
         &self,
         context: &Context<'_>,
-        name: &str,
-        dead: bool,
+        (name, dead): (&str, bool),
         after: Option<u64>,
         messages_max: usize,
     ) -> (Vec<Peeked>, bool) {
@@ -61,7 +71,7 @@ impl Peek for Memstore {
                 return (peeked, false);
             }
             bytes += message_bytes;
-            peeked.push(Peeked { number, record: record(message, sent_us) });
+            peeked.push(Peeked::new(number, message, sent_us));
         }
         (peeked, true)
     }
@@ -77,16 +87,4 @@ fn dead_after(queue: &Queue, after: Option<u64>, now_us: u64, messages_max: usiz
     numbers.sort_unstable();
     numbers.truncate(messages_max + 1);
     numbers
-}
-
-fn record(message: Message, sent_us: u64) -> Record {
-    Record {
-        key: Some(message.id),
-        content_type: message.content_type,
-        attributes: message.attributes,
-        timestamp: Some(time(sent_us)),
-        expires_at: message.expires_at,
-        value: message.payload,
-        ..Record::default()
-    }
 }

@@ -34,7 +34,7 @@ use super::statements::Statement;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::interfaces::message::message_id;
+use crate::interfaces::message::identity;
 use crate::interfaces::pubsub::{PubSubBasic, PubSubFiltering, PubSubOrdering, PubSubWildcards};
 use crate::memory::pubsub::{Heard, deliver};
 
@@ -172,7 +172,7 @@ impl Postgres {
     ) -> Result<Vec<(String, Option<Position>)>, Error> {
         let (mut published, mut operations) = (Vec::new(), Vec::new());
         for (index, message) in messages.enumerate() {
-            let id = message_id(context, index);
+            let id = identity(context, index, &message);
             operations.push(publish(context, topic, &id, &message));
             published.push((id, None));
         }

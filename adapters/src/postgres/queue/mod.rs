@@ -6,7 +6,9 @@
 //!
 //! - `statements`, `queue_0001.sql`: what is asked, and what it is asked of
 //! - `rows`: messages as rows, and back
+//! - `peek`: looking at messages without taking them
 
+mod peek;
 mod rows;
 mod statements;
 
@@ -37,7 +39,7 @@ use crate::call::{Context, Reply};
 use crate::claims::Claims;
 use crate::error::{Error, Kind};
 use crate::interfaces::keyvalue_selection::page_entries;
-use crate::interfaces::message::{item_status, message_id, span_ms, time};
+use crate::interfaces::message::{identity, item_status, span_ms, time};
 use crate::interfaces::queue::{
     QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility,
 };
@@ -111,7 +113,7 @@ impl Postgres {
     ) -> Result<Vec<String>, Error> {
         let (mut ids, mut operations) = (Vec::new(), Vec::new());
         for (index, message) in messages.enumerate() {
-            let id = message_id(context, index);
+            let id = identity(context, index, &message);
             operations.push(send(context, queue, &id, &message));
             ids.push(id);
         }

@@ -46,7 +46,7 @@ pub(super) fn send(
 }
 
 /// The message of a row of one of the statements that tell messages.
-fn message(row: &Row) -> Message {
+pub(super) fn message(row: &Row) -> Message {
     use prism_proto::prism::r#type::v1::message::DeliveryTime;
     let priority = row.number(3).map(|priority| priority.clamp(0, 9) as u32);
     let delay = row.number(4).map(|ms| {

@@ -21,6 +21,8 @@ pub(in super::super) enum QueueStatement {
     EndLeases,
     Configure,
     DeadLetters,
+    /// The messages that wait or are leased, behind one.
+    Peek,
     Redrive,
     Scheduled,
     /// How many messages are in line, at most so many, and when it is worth to look again.
@@ -53,6 +55,7 @@ impl QueueStatement {
             QueueStatement::EndLeases => "queue_end_leases",
             QueueStatement::Configure => "queue_configure",
             QueueStatement::DeadLetters => "queue_dead_letters",
+            QueueStatement::Peek => "queue_peek",
             QueueStatement::Redrive => "queue_redrive",
             QueueStatement::Scheduled => "queue_scheduled",
             QueueStatement::InLine => "queue_in_line",
@@ -153,6 +156,16 @@ impl QueueStatement {
                  AND m.visible_at <= $2::timestamptz AND m.lease IS NOT NULL AND s.max_deliveries > 0 \
                  AND m.attempts >= s.max_deliveries) AS dead ORDER BY id LIMIT $4::bigint) AS page \
                  WINDOW before AS (ORDER BY id) ORDER BY id"
+            }
+            QueueStatement::Peek => {
+                "SELECT 0::bigint, message_id::text, CASE WHEN sum(bytes) OVER before <= $5::bigint OR row_number() OVER before = 1 \
+                 THEN payload END, attempts, id, sent_at, content_type, attributes::text, ordering_key, priority::bigint, delay_ms, \
+                 deliver_at, expires_at, lease FROM (SELECT m.*, octet_length(m.payload) + octet_length(m.content_type) \
+                 + octet_length(m.attributes::text) + coalesce(octet_length(m.ordering_key), 0) + 512 AS bytes FROM {schema}.queue m \
+                 WHERE m.queue = $1::text AND m.id > $3::bigint AND (m.expires_at IS NULL OR m.expires_at > $2::timestamptz) \
+                 AND NOT (m.visible_at <= $2::timestamptz AND m.lease IS NOT NULL AND EXISTS (SELECT FROM {schema}.queue_setting s \
+                 WHERE s.queue = m.queue AND s.max_deliveries > 0 AND m.attempts >= s.max_deliveries)) \
+                 ORDER BY m.id LIMIT $4::bigint) AS page WINDOW before AS (ORDER BY id) ORDER BY id"
             }
             QueueStatement::Redrive => {
                 "SELECT {schema}.queue_redrive($1::text, $2::timestamptz, $3::text[], $4::bigint), ''::text, NULL::bytea, 0, \

@@ -204,7 +204,12 @@ async fn apply(
     last_lsn: u64,
 ) -> Result<(), Error> {
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(records.len());
-    shard.backend(namespace).apply(&lane.owner, records, &mut outcomes).await?;
+    let applied = shard.backend(namespace).apply(&lane.owner, records, &mut outcomes).await;
+    if records.iter().any(|record| record.method == Method::TRANSACT_WRITE) {
+        // Also where they may have arrived although no answer came.
+        shard.outbox.tell_of(namespace.id);
+    }
+    applied?;
     assert!(outcomes.len() == records.len(), "an outcome for every record");
     let now_ns = clock::monotonic_ns();
     for (record, outcome) in records.iter().zip(outcomes) {

@@ -1,8 +1,8 @@
 -- Marks deliveries of a consumer group as done.
 --
 -- KEYS: the stream, what is kept of the group.
--- ARGV: the group, then for each delivery since when its group was as it is, its record's id, and which delivery of that it was.
--- Answers per delivery 1; 0 where it is none that the group waits for; or 'missing' where there is no such group.
+-- ARGV: the group, then for each delivery since when its group was as it is, and its record's id.
+-- Answers per delivery 1; 0 where its record is none that the group waits for; or 'missing' where there is no such group.
 local exists, since = false, redis.call('HGET', KEYS[2], 'since-us') or '0'
 if redis.call('EXISTS', KEYS[1]) == 1 then
   for _, one in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
@@ -13,13 +13,10 @@ if not exists then
   return 'missing'
 end
 local answer = {}
-for at = 2, #ARGV, 3 do
+for at = 2, #ARGV, 2 do
   local done = 0
   if ARGV[at] == since then
-    local waits = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[at + 1], ARGV[at + 1], 1)[1]
-    if waits and tostring(waits[4]) == ARGV[at + 2] then
-      done = redis.call('XACK', KEYS[1], ARGV[1], ARGV[at + 1])
-    end
+    done = redis.call('XACK', KEYS[1], ARGV[1], ARGV[at + 1])
   end
   answer[#answer + 1] = done
 end

@@ -4,8 +4,6 @@
 //! `generation`, and since when it stands (`since-us`): a group that is moved, or made again under its name, knows no receipt of before.
 //! What is under way to whom, since when and for which time are Redis's pending entries. So a receipt outlives Prism.
 
-use std::hash::Hasher;
-
 use prism_proto::prism::stream::v1 as reply;
 use prism_proto::view::stream::{
     AcknowledgeRequest, CreateConsumerGroupRequest, DeleteConsumerGroupRequest,
@@ -14,7 +12,6 @@ use prism_proto::view::stream::{
 };
 use prism_proto::view::types::{Start, StartStart};
 use prost::Message as _;
-use siphasher::sip::SipHasher13;
 
 use super::Redis;
 use super::codec::{self, Value};
@@ -28,7 +25,7 @@ use crate::error::{Error, Kind};
 use crate::interfaces::message::{item_status, moment_us, span_ms};
 use crate::interfaces::stream::{StreamConsumerGroups, StreamReplay};
 use crate::limits::{IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX, LEASE_DEFAULT_MS};
-use crate::sharing::{Refused, group_active, group_mismatch, group_not_found, not_accepted};
+use crate::sharing::{Refused, Seal, group_active, group_mismatch, group_not_found, not_accepted};
 
 /// The only partition of a stream.
 const PARTITION: u32 = 0;
@@ -40,7 +37,12 @@ pub(super) struct Name<'a> {
     pub(super) group: &'a str,
 }
 
-impl Name<'_> {
+impl<'a> Name<'a> {
+    /// What tells two groups of a name apart is since when they stand, which only Redis knows: it is in the receipt, and the script compares.
+    fn seal(&self, namespace: u32) -> Seal<'a> {
+        Seal { namespace, names: [self.stream, self.group], created: [0; 3] }
+    }
+
     /// Adds the names of the stream's key and of what is kept of the group.
     pub(super) fn put_keys(&self, out: &mut Vec<u8>, context: &Context<'_>) {
         let stream = format!("{}:{}", context.namespace_name, self.stream);
@@ -52,41 +54,16 @@ impl Name<'_> {
     }
 }
 
-/// One delivery of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Handed {
-    /// Since when its group stands, µs since the epoch.
-    pub(super) since_us: u64,
-    pub(super) id: Id,
-    /// Which delivery of the record it is.
-    pub(super) attempt: u64,
+/// The receipt of a record that is handed out by a group which stands since a moment, µs since the epoch. It is good as long as the record
+/// waits for its acknowledgement, whoever holds it then.
+pub(super) fn receipt(namespace: u32, name: Name<'_>, since_us: u64, id: Id) -> String {
+    name.seal(namespace).receipt(since_us, id.ms, id.seq)
 }
 
-impl Handed {
-    /// Its receipt, which is of no other group.
-    pub(super) fn receipt(&self, namespace: u32, name: Name<'_>) -> String {
-        let Handed { since_us, id, attempt } = *self;
-        let mut hasher = SipHasher13::new_with_keys(u64::from(namespace), 0x7265_6365_6970);
-        for part in [name.stream, name.group] {
-            hasher.write(part.as_bytes());
-            hasher.write_u8(0);
-        }
-        for number in [since_us, id.ms, id.seq, attempt] {
-            hasher.write_u64(number);
-        }
-        let hash = hasher.finish();
-        format!("{since_us:x}-{:x}-{:x}-{attempt:x}-{hash:016x}", id.ms, id.seq)
-    }
-
-    /// The delivery whose receipt it is; nothing where it is none of this group's. It is no secret: it could have been made up.
-    pub(super) fn read(namespace: u32, name: Name<'_>, receipt: &str) -> Option<Self> {
-        let mut numbers = receipt.split('-').map(|digits| u64::from_str_radix(digits, 16).ok());
-        let mut next = || numbers.next().flatten();
-        let since_us = next()?;
-        let id = Id { ms: next()?, seq: next()? };
-        let handed = Handed { since_us, id, attempt: next()? };
-        (handed.receipt(namespace, name) == receipt).then_some(handed)
-    }
+/// Since when the group stands, and the record, whose receipt it is; nothing where it is none of this group's.
+fn read_receipt(namespace: u32, name: Name<'_>, receipt: &str) -> Option<(u64, Id)> {
+    let (since_us, ms, seq) = name.seal(namespace).read(receipt)?;
+    Some((since_us, Id { ms, seq }))
 }
 
 /// Where a group begins, as the script is told.
@@ -184,22 +161,21 @@ impl StreamConsumerGroups for Redis {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let name = Name { stream: request.stream, group: request.group };
-        let handed: Vec<Option<Handed>> = request
+        let handed: Vec<Option<(u64, Id)>> = request
             .receipts
             .iter()
-            .map(|receipt| Handed::read(context.namespace, name, receipt))
+            .map(|receipt| read_receipt(context.namespace, name, receipt))
             .collect();
         let asked = handed.iter().flatten();
         let write = |out: &mut Vec<u8>| {
             name.put_keys(out, context);
             codec::put(out, name.group.as_bytes());
-            for one in asked.clone() {
-                codec::put_number(out, one.since_us);
-                codec::put(out, one.id.text().as_bytes());
-                codec::put_number(out, one.attempt);
+            for (since_us, id) in asked.clone() {
+                codec::put_number(out, *since_us);
+                codec::put(out, id.text().as_bytes());
             }
         };
-        let arguments = 1 + 3 * asked.clone().count();
+        let arguments = 1 + 2 * asked.clone().count();
         let read = self.script(context, Script::GroupAcknowledge, 2, arguments, write).await?;
         let mut answer = Answer::new(context, &read);
         match answer.next()? {
@@ -368,15 +344,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn receipts_are_bound_to_their_group_and_delivery() {
-        let name = Name { stream: "s", group: "g" };
-        let handed = Handed { since_us: 7, id: Id { ms: 9, seq: u64::MAX }, attempt: 2 };
-        let receipt = handed.receipt(1, name);
-        assert_eq!(Handed::read(1, name, &receipt), Some(handed));
-        assert_eq!(Handed::read(2, name, &receipt), None);
-        assert_eq!(Handed::read(1, Name { group: "h", ..name }, &receipt), None);
-        for wrong in ["", "1", "1-2-3-4", "x-y-z-0-1", "7-9-1-2-0000000000000000"] {
-            assert_eq!(Handed::read(1, name, wrong), None, "{wrong}");
+    fn receipts_are_bound_to_their_group() {
+        let (name, id) = (Name { stream: "s", group: "g" }, Id { ms: 9, seq: u64::MAX });
+        let text = receipt(1, name, 7, id);
+        assert_eq!(read_receipt(1, name, &text), Some((7, id)));
+        assert_eq!(read_receipt(2, name, &text), None);
+        assert_eq!(read_receipt(1, Name { group: "h", ..name }, &text), None);
+        for wrong in ["", "1", "1-2-3", "x-y-z-0", "7-9-1-0000000000000000"] {
+            assert_eq!(read_receipt(1, name, wrong), None, "{wrong}");
         }
     }
 }

@@ -15,7 +15,7 @@ use prost::Message as _;
 use super::Redis;
 use super::codec;
 use super::errors;
-use super::groups::{Handed, Name};
+use super::groups::{Name, receipt};
 use super::keyvalue::Answer;
 use super::scripts::Script;
 use super::stream::{Id, read_entry};
@@ -158,9 +158,8 @@ impl Redis {
                 if !part.stands() {
                     return Err(replaced(&part.member));
                 }
-                let handed = Handed { since_us: found.since_us, id, attempt };
                 let event = reply::RecordDelivery {
-                    receipt: handed.receipt(namespace, name),
+                    receipt: receipt(namespace, name, found.since_us, id),
                     attempt: attempt.min(u32::MAX.into()) as u32,
                     record: Some(record),
                 };

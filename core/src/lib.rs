@@ -5,10 +5,12 @@
 
 mod access;
 pub mod admin;
+mod applied;
 mod audit;
 mod certificates;
 pub mod cli;
 pub mod config;
+mod control;
 pub mod doctor;
 pub mod logging;
 pub mod metrics;
@@ -17,10 +19,10 @@ pub mod plan;
 mod planned;
 mod quota;
 mod registry;
-mod reload;
 mod remote;
 mod request;
 pub mod serve;
+mod served;
 mod services;
 mod shard;
 mod status;

@@ -5,6 +5,7 @@
 //! number of shards.
 
 mod added;
+mod terms;
 
 use std::collections::HashMap;
 use std::hash::Hasher;
@@ -13,6 +14,7 @@ use prism_proto::catalogue::Interfaces;
 use siphasher::sip::SipHasher13;
 
 use added::Added;
+pub(crate) use terms::Terms;
 
 use crate::config::{self, ClientApi, Config, Durability};
 use crate::quota::Quota;
@@ -22,7 +24,7 @@ use crate::registry::Registry;
 const ADDED_MAX: usize = 1024;
 
 /// One namespace as the shards see it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Namespace {
     /// Its number, for ever; stands in the log.
     pub(crate) id: u32,
@@ -36,32 +38,22 @@ pub(crate) struct Namespace {
     pub(crate) backend: usize,
     /// What that is called.
     pub(crate) backend_name: Box<str>,
-    /// When its callers hear "done".
-    pub(crate) durability: Durability,
+    /// What may change while it is served.
+    pub(crate) terms: Terms,
     /// The strongest level that a call may ask for.
     pub(crate) durability_max: Durability,
     /// What it offers.
     pub(crate) offers: Interfaces,
     /// The shard that owns it.
     pub(crate) home: usize,
-    /// Largest request message in bytes.
-    pub(crate) message_bytes_max: usize,
-    /// Most bytes of requests in flight.
-    pub(crate) bytes_in_flight_max: u64,
     /// Most bytes that the store may hold for it.
     pub(crate) memory_bytes_max: u64,
-    /// Most logged writes that may wait for a backend outside.
-    pub(crate) backlog_records_max: u64,
     /// What it may use at a time besides.
     pub(crate) quota: Quota,
-    /// Whether every access to its data is written down.
-    pub(crate) audit_logging: bool,
     /// How long an idempotency key is remembered, in µs of log time.
     pub(crate) idempotency_window_us: u64,
     /// Whether its backend stores messages with the data of a transaction.
     pub(crate) has_outbox: bool,
-    /// What adapters hold its requests to.
-    pub(crate) limits: prism_adapters::Limits,
     /// Of a reader: the places of the namespaces that it reads instead of its own data.
     pub(crate) reads: Box<[usize]>,
 }
@@ -72,6 +64,20 @@ pub(crate) struct Namespaces {
     list: Vec<Namespace>,
     by_name: HashMap<Box<str>, usize, ahash::RandomState>,
     added: Added,
+}
+
+impl Namespace {
+    /// When its callers hear "done".
+    #[inline]
+    pub(crate) fn durability(&self) -> Durability {
+        self.terms.durability()
+    }
+
+    /// What adapters hold its requests to.
+    #[inline]
+    pub(crate) fn limits(&self) -> prism_adapters::Limits {
+        prism_adapters::Limits { max_message_size: self.terms.message_bytes_max() }
+    }
 }
 
 impl Namespaces {
@@ -103,7 +109,6 @@ impl Namespaces {
     ) -> Namespace {
         let backend = &config.backends[namespace.backend].name;
         let (id, home) = registry.place(&namespace.name, backend, namespace.home, shards);
-        let message_bytes_max = namespace.max_message_size as usize;
         Namespace {
             id,
             index: 0,
@@ -111,21 +116,16 @@ impl Namespaces {
             api: namespace.client_api,
             backend: namespace.backend,
             backend_name: config.backends[namespace.backend].name.as_str().into(),
-            durability: namespace.durability,
+            terms: Terms::of(namespace, Self::is_audited(config, namespace)),
             durability_max: config.backends[namespace.backend].durability_max(),
             offers: config.backends[namespace.backend]
                 .serves()
                 .intersection(namespace.client_api.model().interfaces()),
             home,
-            message_bytes_max,
-            bytes_in_flight_max: namespace.in_flight_bytes_max,
             memory_bytes_max: namespace.memory_bytes_max,
-            backlog_records_max: namespace.backlog_records_max,
             quota: Quota::new(namespace.quotas),
-            audit_logging: Self::is_audited(config, namespace),
             idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
             has_outbox: config.backends[namespace.backend].has_outbox(namespace.client_api),
-            limits: prism_adapters::Limits { max_message_size: message_bytes_max },
             reads: namespace.reads.as_slice().into(),
         }
     }
@@ -162,8 +162,8 @@ impl Namespaces {
     #[inline]
     pub(crate) fn get(&self, name: &str) -> Option<&Namespace> {
         match self.by_name.get(name) {
-            Some(&index) => Some(&self.list[index]),
-            None => self.added.get(name),
+            Some(&index) if self.list[index].terms.is_served() => Some(&self.list[index]),
+            _ => self.added.get(name),
         }
     }
 
@@ -226,7 +226,7 @@ mod tests {
         let mut config = config::load(None, &config::Flags::default()).expect("the defaults");
         let mut registry =
             Registry::load(std::path::Path::new("/nowhere"), [0; 16]).expect("a fresh one");
-        config.planned = Some(config::PlannedFrom { requests: "r".into(), platform: None });
+        config.planned = Some(config::PlannedFrom { requests: None, platform: None });
         let namespaces = Namespaces::new(&config, &mut registry, 2);
         let first = namespaces.iter().count();
         for number in 0..ADDED_MAX {

@@ -1,8 +1,9 @@
-//! What a data directory remembers of itself: its id, the number of its logs, and the id and home of every namespace that it
-//! ever held.
+//! What a data directory remembers of itself: its id, the number of its logs, the id and home of every namespace that it ever
+//! held, and what was applied ([`crate::applied`]).
 //!
-//! Kept in `registry.json`, replaced as a whole before the first request of a start is served. Ids are never used again, and
-//! a namespace that is no longer configured keeps its data.
+//! Kept in `registry.json`, replaced as a whole before the first request of a start is served, and with every change of what is
+//! applied: an id and the request that asked for it come at once. Ids are never used again, and a namespace that is no longer
+//! configured keeps its data.
 
 use std::io;
 use std::path::Path;
@@ -10,12 +11,15 @@ use std::path::Path;
 use prism_io::disk;
 use serde::{Deserialize, Serialize};
 
+use crate::applied::Applied;
 use crate::namespaces::rendezvous;
 
 /// The file's name.
 pub(crate) const FILE: &str = "registry.json";
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
+/// As [`FORMAT`], with what was applied: a version that does not know of it would serve less than was asked for.
+const FORMAT_APPLIED: u32 = 2;
 
 /// The contents of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,9 @@ pub(crate) struct Registry {
     /// The number of shards; a log may be missing that was never begun.
     pub(crate) shards: usize,
     namespaces: Vec<Placed>,
+    /// What was applied.
+    #[serde(default, skip_serializing_if = "Applied::is_empty")]
+    pub(crate) applied: Applied,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +50,9 @@ struct Placed {
     /// The backend that holds its data; absent in files of versions that knew only the embedded one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backend: Option<String>,
+    /// It was deleted: what the logs and snapshots still hold of it is nothing any more, and another may have its name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_deleted: bool,
 }
 
 impl Registry {
@@ -56,6 +66,7 @@ impl Registry {
                 logs: 0,
                 shards: 0,
                 namespaces: Vec::new(),
+                applied: Applied::default(),
             });
         };
         let path = directory.join(FILE);
@@ -68,12 +79,12 @@ impl Registry {
                 ),
             )
         })?;
-        if registry.format != FORMAT {
+        if ![FORMAT, FORMAT_APPLIED].contains(&registry.format) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!(
-                    "{}: format {} is not known to this version (it reads {FORMAT}); start the version of Prism that \
-                     wrote it",
+                    "{}: format {} is not known to this version (it reads {FORMAT} and {FORMAT_APPLIED}); start the version \
+                     of Prism that wrote it",
                     path.display(),
                     registry.format
                 ),
@@ -84,20 +95,42 @@ impl Registry {
 
     /// Replaces the file; when this returns, it is on stable storage.
     pub(crate) fn store(&self, directory: &Path) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
+        let format = if self.applied.is_empty() { FORMAT } else { FORMAT_APPLIED };
+        let shown = Self { format, ..self.clone() };
+        let text = serde_json::to_vec_pretty(&shown).map_err(io::Error::other)?;
         disk::replace_whole(directory, FILE, &text)
     }
 
     /// The backend that holds a namespace's data, where one is known to.
     pub(crate) fn backend_of(&self, name: &str) -> Option<&str> {
-        self.namespaces.iter().find(|placed| placed.name == name)?.backend.as_deref()
+        self.there().find(|placed| placed.name == name)?.backend.as_deref()
     }
 
-    /// Every namespace that it ever held: name, backend where that is known, home.
+    /// The id of a namespace, if it holds one of that name.
+    pub(crate) fn id_of(&self, name: &str) -> Option<u32> {
+        Some(self.there().find(|placed| placed.name == name)?.id)
+    }
+
+    /// Every namespace that it holds: name, backend where that is known, home.
     pub(crate) fn placed(&self) -> impl Iterator<Item = (&str, Option<&str>, usize)> {
-        self.namespaces
-            .iter()
-            .map(|placed| (placed.name.as_str(), placed.backend.as_deref(), placed.home))
+        self.there().map(|placed| (placed.name.as_str(), placed.backend.as_deref(), placed.home))
+    }
+
+    fn there(&self) -> impl Iterator<Item = &Placed> {
+        self.namespaces.iter().filter(|placed| !placed.is_deleted)
+    }
+
+    /// From now on the namespace of that name is no more.
+    pub(crate) fn delete(&mut self, name: &str) {
+        for placed in self.namespaces.iter_mut().filter(|placed| placed.name == name) {
+            placed.is_deleted = true;
+        }
+    }
+
+    /// The ids of the namespaces that were deleted.
+    pub(crate) fn deleted(&self) -> Vec<u32> {
+        let deleted = self.namespaces.iter().filter(|placed| placed.is_deleted);
+        deleted.map(|placed| placed.id).collect()
     }
 
     /// The ids of the namespaces whose data lies elsewhere than in the backend `embedded`.
@@ -121,7 +154,8 @@ impl Registry {
         pin: Option<usize>,
         shards: usize,
     ) -> (u32, usize) {
-        if let Some(placed) = self.namespaces.iter_mut().find(|placed| placed.name == name) {
+        let mut there = self.namespaces.iter_mut().filter(|placed| !placed.is_deleted);
+        if let Some(placed) = there.find(|placed| placed.name == name) {
             placed.backend = Some(backend.to_owned());
             return (placed.id, placed.home);
         }
@@ -129,7 +163,8 @@ impl Registry {
         let id = self.namespaces.iter().map(|placed| placed.id).max().unwrap_or(0) + 1;
         let home = pin.filter(|pin| *pin < shards).unwrap_or_else(|| rendezvous(name, shards));
         let backend = Some(backend.to_owned());
-        self.namespaces.push(Placed { id, name: name.to_owned(), home, backend });
+        let name = name.to_owned();
+        self.namespaces.push(Placed { id, name, home, backend, is_deleted: false });
         (id, home)
     }
 }

@@ -6,8 +6,8 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,14 +24,15 @@ use crate::audit::{self, Audit};
 use crate::certificates::Certificates;
 use crate::cli::{Exit, Serving, first_screen};
 use crate::config::{Backend, Config, Tls};
+use crate::control::{Ask, Question};
 use crate::metrics::{Labels, Metrics};
 use crate::namespaces::Namespaces;
 use crate::planned;
 use crate::registry::Registry;
-use crate::reload::Reload;
 use crate::remote::RING_MESSAGES;
+use crate::served::Served;
 use crate::shard::{
-    self, Ended, Launch, OpenError, REFUSAL_REASONS, Report, directory_options, log_config,
+    self, Ended, Errands, Launch, OpenError, REFUSAL_REASONS, Report, directory_options, log_config,
 };
 
 /// How long a shard may take to end once it was told that everybody has drained.
@@ -46,6 +47,8 @@ const TOLD_CHARACTERS_MAX: usize = 500;
 enum News {
     Signal(i32),
     Shard(Report),
+    /// About namespaces; whoever asks bounds how many there are at a time.
+    Question(Question),
 }
 
 /// Serves until a signal or a failure.
@@ -82,10 +85,12 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         .map_err(|error| (Exit::Config, error))?;
     let data = Directory::open(&config.data_dir, directory_options(&config)).map_err(unusable)?;
     let (registry, namespaces, shards) = place(&config)?;
+    let deleted: Arc<[u32]> = registry.deleted().into();
+    let errands: Vec<Arc<Errands>> = (0..shards).map(|_| Arc::default()).collect();
     let outside: Arc<[u32]> = registry.outside(&Backend::embedded().name).into();
     let keys = Arc::new(KeyStore::default());
-    let access =
-        planned::access(&config, &namespaces, &keys).map_err(|error| (Exit::Config, error))?;
+    let access = planned::access(&config, &namespaces, &registry, &keys)
+        .map_err(|error| (Exit::Config, error))?;
     check_exposure(&config, access.is_some())?;
     let access = access.map(InForce::new);
     let config = Arc::new(config);
@@ -105,11 +110,20 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         .with_audit(audit.view())
         .with_keys(keys.clone());
     let shown = state.config();
+    let (tell, news) = channel();
+    let ask = {
+        let tell = Mutex::new(tell.clone());
+        Ask::new(move |question| {
+            let tell = tell.lock().unwrap_or_else(PoisonError::into_inner);
+            // A question that nobody hears is answered as it is dropped.
+            let _ = tell.send(News::Question(question));
+        })
+    };
+    let state = state.asking(ask.clone());
     let admin = Admin::bind(config.admin, state)
         .map_err(|error| cannot_listen("--admin", config.admin, &error))?;
     let admin_address = admin.local_address().unwrap_or(config.admin);
 
-    let (tell, news) = channel();
     watch_signals(tell.clone())
         .map_err(|error| (Exit::Failure, format!("signals cannot be watched: {error}")))?;
     let (stop, finish): (Vec<_>, Vec<_>) =
@@ -126,11 +140,14 @@ fn serve(config: Config) -> Result<Exit, Failure> {
             namespaces: namespaces.clone(),
             access: access.clone(),
             audit: audit.port(index),
+            ask: ask.clone(),
             directory: config.data_dir.join(format!("shard-{index:03}")),
             start: registry.starts,
             known: index < registry.logs,
             hash_key: registry.hash_key(),
             outside: outside.clone(),
+            deleted: deleted.clone(),
+            errands: errands[index].clone(),
             listener,
             acceptor: certificates.as_ref().map(|certificates| certificates.acceptor().clone()),
             port,
@@ -144,7 +161,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         };
         spawn(format!("shard-{index}"), move || shard::run(launch))?;
     }
-    drop(tell);
+    drop((tell, ask));
     let stop_admin =
         admin.stop_handle().map_err(|error| (Exit::Failure, format!("admin port: {error}")))?;
     spawn("admin".to_owned(), move || {
@@ -153,24 +170,25 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         }
     })?;
 
-    let reload = Reload { config: config.clone(), registry, namespaces, shards, metrics, shown };
     let refresh = access.clone().map(|access| keys::start(keys.clone(), access)).transpose();
     let refresh = refresh
         .map_err(|error| (Exit::Failure, format!("thread keys cannot be started: {error}")))?;
-    let keys = Keys { store: keys, refresh };
-    let exit = Exit::Ok;
-    let mut control = Control {
-        shards,
-        stop,
-        finish,
-        readiness,
-        certificates,
-        reload,
+    let served = Served {
+        config: config.clone(),
+        registry,
+        namespaces,
         access,
         keys,
-        audit,
-        exit,
+        audit: audit.clone(),
+        shards,
+        errands,
+        orphans: Vec::new(),
+        metrics,
+        shown,
     };
+    let exit = Exit::Ok;
+    let mut control =
+        Control { shards, stop, finish, readiness, certificates, served, refresh, audit, exit };
     let serving = |recovered, ready: &Ready| Serving {
         listen,
         admin: admin_address,
@@ -182,7 +200,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         ready_after: began.elapsed(),
     };
     if let Some(ready) = control.wait_ready(&news) {
-        let registry = &mut control.reload.registry;
+        let registry = &mut control.served.registry;
         if registry.logs != shards {
             registry.logs = shards;
             registry
@@ -225,13 +243,6 @@ struct Ready {
     sync_us: u64,
 }
 
-/// The keys of issuers that have them at a URL.
-struct Keys {
-    store: Arc<KeyStore>,
-    /// Has them got now; `None` where identities are not known.
-    refresh: Option<SyncSender<()>>,
-}
-
 /// The control thread's state.
 struct Control {
     shards: usize,
@@ -239,9 +250,9 @@ struct Control {
     finish: Vec<Arc<Flag>>,
     readiness: Readiness,
     certificates: Option<Certificates>,
-    reload: Reload,
-    access: Option<Arc<InForce>>,
-    keys: Keys,
+    served: Served,
+    /// Has the keys of issuers got now; `None` where identities are not known.
+    refresh: Option<SyncSender<()>>,
     audit: Audit,
     exit: Exit,
 }
@@ -254,8 +265,17 @@ impl Control {
         let mut missing = self.shards;
         while missing > 0 {
             match news.recv().ok()? {
-                News::Shard(Report::Ready { shard, recovery, took, direct, sync, sync_us }) => {
+                News::Shard(Report::Ready {
+                    shard,
+                    recovery,
+                    took,
+                    direct,
+                    sync,
+                    sync_us,
+                    orphans,
+                }) => {
                     self.readiness.serving(shard);
+                    self.served.orphans.extend(orphans);
                     if let Some(cut) = &recovery.cut {
                         tracing::info!(shard, ?cut, "a torn tail that nobody was promised was cut");
                     }
@@ -272,6 +292,7 @@ impl Control {
                 }
                 News::Shard(Report::Drained) => {}
                 News::Signal(SIGHUP) => self.reload(),
+                News::Question(question) => self.served.answer(question),
                 News::Signal(_) => {
                     self.stop_all(news, self.shards, Duration::ZERO);
                     return None;
@@ -286,6 +307,7 @@ impl Control {
         while let Ok(one) = news.recv() {
             match one {
                 News::Signal(SIGHUP) => self.reload(),
+                News::Question(question) => self.served.answer(question),
                 News::Signal(signal) => {
                     tracing::info!(signal, "stopping: no new calls, those that run may finish");
                     return self.stop_all(news, self.shards, drain_timeout);
@@ -319,6 +341,7 @@ impl Control {
                     draining = draining.min(running);
                 }
                 Ok(News::Signal(SIGHUP)) => {}
+                Ok(News::Question(question)) => drop(question),
                 Ok(News::Signal(_)) => {
                     tracing::warn!("a second signal: stopping at once; what is logged is safe");
                     self.fail(Exit::Undrained);
@@ -335,7 +358,7 @@ impl Control {
     }
 
     fn reload(&mut self) {
-        let is_planned = self.reload.config.planned.is_some();
+        let is_planned = self.served.config.planned.is_some();
         match &self.certificates {
             Some(certificates) => {
                 let replaced = certificates.reload().map(|()| Vec::new());
@@ -347,11 +370,16 @@ impl Control {
             ),
         }
         if is_planned {
-            let outcome = self.reload.run();
+            let outcome = self.served.reload();
             self.tell_reload("namespaces", outcome);
         }
         // After the namespaces: one that is new is denied to everybody until it is among the grants.
-        if let Some(outcome) = self.reload_access() {
+        let outcome = self.served.reload_access();
+        if let Some(refresh) = &self.refresh {
+            // One that was told already and has not begun does for this too.
+            let _ = refresh.try_send(());
+        }
+        if let Some(outcome) = outcome {
             self.tell_reload("access", outcome.map(|()| Vec::new()).map_err(|error| vec![error]));
         }
     }
@@ -373,39 +401,8 @@ impl Control {
         if left_out > 0 {
             fields.push(("left_out", left_out.into()));
         }
-        fields.push(("config_sha256", fingerprint(&self.reload.config).into()));
+        fields.push(("config_sha256", fingerprint(&self.served.config).into()));
         self.audit.event(fields);
-    }
-
-    /// Reads again who may what. What cannot be read leaves in force what there is.
-    /// `None` where there is nothing of the kind.
-    fn reload_access(&self) -> Option<Result<(), String>> {
-        let _changing = self.access.as_ref().map(|in_force| in_force.change());
-        let keys = &self.keys.store;
-        let access = planned::access(&self.reload.config, &self.reload.namespaces, keys);
-        if let Some(refresh) = &self.keys.refresh {
-            // One that was told already and has not begun does for this too.
-            let _ = refresh.try_send(());
-        }
-        match (access, &self.access) {
-            (Ok(Some(access)), Some(in_force)) => {
-                in_force.replace(access);
-                tracing::info!("identities, keys and grants were read again");
-                Some(Ok(()))
-            }
-            (Ok(None), None) => None,
-            (Ok(_), _) => {
-                let why = "the platform file begins or ceases to know identities, which takes a restart; what was in force stays so";
-                tracing::error!("{why}");
-                Some(Err(why.to_owned()))
-            }
-            (Err(error), _) => {
-                tracing::error!(
-                    "identities, keys and grants were not replaced, those before stay in force: {error}"
-                );
-                Some(Err(error))
-            }
-        }
     }
 
     fn ended(&mut self, shard: usize, ended: Ended) {

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use prism_io::web::{Schema, Seen};
-use prism_proto::catalogue::{Access, Method};
+use prism_proto::catalogue::Method;
 use prism_proto::google;
 use prost::Message as _;
 use prost_reflect::{
@@ -20,7 +20,7 @@ use prost_reflect::{
 };
 
 use crate::config::nearest;
-use crate::shard::route;
+use crate::shard::{is_read, route};
 
 /// For every connection.
 pub(crate) const SCHEMA: Schema =
@@ -102,10 +102,12 @@ fn details_to_json(status: &[u8], into: &mut Vec<u8>) {
     into.push(b']');
 }
 
-/// Reads, and the services of gRPC itself, change nothing.
-fn is_read(route: u32) -> bool {
-    let method = u16::try_from(route).ok().and_then(Method::by_id);
-    method.is_none_or(|method| method.access() == Access::Read)
+/// A reply as a JSON text, for the path that was called.
+pub(crate) fn json_of(path: &str, message: &[u8]) -> Result<String, String> {
+    let route = route(path.as_bytes()).ok_or_else(|| format!("{path} is no method"))?;
+    let mut json = Vec::new();
+    reply_to_json(route.id, message, &mut json)?;
+    String::from_utf8(json).map_err(|error| error.to_string())
 }
 
 fn page(path: &str, seen: Seen<'_>) -> (u16, String) {

@@ -103,7 +103,7 @@ fn one_request_that_is_refused_and_nothing_is_served() {
     refused(
         PLATFORM,
         &large,
-        "all.yaml:1:12: messages of 8MiB are more than this server takes, 4MiB",
+        "all.yaml:1:12: SERVER_LIMIT: messages of 8MiB are more than this server takes, 4MiB",
     );
 }
 

@@ -10,12 +10,14 @@
 //! - `keyvalue`, `scan`: the interfaces
 //! - `rooms`, `sources`: where the other models' data is, and how those who wait for it are told
 //! - `queue`, `stream`, `pubsub`: the models; `delivery`: what those have in common that share records among readers
+//! - `erasure`: the end of a namespace
 //! - `outbox`: messages of transactions, until they are relayed
 //! - `outcomes`: what became of calls with an idempotency key
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
 mod delivery;
 mod entry;
+mod erasure;
 mod files;
 mod format;
 mod index;
@@ -43,6 +45,7 @@ use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::TransactRequest;
 use prism_proto::view::types::OperationAction;
 
+pub use self::erasure::Erasure;
 pub use self::files::{RestoreError, Restored, SnapshotFiles};
 pub use self::format::{SNAPSHOT_VERSION, SnapshotError, SnapshotFacts};
 pub use self::outcomes::{

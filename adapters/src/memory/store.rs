@@ -312,6 +312,14 @@ impl Store {
         reaped
     }
 
+    /// Takes out what is at a place of a lane; whether there was anything.
+    pub(super) fn erase_at(&mut self, lane: u32, position: u32) -> bool {
+        let Some(entry) = self.lanes[lane as usize].entries.get(position) else { return false };
+        let hash = self.hasher.hash_one(entry.key(&self.payloads));
+        self.remove_at(lane, position, hash);
+        true
+    }
+
     fn remove_at(&mut self, lane: u32, position: u32, hash: u64) {
         self.save_before_change(lane, position);
         self.set_timer(lane, position, NEVER, 0);

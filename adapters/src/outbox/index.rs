@@ -29,6 +29,11 @@ impl Outboxes {
         outbox.places.insert(place, (accepted_us, chain));
     }
 
+    /// Forgets what a namespace has.
+    pub(crate) fn forget(&mut self, namespace: u32) {
+        self.0.remove(&namespace);
+    }
+
     /// Takes a message out; whether it was there.
     pub(crate) fn remove(&mut self, namespace: u32, place: Place) -> bool {
         let Some(outbox) = self.0.get_mut(&namespace) else { return false };

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::failures::Failures;
 use super::watch::Watch;
-use super::{ANONYMOUS, Access, InForce, READ, STRANGER, WRITE, tokens};
+use super::{ANONYMOUS, Access, Caller, InForce, READ, STRANGER, WRITE, tokens};
 use crate::audit::{Fields, ShardAudit, Who, event, show};
 use crate::config::access::AnonymousFrom;
 use crate::namespaces::Namespace;
@@ -37,6 +37,33 @@ pub(crate) struct Gate {
     watch: Watch,
     lines: LineBudget,
     audit: Rc<ShardAudit>,
+}
+
+/// Who is asked about: what they showed, when, and for what.
+#[derive(Clone, Copy)]
+pub(crate) struct Asking<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) metadata: &'a Metadata,
+    /// Monotonic time at which the call was complete, in ns.
+    pub(crate) received_ns: u64,
+    pub(crate) called: Called,
+}
+
+/// What they call.
+#[derive(Clone, Copy)]
+pub(crate) enum Called {
+    Method(Method),
+    /// A method of NamespaceService, by its path.
+    Control(&'static str),
+}
+
+impl Called {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Method(method) => method.path(),
+            Self::Control(path) => path,
+        }
+    }
 }
 
 struct Token {
@@ -83,11 +110,35 @@ impl Gate {
         if self.in_force.epoch() != self.epoch.get() {
             self.renew();
         }
-        let row = self.row(connection, call)?;
+        let asking = Asking {
+            connection,
+            metadata: &call.metadata,
+            received_ns: call.received_ns,
+            called: Called::Method(call.method),
+        };
+        let row = self.row(asking)?;
         let wanted = wanted(call.method);
         match namespace {
             Some(of) if self.table.borrow().rights(row, of.id) & wanted != 0 => Ok(()),
-            _ => Err(self.denied(connection, call, name, row)),
+            _ => Err(self.denied(asking, name, row)),
+        }
+    }
+
+    /// Who asks about namespaces themselves; what they may is asked of the answer.
+    pub(crate) fn caller(&self, asking: Asking<'_>) -> Result<Caller, Error> {
+        if self.in_force.epoch() != self.epoch.get() {
+            self.renew();
+        }
+        let row = self.row(asking)?;
+        let who = self.who(asking.connection, asking.metadata);
+        Ok(Caller { table: self.table.borrow().clone(), row, who })
+    }
+
+    /// Writes down that somebody may not do what they asked of a namespace.
+    #[cold]
+    pub(crate) fn tell_denied(&self, asking: Asking<'_>, name: &str) {
+        if let Ok(row) = self.row(asking) {
+            self.denied(asking, name, row);
         }
     }
 
@@ -126,27 +177,28 @@ impl Gate {
 
     /// The caller's row: of its token if it brings one, else of its connection.
     #[inline]
-    fn row(&self, connection: &Connection, call: &Call) -> Result<u32, Error> {
-        if !call.metadata.is_empty()
-            && let Some(value) = call.metadata.get(AUTHORIZATION)
+    fn row(&self, asking: Asking<'_>) -> Result<u32, Error> {
+        if !asking.metadata.is_empty()
+            && let Some(value) = asking.metadata.get(AUTHORIZATION)
         {
-            return self.row_of_token(connection, call, value);
+            return self.row_of_token(asking, value);
         }
-        let standing = connection.standing().get();
-        if standing.epoch == self.epoch.get() && call.received_ns < standing.until_ns {
+        let standing = asking.connection.standing().get();
+        if standing.epoch == self.epoch.get() && asking.received_ns < standing.until_ns {
             return Ok(standing.row);
         }
-        self.row_of_connection(connection, call)
+        self.row_of_connection(asking)
     }
 
     #[cold]
-    fn row_of_connection(&self, connection: &Connection, call: &Call) -> Result<u32, Error> {
+    fn row_of_connection(&self, asking: Asking<'_>) -> Result<u32, Error> {
+        let connection = asking.connection;
         let table = self.table.borrow();
         let (row, until_ns) = match (connection.identity(), table.anonymous_from) {
             (Some(identity), _) => {
                 let until_ns = until_ns(identity.validity.until_s);
-                if until_ns <= call.received_ns {
-                    return Err(self.unknown(connection, call, "its certificate has expired"));
+                if until_ns <= asking.received_ns {
+                    return Err(self.unknown(asking, "its certificate has expired"));
                 }
                 (table.row_of(&identity.name, None), until_ns)
             }
@@ -156,27 +208,23 @@ impl Gate {
             }
             (None, _) => {
                 let why = "it brings neither a certificate nor a token";
-                return Err(self.unknown(connection, call, why));
+                return Err(self.unknown(asking, why));
             }
         };
         connection.standing().set(Standing { epoch: self.epoch.get(), row, until_ns });
         Ok(row)
     }
 
-    fn row_of_token(
-        &self,
-        connection: &Connection,
-        call: &Call,
-        value: &[u8],
-    ) -> Result<u32, Error> {
-        let refuse = |why: &str| self.unknown(connection, call, why);
+    fn row_of_token(&self, asking: Asking<'_>, value: &[u8]) -> Result<u32, Error> {
+        let received_ns = asking.received_ns;
+        let refuse = |why: &str| self.unknown(asking, why);
         let token = bearer(value).ok_or_else(|| refuse("`authorization` is no bearer token"))?;
         if let Some(known) = self.tokens.borrow().get(token)
-            && call.received_ns < known.until_ns
+            && received_ns < known.until_ns
         {
             return Ok(known.row);
         }
-        let (from, now_ns) = (connection.peer().ip(), call.received_ns);
+        let (from, now_ns) = (asking.connection.peer().ip(), received_ns);
         self.failures.look(from, now_ns).map_err(too_many_failures)?;
         let table = self.table.borrow();
         let verified = tokens::verify(&table.issuers, token).map_err(|why| {
@@ -184,12 +232,12 @@ impl Gate {
             refuse(&why)
         })?;
         let row = table.row_of(&verified.subject, Some(verified.issuer));
-        if row == STRANGER && self.lines.take(call.received_ns) {
+        if row == STRANGER && self.lines.take(received_ns) {
             tracing::warn!(issuer = %verified.issuer, subject = %verified.subject, "a token of somebody who is not among `identities`");
         }
         let mut known = self.tokens.borrow_mut();
         if known.len() >= TOKENS_MAX {
-            known.retain(|_, token| token.until_ns > call.received_ns);
+            known.retain(|_, token| token.until_ns > received_ns);
         }
         if known.len() >= TOKENS_MAX {
             known.clear();
@@ -202,19 +250,18 @@ impl Gate {
 
     /// Refuses somebody who does not show who they are.
     #[cold]
-    fn unknown(&self, connection: &Connection, call: &Call, why: &str) -> Error {
-        if self.lines.take(call.received_ns) {
-            tracing::warn!(peer = %connection.peer(), method = call.method.path(), "a call was refused, for nobody knows who calls: {why}");
+    fn unknown(&self, asking: Asking<'_>, why: &str) -> Error {
+        if self.lines.take(asking.received_ns) {
+            tracing::warn!(peer = %asking.connection.peer(), method = asking.called.path(), "a call was refused, for nobody knows who calls: {why}");
         }
-        self.audit
-            .deny(call.received_ns, || denied_event("unauthenticated", call, connection, why));
+        self.audit.deny(asking.received_ns, || denied_event("unauthenticated", asking, why));
         let message = "who calls is not known here; show a client certificate or a bearer token that this server takes";
         Error::new(Kind::Unauthenticated, "UNAUTHENTICATED", message)
     }
 
     /// Refuses somebody who may not.
     #[cold]
-    fn denied(&self, connection: &Connection, call: &Call, name: &str, row: u32) -> Error {
+    fn denied(&self, asking: Asking<'_>, name: &str, row: u32) -> Error {
         let why = match row {
             STRANGER => "not among `identities`",
             _ => "nothing grants it",
@@ -224,12 +271,12 @@ impl Gate {
         let known = known.and_then(|index| table.identities.get(index as usize));
         let identity = known.map_or("", |known| &known.pattern.begin);
         let namespace = name.escape_debug().take(63).collect::<String>();
-        let who = self.who(connection, &call.metadata);
-        if self.lines.take(call.received_ns) {
-            tracing::warn!(peer = %connection.peer(), who = %who.id, identity, namespace, method = call.method.path(), "a call was denied: {why}");
+        let who = self.who(asking.connection, asking.metadata);
+        if self.lines.take(asking.received_ns) {
+            tracing::warn!(peer = %asking.connection.peer(), who = %who.id, identity, namespace, method = asking.called.path(), "a call was denied: {why}");
         }
-        self.audit.deny(call.received_ns, || {
-            let mut fields = denied_event("permission_denied", call, connection, why);
+        self.audit.deny(asking.received_ns, || {
+            let mut fields = denied_event("permission_denied", asking, why);
             fields.push(("namespace", namespace.into()));
             fields.push(("who", Value::from(&*who.id)));
             fields.extend(who.issuer.as_ref().map(|issuer| ("issuer", Value::from(&**issuer))));
@@ -247,8 +294,9 @@ pub(super) fn wanted(method: Method) -> u8 {
     }
 }
 
+/// What somebody hears who may not, whether there is such a namespace or not.
 #[cold]
-pub(super) fn permission_denied() -> Error {
+pub(crate) fn permission_denied() -> Error {
     let message = "the caller may not do this, or there is no such namespace; who runs this server finds the reason in its log";
     Error::new(Kind::PermissionDenied, "PERMISSION_DENIED", message)
 }
@@ -276,14 +324,14 @@ pub(crate) fn who_connects(connection: &Connection) -> Arc<Who> {
 }
 
 /// What the audit log says of every call that was not let in.
-fn denied_event(outcome: &str, call: &Call, connection: &Connection, why: &str) -> Fields {
-    let trace_id = trace_id(&call.metadata);
+fn denied_event(outcome: &str, asking: Asking<'_>, why: &str) -> Fields {
+    let trace_id = trace_id(asking.metadata);
     let mut fields = event(
         "denied",
         [
             ("outcome", Value::from(outcome)),
-            ("method", call.method.path().into()),
-            ("from", connection.peer().to_string().into()),
+            ("method", asking.called.path().into()),
+            ("from", asking.connection.peer().to_string().into()),
             ("why", why.into()),
         ],
     );

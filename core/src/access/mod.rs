@@ -4,6 +4,7 @@
 //! shard's [`Gate`] finds out once per connection and epoch who calls, and then reads one byte of the table per call. What is not
 //! granted is denied. A refusal says nothing of what there is: why stands in the log.
 
+mod caller;
 mod failures;
 mod gate;
 pub(crate) mod keys;
@@ -14,13 +15,14 @@ mod watch;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(crate) use gate::{Gate, who_connects};
+pub(crate) use caller::Caller;
+pub(crate) use gate::{Asking, Called, Gate, permission_denied, who_connects};
 use keys::{KeyStore, Remote};
 use tokens::Issuer;
 
-use crate::config::access::{AnonymousFrom, GrantMay};
+use crate::config::access::{AnonymousFrom, Grant, GrantMay};
 use crate::config::platform::Platform;
-use crate::config::request::{Document, May, Who};
+use crate::config::request::{Api, Document, May, Who};
 use crate::namespaces::Namespaces;
 
 /// May read.
@@ -45,6 +47,16 @@ pub(crate) struct Access {
     anonymous_from: Option<AnonymousFrom>,
     /// What each may, by the namespace's id.
     rows: Vec<Box<[u8]>>,
+    /// Which namespaces each may change whether they are there or still to come, by row.
+    changes: Vec<Vec<Reign>>,
+}
+
+/// Namespaces that somebody was granted to change, by their names.
+#[derive(Debug, Clone)]
+struct Reign {
+    names: Pattern,
+    /// Only those that serve this.
+    api: Option<Api>,
 }
 
 /// An identity that the platform knows.
@@ -53,6 +65,7 @@ struct Known {
     pattern: Pattern,
     /// Of tokens; `None`: of certificates.
     issuer: Option<Box<str>>,
+    team: Box<str>,
 }
 
 /// A text, or how it begins.
@@ -101,8 +114,13 @@ impl Access {
         let issuers = issuers.collect::<Result<_, _>>()?;
         let ids = namespaces.iter().map(|namespace| namespace.id as usize + 1).max().unwrap_or(0);
         let mut rows = vec![vec![0; ids].into_boxed_slice(); FIRST as usize];
+        let mut changes: Vec<Vec<Reign>> = vec![Vec::new(), Vec::new()];
         if let Some(anonymous) = &platform.anonymous {
             let pattern = Pattern::new(&anonymous.value.namespace.value.0);
+            if anonymous.value.may.value == GrantMay::Admin {
+                let names = Pattern::new(&anonymous.value.namespace.value.0);
+                changes[ANONYMOUS as usize].push(Reign { names, api: None });
+            }
             for namespace in namespaces.iter().filter(|of| pattern.matches(&of.name)) {
                 rows[ANONYMOUS as usize][namespace.id as usize] = rights(anonymous.value.may.value);
             }
@@ -114,13 +132,19 @@ impl Access {
                 Who::Team(name) => name == team,
                 Who::Service(name) => Some(name) == service,
             };
+            let to_this = |grant: &&Grant| grant.who().is_some_and(|who| is_meant(&who));
+            let reigns = platform.grants.iter().filter(to_this).filter_map(|grant| {
+                let names = Pattern::new(&grant.namespace.value.0);
+                let api = grant.api.map(|api| api.value);
+                (grant.may.value == GrantMay::Admin).then_some(Reign { names, api })
+            });
+            changes.push(reigns.collect());
             let mut row = vec![0; ids];
             for namespace in namespaces.iter() {
                 let allowed = &mut row[namespace.id as usize];
-                for grant in &platform.grants {
+                for grant in platform.grants.iter().filter(to_this) {
                     let api = grant.api.map(|api| api.value.name());
-                    if grant.who().is_some_and(|who| is_meant(&who))
-                        && Pattern::new(&grant.namespace.value.0).matches(&namespace.name)
+                    if Pattern::new(&grant.namespace.value.0).matches(&namespace.name)
                         && api.is_none_or(|api| api == namespace.api.name())
                     {
                         *allowed |= rights(grant.may.value);
@@ -148,11 +172,12 @@ impl Access {
         let known = platform.identities.iter().map(|identity| Known {
             pattern: Pattern::new(&identity.id.value.0),
             issuer: identity.issuer.as_ref().map(|issuer| issuer.value.0.as_str().into()),
+            team: identity.team.value.0.as_str().into(),
         });
         let identities = known.collect();
         let anonymous_from =
             platform.anonymous.as_ref().map(|anonymous| anonymous.value.from.value);
-        Ok(Some(Self { issuers, identities, anonymous_from, rows }))
+        Ok(Some(Self { issuers, identities, anonymous_from, rows, changes }))
     }
 
     /// The same with the last good keys of those issuers that have them at a URL.

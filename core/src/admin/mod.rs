@@ -1,9 +1,10 @@
-//! The admin port: metrics, health and the effective configuration over HTTP, for people, probes and Prometheus.
+//! The admin port: metrics, health, the effective configuration and the namespaces over HTTP, for people, probes and Prometheus.
 //!
-//! Runs on the control thread, reads atomics only, and never waits for a shard. Shows no secret and no user data. Has no
+//! Runs on a thread of its own, reads atomics, asks the control thread about namespaces, and never waits for a shard. Shows no secret and no user data. Has no
 //! authentication: it listens on loopback unless the configuration says otherwise.
 
 mod connections;
+mod namespaces;
 mod readiness;
 
 use std::io;
@@ -18,6 +19,7 @@ pub use readiness::Readiness;
 use crate::access::keys::KeyStore;
 use crate::audit::{AuditView, show};
 use crate::config::Config;
+use crate::control::Ask;
 use crate::logging;
 use crate::metrics::{CONTENT_TYPE, Metrics, ProcessNumbers};
 
@@ -51,6 +53,8 @@ pub struct AdminState {
     config: ShownConfig,
     audit: Option<AuditView>,
     keys: Option<Arc<KeyStore>>,
+    /// Who knows about namespaces; `None`: nobody yet.
+    ask: Option<Ask>,
     started_seconds: f64,
 }
 
@@ -64,6 +68,7 @@ impl AdminState {
             config: ShownConfig::of(config),
             audit: None,
             keys: None,
+            ask: None,
             started_seconds: now.as_secs_f64(),
         }
     }
@@ -76,6 +81,11 @@ impl AdminState {
     /// With what is shown of issuers' keys.
     pub(crate) fn with_keys(self, keys: Arc<KeyStore>) -> Self {
         Self { keys: Some(keys), ..self }
+    }
+
+    /// The same, with somebody to ask about namespaces.
+    pub(crate) fn asking(self, ask: Ask) -> Self {
+        Self { ask: Some(ask), ..self }
     }
 
     /// What is shown of the configuration, for whoever changes it.
@@ -127,7 +137,12 @@ impl AdminState {
                 content_type: "application/yaml",
                 body: self.config.get().into_bytes(),
             },
-            _ => Response::text(404, INDEX),
+            path => match (path.strip_prefix("/namespaces"), &self.ask) {
+                (Some(name), Some(ask)) if name.is_empty() || name.starts_with('/') => {
+                    namespaces::answer(ask, name.trim_matches('/'))
+                }
+                _ => Response::text(404, INDEX),
+            },
         }
     }
 }
@@ -140,6 +155,7 @@ Prism, admin port
 /readyz    200 while every shard serves, 503 before and while draining
 /config    the effective configuration
 /audit     number and hash of the last line of the audit log, as JSON
+/namespaces  the namespaces as JSON; /namespaces/NAME: one of them, and why it is so
 /debug/connections  who is connected, and what has passed, as JSON
 ";
 
@@ -186,7 +202,7 @@ mod tests {
         let labels = Labels::of(&config, &["WAL_FULL"]);
         let (metrics, shards) = Metrics::new(labels, 2);
         shards[1].request(Some(0), 0, 0, 90_000);
-        AdminState::new(&config, metrics, Readiness::new(2))
+        AdminState::new(&config, metrics, Readiness::new(2)).asking(Ask::nobody())
     }
 
     fn answer(state: &AdminState, path: &str) -> (u16, String) {

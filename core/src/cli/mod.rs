@@ -3,12 +3,14 @@
 //! Results go to stdout, diagnostics to stderr, and the process ends with a code of [`Exit`]. Commands parse their
 //! arguments and print; what they do is elsewhere.
 
+mod apply;
 mod audit;
 mod exit;
 mod first_screen;
 mod interfaces;
 mod kv;
 mod messages;
+mod namespaces;
 pub(crate) mod output;
 mod plan;
 mod pubsub;
@@ -16,6 +18,7 @@ mod queue;
 mod reach;
 mod reader;
 mod remote;
+mod requests;
 mod schema;
 mod serve;
 mod stream;
@@ -74,10 +77,18 @@ enum Command {
     Transact(transact::TransactArgs),
     /// List the data models, their interfaces and calls, and which backend offers them.
     Interfaces(OutputArgs),
+    /// List the namespaces of a running server.
+    Namespaces(namespaces::NamespacesArgs),
     /// Tell what namespace requests become, and why; changes nothing.
     Plan(plan::PlanArgs),
     /// Tell why a namespace is planned as it is.
     Explain(plan::ExplainArgs),
+    /// Make namespaces of a running server what requests say.
+    Apply(apply::ApplyArgs),
+    /// Let a team tune a namespace, until a day.
+    Approve(apply::ApproveArgs),
+    /// End a namespace of a running server, and with --data what it holds.
+    Delete(apply::DeleteArgs),
     /// Print the JSON Schema of a namespace request or of platform.yaml, for editors.
     Schema(schema::SchemaArgs),
     /// Look into the write-ahead log of a data directory: inspect, verify, repair.
@@ -119,8 +130,12 @@ pub fn run(serve: impl FnOnce(Config) -> Exit) -> ExitCode {
         Command::Reader(args) => reader::run(args),
         Command::Transact(args) => transact::run(args),
         Command::Interfaces(args) => interfaces::run(args.output),
+        Command::Namespaces(args) => namespaces::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Explain(args) => plan::explain(&args),
+        Command::Apply(args) => apply::apply(&args),
+        Command::Approve(args) => apply::approve(&args),
+        Command::Delete(args) => apply::delete(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Wal(args) => wal::run(&args),
         Command::Audit(args) => audit::run(&args),

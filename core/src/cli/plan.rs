@@ -1,4 +1,5 @@
-//! `prism plan` and `prism explain`: what namespace requests become, and why. Read files and print; nothing is changed.
+//! `prism plan` and `prism explain`: what namespace requests become, and why. Nothing is changed. They read files, or with
+//! `--server` ask a server that runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Format, print};
-use super::{Exit, complain};
+use super::reach::Server;
+use super::requests::Requests;
+use super::{Exit, complain, namespaces};
 use crate::config::Machine;
 use crate::config::platform::{Platform, Purpose, load_platform};
 use crate::config::request::{Document, load_requests};
@@ -18,18 +21,21 @@ use crate::registry::Registry;
 const PLAN_HELP: &str = "\
 Without --platform the file platform.yaml beside FILE, or in the folder above, is taken; without one, the embedded store.
 Ends with 0 where nothing would change, with 2 where something would, and with 78 where a request is refused. What there is
-is what the data directory remembers: names, backends and homes.
+is what the data directory remembers: names, backends and homes. With --server it is what a running server serves, and what
+would change is told field by field; the platform is the server's.
 
 Examples:
   prism plan orders.yaml
   prism plan namespaces/ --platform platform.yaml
   prism plan namespaces/ -o json
+  prism plan orders.yaml --server
 ";
 
 const EXPLAIN_HELP: &str = "\
 Examples:
   prism explain orders
   prism explain orders --requests examples/namespaces --platform examples/platform.yaml
+  prism explain orders --server
 ";
 
 #[derive(Debug, Args)]
@@ -63,6 +69,11 @@ struct Beside {
     /// The data directory of the Prism that serves them: which namespaces there are, and where they live.
     #[arg(long, value_name = "DIRECTORY", default_value = "./prism-data")]
     data_dir: PathBuf,
+    /// Ask the server at --endpoint instead of reading its files.
+    #[arg(long = "server", conflicts_with_all = ["platform", "data_dir"])]
+    is_asked: bool,
+    #[command(flatten)]
+    server: Server,
     /// The form of the result.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -78,6 +89,12 @@ struct Planned {
 }
 
 pub(super) fn run(args: &PlanArgs) -> Exit {
+    if args.beside.is_asked {
+        return match Requests::load(&args.requests) {
+            Ok(requests) => namespaces::plan(&args.beside.server, &requests, args.beside.output),
+            Err(exit) => exit,
+        };
+    }
     let planned = match plan_files(&args.requests, &args.beside) {
         Ok(planned) => planned,
         Err(exit) => return exit,
@@ -147,6 +164,10 @@ fn plan_text(outcomes: &[Outcome], placed: &BTreeMap<String, Placed>) -> String 
 }
 
 pub(super) fn explain(args: &ExplainArgs) -> Exit {
+    if args.beside.is_asked {
+        let beside = &args.beside;
+        return namespaces::explain(&beside.server, &args.namespace, beside.output);
+    }
     let planned = match plan_files(&args.requests, &args.beside) {
         Ok(planned) => planned,
         Err(exit) => return exit,

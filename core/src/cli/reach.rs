@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
+use prism_io::grpc::Code;
 use prism_proto::catalogue::Method;
 use prost::DecodeError;
 
@@ -23,8 +24,9 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// As long as a stream without an end may last.
 const ENDLESS: Duration = Duration::from_secs(30 * 86_400);
 
+/// Where the server is, and how it is spoken to.
 #[derive(Debug, Clone, Args)]
-pub(in crate::cli) struct Reach {
+pub(in crate::cli) struct Server {
     /// Where the server listens.
     #[arg(long, global = true, value_name = "HOST:PORT", default_value = ENDPOINT_DEFAULT)]
     endpoint: String,
@@ -37,6 +39,19 @@ pub(in crate::cli) struct Reach {
     /// The name in the server's certificate, where it is not the host of the endpoint. Means --tls.
     #[arg(long, global = true, value_name = "NAME")]
     tls_name: Option<String>,
+    /// Show the bearer token that this file holds.
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// How long to wait for the answer, such as 500ms or 10s; 30s where an end is to come.
+    #[arg(long, global = true, value_name = "TIME", value_parser = time)]
+    timeout: Option<Duration>,
+}
+
+/// How calls to data are made.
+#[derive(Debug, Clone, Args)]
+pub(in crate::cli) struct Reach {
+    #[command(flatten)]
+    server: Server,
     /// The form of the result.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     pub(super) output: Format,
@@ -46,9 +61,6 @@ pub(in crate::cli) struct Reach {
     /// Make a write safe to repeat: the same key gets the first outcome and has no second effect.
     #[arg(long, global = true, value_name = "KEY", value_parser = idempotency_key)]
     idempotency_key: Option<String>,
-    /// How long to wait for the answer, such as 500ms or 10s; 30s where an end is to come.
-    #[arg(long, global = true, value_name = "TIME", value_parser = time)]
-    timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -111,13 +123,11 @@ impl Reach {
             }
         };
         let span = if prepared.is_endless { ENDLESS } else { TIMEOUT_DEFAULT };
-        let call = Call {
-            endpoint: self.endpoint.clone(),
-            method: prepared.method,
-            request: prepared.request,
-            metadata: self.metadata(),
-            timeout: self.timeout.unwrap_or(span),
-            tls: self.client_tls(),
+        let metadata = self.metadata();
+        let method = (prepared.method.path(), prepared.method.server_streaming());
+        let call = match self.server.prepare(method, prepared.request, metadata, span) {
+            Ok(call) => call,
+            Err(exit) => return exit,
         };
         let told = Rc::new(RefCell::new((begin, None)));
         let tell = told.clone();
@@ -150,6 +160,71 @@ impl Reach {
         self.output == Format::Json
     }
 
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        let level = self.durability.map(|level| ("prism-durability", level.name().to_string()));
+        let key = self.idempotency_key.clone().map(|key| ("prism-idempotency-key", key));
+        level.into_iter().chain(key).collect()
+    }
+}
+
+impl Server {
+    /// A call of a method, by its path and whether its answer is a stream.
+    fn prepare(
+        &self,
+        (path, is_stream): (&'static str, bool),
+        request: Vec<u8>,
+        mut metadata: Vec<(&'static str, String)>,
+        span: Duration,
+    ) -> Result<Call, Exit> {
+        if let Some(file) = &self.token_file {
+            let token = std::fs::read_to_string(file).map_err(|error| {
+                complain(format_args!("{}: the token cannot be read: {error}", file.display()));
+                Exit::Usage
+            })?;
+            metadata.push(("authorization", format!("Bearer {}", token.trim())));
+        }
+        Ok(Call {
+            endpoint: self.endpoint.clone(),
+            path,
+            is_stream,
+            request,
+            metadata,
+            timeout: self.timeout.unwrap_or(span),
+            tls: self.client_tls(),
+        })
+    }
+
+    /// Makes a call that has one answer; where there is none, it has been told why.
+    pub(super) fn ask(
+        &self,
+        path: &'static str,
+        request: &impl prost::Message,
+    ) -> Result<Vec<u8>, Exit> {
+        let request = request.encode_to_vec();
+        let call = self.prepare((path, false), request, Vec::new(), TIMEOUT_DEFAULT)?;
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let tell = told.clone();
+        let answer = remote::call(call, move |message| {
+            tell.replace(message.to_vec());
+            true
+        });
+        match answer {
+            Ok(()) => Ok(told.take()),
+            Err(refusal) => {
+                complain(&refusal);
+                Err(match &refusal {
+                    remote::Refusal::Failed(failure) => match failure.code {
+                        Code::NotFound => Exit::NotFound,
+                        Code::FailedPrecondition | Code::InvalidArgument => Exit::Config,
+                        Code::Aborted => Exit::Unavailable,
+                        _ => refusal.exit(),
+                    },
+                    _ => refusal.exit(),
+                })
+            }
+        }
+    }
+
     fn client_tls(&self) -> Option<ClientTls> {
         let wanted = self.tls
             || self.tls_ca.is_some()
@@ -157,12 +232,6 @@ impl Reach {
             || self.endpoint.starts_with("https://");
         let (authorities, name) = (self.tls_ca.clone(), self.tls_name.clone());
         wanted.then_some(ClientTls { authorities, name })
-    }
-
-    fn metadata(&self) -> Vec<(&'static str, String)> {
-        let level = self.durability.map(|level| ("prism-durability", level.name().to_string()));
-        let key = self.idempotency_key.clone().map(|key| ("prism-idempotency-key", key));
-        level.into_iter().chain(key).collect()
     }
 }
 

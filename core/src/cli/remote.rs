@@ -10,7 +10,6 @@ use prism_io::client::{Client, Failure};
 use prism_io::grpc::{Code, Limits};
 use prism_io::rt;
 use prism_io::tls::{self, Connector, Roots};
-use prism_proto::catalogue::Method;
 use prism_proto::google::rpc;
 use prost::Message;
 
@@ -25,7 +24,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Call {
     /// `host:port`.
     pub(super) endpoint: String,
-    pub(super) method: Method,
+    /// The method's path.
+    pub(super) path: &'static str,
+    /// Its answer is a stream.
+    pub(super) is_stream: bool,
     /// The encoded request.
     pub(super) request: Vec<u8>,
     pub(super) metadata: Vec<(&'static str, String)>,
@@ -201,17 +203,17 @@ async fn converse(
     connector: Option<Connector>,
     mut on_message: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), Refusal> {
-    let Call { endpoint, method, request, metadata, timeout, tls: _ } = call;
+    let Call { endpoint, path, is_stream, request, metadata, timeout, tls: _ } = call;
     let patience = timeout.min(CONNECT_MAX);
     let client = connect(endpoint, &addresses, connector.as_ref(), patience).await?;
     let metadata: Vec<(&str, &[u8])> =
         metadata.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
-    if !method.server_streaming() {
-        let reply = client.unary(method.path(), &metadata, &request, timeout).await;
+    if !is_stream {
+        let reply = client.unary(path, &metadata, &request, timeout).await;
         on_message(&reply.map_err(Refusal::Failed)?.message);
         return Ok(());
     }
-    let reply = client.stream(method.path(), &metadata, &request, timeout).await;
+    let reply = client.stream(path, &metadata, &request, timeout).await;
     let mut reply = reply.map_err(Refusal::Failed)?;
     while let Some(message) = reply.next().await.map_err(Refusal::Failed)? {
         if !on_message(&message) {

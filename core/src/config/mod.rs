@@ -32,6 +32,7 @@ mod web;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prism_proto::catalogue::{Interface, Interfaces, Model};
@@ -47,6 +48,8 @@ pub use read::{load, namespace_name_valid, read};
 pub use transport::Transport;
 pub use tree::Setting;
 pub use web::Web;
+
+use crate::plan::Asked;
 
 /// Most shards that one process runs.
 pub const SHARDS_MAX: usize = 256;
@@ -78,8 +81,10 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// How long a shard that has become idle looks for work before it sleeps; zero sleeps at once.
     pub busy_poll: Duration,
-    /// The files that namespaces and backends are planned from, instead of being listed.
+    /// What namespaces and backends are planned from; `None`: they are listed.
     pub planned: Option<PlannedFrom>,
+    /// What was asked for, of the namespaces that are planned.
+    pub asked: Vec<Arc<Asked>>,
     /// The namespaces to serve; at least one, names unique.
     pub namespaces: Vec<Namespace>,
     /// Bounds on what clients may ask for.
@@ -109,11 +114,11 @@ impl Config {
     }
 }
 
-/// The files that namespaces are planned from.
+/// What namespaces are planned from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedFrom {
-    /// A file of namespace requests, or a folder of them.
-    pub requests: PathBuf,
+    /// A file of namespace requests, or a folder of them; `None`: they are applied, and the data directory remembers them.
+    pub requests: Option<PathBuf>,
     /// The platform team's file; `None`: the embedded store, and any team.
     pub platform: Option<PathBuf>,
 }

@@ -176,6 +176,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
         backends,
         busy_poll,
         planned,
+        asked: Vec::new(),
         namespaces,
         limits,
         grpc,
@@ -189,7 +190,8 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
     }
 }
 
-/// The files that namespaces are planned from; what they decide is not said here too.
+/// What namespaces are planned from; what it decides is not said here too. Where the file says neither which namespaces nor
+/// which backends there are, they are applied.
 fn read_planned(top: &Section<'_>, report: &Report) -> Option<PlannedFrom> {
     let path = |text: &str| match text.is_empty() || text.contains('\0') {
         true => Err(Problem::new("it is not a path", "write the path of a file or folder")),
@@ -197,24 +199,31 @@ fn read_planned(top: &Section<'_>, report: &Report) -> Option<PlannedFrom> {
     };
     let requests = top.optional("requests", path);
     let platform = top.optional("platform", path);
-    let Some(requests) = requests else {
-        if let Some(platform) = platform.filter(|_| top.lacks("requests")) {
-            let remedy = "add `requests: FOLDER`, or leave `platform` out";
-            report.error(platform.origin, Problem::new("a platform without requests", remedy));
-        }
-        return None;
+    let key = match (&requests, &platform) {
+        (Some(requests), _) => Some(("requests", requests.origin)),
+        (None, Some(platform)) => Some(("platform", platform.origin)),
+        (None, None) => None,
+    };
+    let Some((named, origin)) = key else {
+        let is_listed = ["namespaces", "backends", "requests", "platform"];
+        let is_applied = is_listed.iter().all(|key| top.lacks(key));
+        return is_applied.then_some(PlannedFrom { requests: None, platform: None });
     };
     for (key, instead) in
         [("namespaces", "ask for them there"), ("backends", "declare them in `platform`")]
     {
         if !top.lacks(key) {
-            let message = format!("`requests` and `{key}` stand beside each other");
-            let remedy = format!("leave `{key}` out and {instead}, or leave `requests` out");
-            report.error(requests.origin, Problem::new(message, remedy));
+            let instead = match (named, key) {
+                ("platform", "namespaces") => "ask for them with `prism apply`",
+                _ => instead,
+            };
+            let message = format!("`{named}` and `{key}` stand beside each other");
+            let remedy = format!("leave `{key}` out and {instead}, or leave `{named}` out");
+            report.error(origin, Problem::new(message, remedy));
         }
     }
     Some(PlannedFrom {
-        requests: requests.value,
+        requests: requests.map(|requests| requests.value),
         platform: platform.map(|platform| platform.value),
     })
 }

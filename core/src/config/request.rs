@@ -406,6 +406,11 @@ fn refuse_second(documents: &[Document], document: &Document, report: &Report) {
 /// Reads the requests of a file, or of every `*.yaml` and `*.yml` of a folder in the order of their names; `platform.yaml` is
 /// left out.
 pub fn load_requests(path: &Path) -> Result<Vec<Document>, Vec<ConfigErrors>> {
+    read_requests(&request_texts(path)?)
+}
+
+/// The files that [`load_requests`] reads, each its name and its text.
+pub fn request_texts(path: &Path) -> Result<Vec<(String, String)>, Vec<ConfigErrors>> {
     let refuse = |message: String| {
         let remedy = "name a YAML file, or a folder of them".to_owned();
         let errors = vec![ConfigError { origin: Origin::File, message, remedy }];
@@ -437,7 +442,7 @@ pub fn load_requests(path: &Path) -> Result<Vec<Document>, Vec<ConfigErrors>> {
             Err(errors) => wrong.push(errors),
         }
     }
-    if wrong.is_empty() { read_requests(&texts) } else { Err(wrong) }
+    if wrong.is_empty() { Ok(texts) } else { Err(wrong) }
 }
 
 /// The JSON Schema of a namespace request.

@@ -3,6 +3,7 @@
 //! Families are complete and contiguous, label values are escaped, and a series that was never counted is left out,
 //! except for those without labels of their own.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::sync::Arc;
@@ -46,6 +47,21 @@ const BOUNDS: [(&str, u64); 19] = [
 /// The percentiles of `prism_latency_seconds`.
 const PERCENTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)];
 
+/// The places of namespaces by what they are called: one that came after another of its name was deleted goes on with its series.
+fn places_by_name(shape: &ShardNumbers) -> Vec<(&str, Vec<usize>)> {
+    let mut numbers = HashMap::new();
+    let mut places: Vec<(&str, Vec<usize>)> = Vec::new();
+    for place in 0..=shape.labels.places() {
+        let name = shape.namespace_label(place);
+        let number = *numbers.entry(name).or_insert(places.len());
+        match places.get_mut(number) {
+            Some((_, of_name)) => of_name.push(place),
+            None => places.push((name, vec![place])),
+        }
+    }
+    places
+}
+
 impl Metrics {
     /// Every family in the text exposition format. `process` adds numbers of the whole process to it.
     pub fn render(&self, process: &ProcessNumbers) -> String {
@@ -77,19 +93,23 @@ impl Metrics {
             totals: Totals,
         }
         let mut series = Vec::new();
-        for namespace in 0..=shape.labels.places() {
+        for (namespace, places) in places_by_name(shape) {
             for (api, api_name) in shape.labels.apis.iter().enumerate() {
                 let mut codes = [0; CODES];
                 let mut totals = Totals::default();
-                for calls in self.shards.iter().filter_map(|shard| shard.calls(namespace, api)) {
+                let of_place = |place: &usize| {
+                    let place = *place;
+                    self.shards.iter().filter_map(move |shard| shard.calls(place, api))
+                };
+                for calls in places.iter().flat_map(of_place) {
                     for (sum, counter) in codes.iter_mut().zip(&calls.codes) {
                         *sum += counter.get();
                     }
                     calls.duration.add_to(&mut totals);
                 }
                 if codes.iter().any(|count| *count > 0) {
-                    let namespace = escape(shape.namespace_label(namespace));
-                    let labels = format!("namespace=\"{namespace}\",api=\"{}\"", escape(api_name));
+                    let (namespace, api_name) = (escape(namespace), escape(api_name));
+                    let labels = format!("namespace=\"{namespace}\",api=\"{api_name}\"");
                     series.push(Series { labels, codes, totals });
                 }
             }
@@ -120,7 +140,8 @@ impl Metrics {
 
     fn render_lanes(&self, out: &mut String, shape: &ShardNumbers) {
         let mut rows = Vec::new();
-        for (namespace, name) in shape.labels.namespaces.iter().enumerate() {
+        for namespace in 0..shape.labels.places() {
+            let name = shape.namespace_label(namespace);
             for lane in self.shards.iter().filter_map(|shard| shard.lanes[namespace].get()) {
                 let mut described = Vec::new();
                 lane.describe(&mut described);
@@ -148,17 +169,17 @@ impl Metrics {
     fn render_errors(&self, out: &mut String, shape: &ShardNumbers) {
         let name = "prism_backend_errors_total";
         family(out, name, "counter", "Errors that backends gave, by their kind as a gRPC status.");
-        for namespace in 0..=shape.labels.places() {
-            let rows: Vec<_> = self
-                .shards
-                .iter()
-                .filter_map(|shard| shard.backend_errors[namespace].get())
-                .collect();
+        for (namespace, places) in places_by_name(shape) {
+            let of_place = |place: &usize| {
+                let place = *place;
+                self.shards.iter().filter_map(move |shard| shard.backend_errors[place].get())
+            };
+            let rows: Vec<_> = places.iter().flat_map(of_place).collect();
             for (backend, backend_name) in shape.labels.backends.iter().enumerate() {
                 for (code, kind) in CODE_NAMES.iter().enumerate() {
                     let count: u64 = rows.iter().map(|row| row[backend * CODES + code].get()).sum();
                     if count > 0 {
-                        let namespace = escape(shape.namespace_label(namespace));
+                        let namespace = escape(namespace);
                         let labels = format!(
                             "namespace=\"{namespace}\",backend=\"{backend_name}\",kind=\"{kind}\""
                         );

@@ -212,7 +212,7 @@ impl ShardNumbers {
         Self {
             calls: (0..cells).map(|_| OnceLock::new()).collect(),
             backend_errors: (0..namespaces).map(|_| OnceLock::new()).collect(),
-            lanes: labels.namespaces.iter().map(|_| OnceLock::new()).collect(),
+            lanes: (0..labels.places()).map(|_| OnceLock::new()).collect(),
             outboxes: (0..labels.places()).map(|_| OnceLock::new()).collect(),
             refused: labels.reasons.iter().map(|_| Counter::default()).collect(),
             labels,

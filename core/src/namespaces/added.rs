@@ -58,7 +58,7 @@ impl Added {
         loop {
             let place = self.slots[slot].load(Ordering::Acquire).checked_sub(1)?;
             let found = self.at(place as usize)?;
-            if *found.name == *name {
+            if *found.name == *name && found.terms.is_served() {
                 return Some(found);
             }
             slot = (slot + 1) % self.slots.len();

@@ -7,6 +7,7 @@
 
 mod authority;
 mod capabilities;
+mod changes;
 mod choose;
 mod compose;
 mod needs;
@@ -19,6 +20,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use capabilities::{Capabilities, Offer};
+pub use changes::{
+    Asked, Difference, Hindrance, Obstacle, differences, is_lifted_by_approval, is_of_authority,
+    keeps_data,
+};
 pub use routes::{Figures, ROUTES, Route, Shape, figures, tables};
 pub use show::{outcome_json, outcome_text};
 

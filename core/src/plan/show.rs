@@ -127,7 +127,7 @@ pub fn outcome_json(outcome: &Outcome) -> Value {
     })
 }
 
-fn plan_json(plan: &Plan) -> Value {
+pub(super) fn plan_json(plan: &Plan) -> Value {
     let part = |part: &Part| {
         json!({
             "backend": part.backend,

@@ -48,7 +48,7 @@ pub(super) fn begin(
 ) -> Result<(), Error> {
     let Origin::Caller { connection, .. } = &call.origin else { return Ok(()) };
     let Some(namespace) = seen.get().map(|index| shard.namespaces.at(index)) else { return Ok(()) };
-    if !namespace.audit_logging {
+    if !namespace.terms.is_audited() {
         return Ok(());
     }
     shard.audit.owe(namespace, lines)?;
@@ -98,7 +98,7 @@ pub(super) async fn begin_stream(
 /// Writes down that a call sends to another namespace, before it does, if that has to be written down.
 pub(super) async fn send_to(shard: &Shard, call: &Call, target: &Namespace) -> Result<(), Error> {
     let Origin::Caller { connection, .. } = &call.origin else { return Ok(()) };
-    if !target.audit_logging {
+    if !target.terms.is_audited() {
         return Ok(());
     }
     shard.audit.owe(target, 1)?;

@@ -52,7 +52,7 @@ impl LsnToken {
 
 /// The level of a call: its namespace's, or more if it asks for more.
 pub(super) fn level(namespace: &Namespace, metadata: &Metadata) -> Result<Durability, Error> {
-    let Some(asked) = metadata.get(DURABILITY) else { return Ok(namespace.durability) };
+    let Some(asked) = metadata.get(DURABILITY) else { return Ok(namespace.durability()) };
     let asked = match asked {
         b"memory" => Durability::Memory,
         b"wal" => Durability::Wal,
@@ -72,7 +72,7 @@ pub(super) fn level(namespace: &Namespace, metadata: &Metadata) -> Result<Durabi
             "ask for less, or leave prism-durability out",
         ));
     }
-    Ok(namespace.durability.max(asked))
+    Ok(namespace.durability().max(asked))
 }
 
 /// Whether the outcome of a write can be remembered under an idempotency key. Of a write to an outside backend the log must

@@ -104,7 +104,7 @@ pub(crate) fn fetch<'a>(store: &Memstore, mut records: impl Iterator<Item = Reco
 pub(crate) fn carry_out(shard: &Shard, mut logged: Logged, record: &Record<'_>, now_ns: u64) {
     let Rest { lsn, namespace, level, ticket, held_bytes, .. } = logged.rest;
     let mut reply: Reply = shard.replies.take();
-    let limits = &shard.namespaces.at(namespace).limits;
+    let limits = &shard.namespaces.at(namespace).limits();
     let name = &shard.namespaces.at(namespace).name;
     let outcome = at_once(apply(&shard.target(), record, name, limits, ticket, &mut reply));
     if logged.call.method == Method::TRANSACT_WRITE {

@@ -219,6 +219,7 @@ async fn answer(
     if call.is_late() {
         return Err(expired(Stage::Nothing));
     }
+    shard.make_ready(namespace);
     match call.method.access() {
         // What a stream writes of its own goes by the method of the stream.
         Access::Read
@@ -263,11 +264,11 @@ async fn read(
         partition: 0,
         now_us: clock::wall_us(),
         revision: Default::default(),
-        limits: &namespace.limits,
+        limits: &namespace.limits(),
     };
     let mut reply = shard.replies.take();
     if let Some(lane) = shard.lanes.of(namespace.index).filter(|lane| lane.holds()) {
-        interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
+        interfaces::validate(call.method, &message, namespace.offers, &namespace.limits())?;
         if lane.before_read(namespace, call.method, &message, context.now_us, &mut reply).await? {
             return Ok(Answer { reply, ..Answer::default() });
         }
@@ -305,14 +306,14 @@ async fn write(
     if let Some(until_ns) = wait::wait_until_ns(call, &message)
         && (key.is_empty() || retry::is_new(shard, call, namespace, key, &message))
     {
-        interfaces::validate(call.method, &message, namespace.offers, &namespace.limits)?;
+        interfaces::validate(call.method, &message, namespace.offers, &namespace.limits())?;
         let context = Context {
             namespace: namespace.id,
             namespace_name: &namespace.name,
             partition: 0,
             now_us: clock::wall_us(),
             revision: Default::default(),
-            limits: &namespace.limits,
+            limits: &namespace.limits(),
         };
         let waited = wait::ready(shard, &context, namespace, (call, &message), until_ns).await;
         if waited == wait::Waited::InVain && key.is_empty() {
@@ -320,11 +321,17 @@ async fn write(
             return Ok(Step::Answered(Answer::default()));
         }
     }
+    // It may have been deleted while the call waited: then nothing may be written any more.
+    let check_is_served = || match namespace.terms.is_served() {
+        true => Ok(()),
+        false => Err(permit::unknown(shard, &namespace.name)),
+    };
     if level == Durability::Memory
         && key.is_empty()
         && !holds
         && !is_of_outbox(namespace, call.method)
     {
+        check_is_served()?;
         if namespace.backend != 0 {
             // An outside backend may have it when the caller's time is up.
             progress.stage.set(Stage::Elsewhere);
@@ -359,7 +366,8 @@ async fn write(
         trace_id: trace::trace_id(&call.metadata),
         ..RecordHead::default()
     };
-    let appended = match shard.log.append(&head, &message) {
+    let appended = check_is_served().and_then(|()| shard.log.append(&head, &message));
+    let appended = match appended {
         Ok(appended) => appended,
         Err(error) => {
             if let Some(ticket) = ticket {
@@ -392,7 +400,7 @@ fn is_of_outbox(namespace: &Namespace, method: Method) -> bool {
 fn validate(call: &Call, message: &[u8], namespace: &Namespace) -> Result<(), Error> {
     let validate =
         if call.is_relayed { interfaces::validate_relayed } else { interfaces::validate };
-    validate(call.method, message, namespace.offers, &namespace.limits)
+    validate(call.method, message, namespace.offers, &namespace.limits())
 }
 
 /// A write of level `memory`: the backend's answer is all there is to wait for.
@@ -408,7 +416,7 @@ async fn write_unlogged(
         partition: 0,
         now_us: shard.log.time_us(clock::wall_us()),
         revision: shard.unlogged_revision(),
-        limits: &namespace.limits,
+        limits: &namespace.limits(),
     };
     let mut reply = shard.replies.take();
     let backend = shard.backend(namespace);
@@ -580,12 +588,11 @@ pub(crate) fn replay(
         return Err(method_unknown());
     }
     let ticket = retry::ticket_of_record(target, record)?;
-    let defaults = Limits::default();
     let served = target.namespaces.by_id(record.head.lane.namespace);
     let name = served.map_or("", |namespace| &namespace.name);
-    let limits = served.map_or(&defaults, |namespace| &namespace.limits);
+    let limits = served.map_or(Limits::default(), Namespace::limits);
     // What was refused the first time is refused again, and for the same reason.
-    let _ = at_once(apply(target, record, name, limits, ticket, reply));
+    let _ = at_once(apply(target, record, name, &limits, ticket, reply));
     Ok(())
 }
 

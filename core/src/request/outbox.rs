@@ -86,17 +86,17 @@ pub(super) fn check<'a>(
         return Err(Error::field("MESSAGE_MISSING", format!("{field}.message"), expected));
     }
     let (method, request) = outbox::call(target.api.model(), field, message, clock::wall_us())?;
-    if request.len() + RELAYED_BYTES > target.message_bytes_max {
+    if request.len() + RELAYED_BYTES > target.terms.message_bytes_max() {
         let message = format!(
             "{field} has {} bytes as a request, its target namespace {} takes {}; send less, or raise its max_message_size",
             request.len() + RELAYED_BYTES,
             target.name,
-            target.message_bytes_max
+            target.terms.message_bytes_max()
         );
         return Err(Error::new(Kind::ResourceExhausted, "MESSAGE_TOO_LARGE", message)
             .with("namespace", target.name.to_string()));
     }
-    let valid = interfaces::validate(method, &request, target.offers, &target.limits);
+    let valid = interfaces::validate(method, &request, target.offers, &target.limits());
     valid.map(|()| target).map_err(|error| {
         error.within(|name| name_of(field, name)).with("namespace", target.name.to_string())
     })
@@ -115,7 +115,7 @@ fn name_of(field: &str, name: &str) -> String {
 pub(crate) fn room(shard: &Shard, namespace: &Namespace, message: &[u8]) -> Result<(), Error> {
     let known = shard.backend(namespace).outboxes();
     let held = known.map_or(0, |known| known.borrow().facts(namespace.id).messages);
-    if held + outbox::count(message) as u64 <= namespace.backlog_records_max {
+    if held + outbox::count(message) as u64 <= namespace.terms.backlog_records_max() {
         return Ok(());
     }
     let text = format!(

@@ -48,7 +48,7 @@ pub(crate) fn permit<'a>(
     if !method.offered_by(namespace.offers) {
         return Err(not_offered(namespace, method));
     }
-    if message.len() > called.message_bytes_max {
+    if message.len() > called.terms.message_bytes_max() {
         return Err(Error::new(
             Kind::ResourceExhausted,
             "MESSAGE_TOO_LARGE",
@@ -56,7 +56,7 @@ pub(crate) fn permit<'a>(
                 "the request has {} bytes, namespace {} takes {}; raise its max_message_size or send less",
                 message.len(),
                 called.name,
-                called.message_bytes_max
+                called.terms.message_bytes_max()
             ),
         )
         .with("namespace", called.name.to_string()));
@@ -96,7 +96,7 @@ pub(crate) fn malformed(error: wire::DecodeError) -> Error {
 }
 
 #[cold]
-fn unknown(shard: &Shard, name: &str) -> Error {
+pub(super) fn unknown(shard: &Shard, name: &str) -> Error {
     if name.is_empty() {
         return Error::field(
             "NAMESPACE_MISSING",
@@ -104,8 +104,8 @@ fn unknown(shard: &Shard, name: &str) -> Error {
             "set field 1, namespace, in every request",
         );
     }
-    let served: Vec<&str> =
-        shard.namespaces.iter().take(5).map(|namespace| &*namespace.name).collect();
+    let served = shard.namespaces.iter().filter(|namespace| namespace.terms.is_served());
+    let served: Vec<&str> = served.take(5).map(|namespace| &*namespace.name).collect();
     // The name is the caller's: it is shown, cut, but never becomes a label.
     let shown: String = name.chars().filter(|character| !character.is_control()).take(63).collect();
     Error::new(

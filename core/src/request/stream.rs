@@ -147,7 +147,7 @@ async fn serve(
         true => Some(shard.subscribe(namespace)?),
         false => None,
     };
-    interfaces::validate(call.method, &call.message, namespace.offers, &namespace.limits)?;
+    interfaces::validate(call.method, &call.message, namespace.offers, &namespace.limits())?;
     durability::after(shard, &call.metadata).await?;
     let context = Context {
         namespace: namespace.id,
@@ -155,8 +155,9 @@ async fn serve(
         partition: 0,
         now_us: clock::wall_us(),
         revision: Default::default(),
-        limits: &namespace.limits,
+        limits: &namespace.limits(),
     };
+    shard.make_ready(namespace);
     if let Some(lane) = shard.lanes.of(namespace.index) {
         lane.caught_up(namespace).await?;
     }

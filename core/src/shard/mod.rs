@@ -4,8 +4,10 @@
 //! their only writer) and its end of the mesh.
 
 mod backends;
+mod control;
 mod dead_letters;
 mod deadlines;
+mod errands;
 pub(crate) mod lanes;
 mod log;
 mod open;
@@ -16,7 +18,7 @@ mod snapshots;
 mod stopping;
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use prism_adapters::memory::Memstore;
@@ -30,16 +32,19 @@ use prism_proto::catalogue::Method;
 use backends::Attached;
 pub(crate) use dead_letters::DeadLetters;
 pub(crate) use deadlines::Deadlines;
+pub(crate) use errands::{Errand, Errands};
 use lanes::Lanes;
 pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
 pub(crate) use outbox::Outbox;
 pub(crate) use run::{Ended, Launch, Report, run};
-pub(crate) use service::route;
+pub(crate) use service::{is_read, route};
 pub(crate) use stopping::Stopping;
 
 use crate::access::{Gate, who_connects};
 use crate::audit::{ShardAudit, Who};
+use crate::config::Config;
+use crate::control::Ask;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::quota::{self, QUOTA_REQUESTS, Subscription, Usage};
@@ -90,9 +95,20 @@ pub(crate) struct Shard {
     /// Who may what; `None`: everybody everything.
     pub(crate) gate: Option<Gate>,
     pub(crate) audit: Rc<ShardAudit>,
+    /// The way to the control thread.
+    ask: Ask,
+    /// Questions that it has not answered.
+    questions: Cell<usize>,
     pub(crate) store: Rc<Memstore>,
     /// By place in the configuration; the first is `store`.
     backends: Box<[Attached]>,
+    /// As `backends`: those that came into use since the start.
+    late_backends: Box<[OnceCell<Attached>]>,
+    /// As it was at the start.
+    config: Arc<Config>,
+    /// What it is called where it connects to backends.
+    client_name: String,
+    this: Weak<Shard>,
     pub(crate) log: Log,
     pub(crate) lanes: Lanes,
     pub(crate) outbox: Outbox,
@@ -145,8 +161,8 @@ impl Shard {
     ) -> Result<Held<'a>, Error> {
         let bytes = bytes as u64;
         let of_namespace = &self.in_flight[namespace.index];
-        if of_namespace.get() + bytes > namespace.bytes_in_flight_max {
-            let bytes_max = namespace.bytes_in_flight_max;
+        let bytes_max = namespace.terms.bytes_in_flight_max();
+        if of_namespace.get() + bytes > bytes_max {
             return Err(busy("NAMESPACE_BUSY", "namespace", bytes_max)
                 .quota(
                     format!("namespace:{}", namespace.name),
@@ -275,7 +291,21 @@ impl Shard {
 
     /// The backend of a namespace whose home is here.
     pub(crate) fn backend(&self, namespace: &Namespace) -> &Attached {
-        &self.backends[namespace.backend]
+        match &self.backends[namespace.backend] {
+            Attached::Unused => {
+                let late = &self.late_backends[namespace.backend];
+                late.get_or_init(|| self.attach(namespace.backend))
+            }
+            attached => attached,
+        }
+    }
+
+    /// Makes ready for a call what a namespace has at its home: it may have come while the shard runs.
+    #[inline]
+    pub(crate) fn make_ready(&self, namespace: &Namespace) {
+        if namespace.backend != 0 && self.lanes.of(namespace.index).is_none() {
+            self.begin_lane(namespace);
+        }
     }
 
     /// The number of a namespace's client API, by which metrics count; of none, that of the first.

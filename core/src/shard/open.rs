@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use prism_adapters::memory::{Memstore, MemstoreLimits};
+use prism_adapters::memory::{Erasure, Memstore, MemstoreLimits};
 use prism_adapters::{Error, Reply};
 use prism_io::disk::{self, DirectoryOptions, SyncMethod};
 use prism_wal::driver::{Writer, holds_log};
@@ -77,6 +77,9 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         ..MemstoreLimits::default()
     };
     let (store, found) = snapshots::restore(launch, limits).map_err(OpenError::Snapshots)?;
+    for namespace in launch.deleted.iter() {
+        store.erase(&mut Erasure::new(*namespace), usize::MAX);
+    }
     let store = Rc::new(store);
     let target =
         Target { store: &store, namespaces: &launch.namespaces, hash_key: launch.hash_key };
@@ -86,6 +89,7 @@ pub(super) async fn open(launch: &Launch) -> Result<Opened, OpenError> {
         reply: Reply::default(),
         held: Held::default(),
         outside: &launch.outside,
+        deleted: &launch.deleted,
         lanes: FoundLanes::default(),
         failed: None,
         time_us: found.time_us,
@@ -131,6 +135,8 @@ struct Replay<'a> {
     held: Held,
     /// Ids of the namespaces whose data lies in a backend outside.
     outside: &'a [u32],
+    /// Ids of the namespaces that were deleted: their records are of nothing any more.
+    deleted: &'a [u32],
     lanes: FoundLanes,
     failed: Option<OpenError>,
     time_us: u64,
@@ -146,6 +152,9 @@ impl Sink for Replay<'_> {
             return;
         }
         self.time_us = self.time_us.max(record.log_time_us);
+        if self.deleted.contains(&record.head.lane.namespace) {
+            return;
+        }
         if self.outside.contains(&record.head.lane.namespace) {
             match self.target.namespaces.by_id(record.head.lane.namespace) {
                 Some(_) => self.lanes.note(record),

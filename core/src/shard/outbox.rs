@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use prism_adapters::lane::LaneRecord;
 use prism_adapters::outbox::{self, Chain, Outgoing, Relayed, Target};
-use prism_adapters::{Context, Error, Kind, Revision};
+use prism_adapters::{Context, Error, Kind, Limits, Revision};
 use prism_io::grpc::Metadata;
 use prism_io::rt::Signal;
 use prism_io::{clock, rt};
@@ -101,14 +101,14 @@ fn in_ns(span: Duration) -> u64 {
     clock::monotonic_ns() + span.as_nanos() as u64
 }
 
-fn context(namespace: &Namespace) -> Context<'_> {
+fn context<'a>(namespace: &'a Namespace, limits: &'a Limits) -> Context<'a> {
     Context {
         namespace: namespace.id,
         namespace_name: &namespace.name,
         partition: 0,
         now_us: clock::wall_us(),
         revision: Revision::default(),
-        limits: &namespace.limits,
+        limits,
     }
 }
 
@@ -147,7 +147,9 @@ pub(super) async fn relay(shard: Rc<Shard>) {
 /// The namespaces of a shard that have an outbox.
 fn of_shard(shard: &Shard) -> impl Iterator<Item = &Namespace> {
     let namespaces = shard.namespaces.iter();
-    namespaces.filter(|namespace| namespace.home == shard.index && namespace.has_outbox)
+    namespaces.filter(|namespace| {
+        namespace.home == shard.index && namespace.has_outbox && namespace.terms.is_served()
+    })
 }
 
 /// Learns what an outbox outside holds, if that is due.
@@ -165,7 +167,10 @@ fn look(shard: &Rc<Shard>, namespace: &Namespace, now_ns: u64) {
     let (shard, index) = (shard.clone(), namespace.index);
     rt::spawn(async move {
         let namespace = shard.namespaces.at(index);
-        let looked = shard.backend(namespace).outbox_refresh(&context(namespace), all).await;
+        let looked = shard
+            .backend(namespace)
+            .outbox_refresh(&context(namespace, &namespace.limits()), all)
+            .await;
         if let Some(look) = shard.outbox.state.borrow_mut().looks.get_mut(&namespace.id) {
             look.is_under_way = false;
             match looked {
@@ -270,7 +275,8 @@ async fn relay_chain(shard: Rc<Shard>, source: usize, chain: Chain) {
 
 /// Relays the oldest messages of a chain and notes those that have arrived.
 async fn relay_oldest(shard: &Shard, namespace: &Namespace, chain: &Chain) -> Result<(), Error> {
-    let (backend, context) = (shard.backend(namespace), context(namespace));
+    let limits = namespace.limits();
+    let (backend, context) = (shard.backend(namespace), context(namespace, &limits));
     let messages = backend.outbox_messages(&context, chain, MESSAGES_PER_NOTE_MAX).await?;
     let (mut arrived, mut failed) = (Vec::new(), None);
     for outgoing in &messages {
@@ -312,7 +318,9 @@ async fn relay_one(shard: &Shard, namespace: &Namespace, outgoing: &Outgoing) ->
     match relayed {
         Err(error) if is_for_good(&error) => {
             let revision = Revision::logged(outgoing.place.lsn);
-            let context = Context { now_us: outgoing.accepted_us, revision, ..context(namespace) };
+            let limits = namespace.limits();
+            let now_us = outgoing.accepted_us;
+            let context = Context { now_us, revision, ..context(namespace, &limits) };
             let record = LaneRecord { lane_seq: 0, context, method, request: &request };
             shard.dead_letters.keep(namespace, &record, &error).await.map_err(not_kept)?;
             shard.metrics.outbox(namespace.index).dead_letters.increment();

@@ -16,6 +16,7 @@ use prism_io::{clock, net, rt};
 use prism_wal::RecoveryReport;
 
 use super::backends::Attached;
+use super::errands::{self, Errands};
 use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
@@ -25,6 +26,7 @@ use super::{
 use crate::access::{Gate, InForce};
 use crate::audit::{AuditPort, ShardAudit};
 use crate::config::{ClientApi, Config, Durability, OnDataLoss};
+use crate::control::{self, Ask};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::quota::Usage;
@@ -58,6 +60,8 @@ pub(crate) struct Launch {
     pub(crate) access: Option<Arc<InForce>>,
     /// Where its lines of the audit log go.
     pub(crate) audit: AuditPort,
+    /// The way to the control thread.
+    pub(crate) ask: Ask,
     /// The shard's own directory.
     pub(crate) directory: PathBuf,
     /// Number of this start on the data directory, from 1.
@@ -67,6 +71,10 @@ pub(crate) struct Launch {
     pub(crate) hash_key: (u64, u64),
     /// Ids of the namespaces whose data lies in a backend outside, also of those that are not configured any more.
     pub(crate) outside: Arc<[u32]>,
+    /// Ids of the namespaces that were deleted.
+    pub(crate) deleted: Arc<[u32]>,
+    /// What the control thread has it do.
+    pub(crate) errands: Arc<Errands>,
     pub(crate) listener: std::net::TcpListener,
     /// How TLS is accepted on it; `None`: in clear.
     pub(crate) acceptor: Option<prism_io::tls::Acceptor>,
@@ -90,6 +98,8 @@ pub(crate) enum Report {
         direct: bool,
         sync: &'static str,
         sync_us: u64,
+        /// Ids of namespaces that are not served, and of which the log holds writes for a backend outside.
+        orphans: Vec<u32>,
     },
     /// Its calls have ended; its log is still open for those of others.
     Drained,
@@ -159,6 +169,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     }
     let services = {
         let mut services: Vec<&'static str> = OWN_SERVICES.to_vec();
+        services.push(control::SERVICE);
         for method in prism_proto::catalogue::Method::all() {
             let is_of = |api: ClientApi| {
                 method.interface().is_none_or(|interface| {
@@ -192,6 +203,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         direct: opened.direct,
         sync: opened.sync,
         sync_us: opened.sync_us,
+        orphans: opened.lanes.orphans().collect(),
     };
     let options = Options {
         limits: grpc_limits(&config).shared(),
@@ -227,27 +239,26 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     }
     let lanes = {
         let of_shard = |namespace: &Namespace| {
-            let backend = &config.backends[namespace.backend];
-            let leads_outside = namespace.home == index
-                && namespace.backend != 0
-                && namespace.durability_max >= Durability::Wal;
-            leads_outside.then_some(Loss {
-                window: backend.loss_window,
-                goes_on: backend.on_data_loss == OnDataLoss::Continue,
-            })
+            (namespace.home == index).then(|| loss(&config, namespace)).flatten()
         };
         let last_of_lane = |lane| opened.log.writer().last_of_lane(lane);
-        Lanes::new(namespaces.iter(), of_shard, owner, &opened.lanes, last_of_lane)
+        Lanes::new(&namespaces, of_shard, owner, &opened.lanes, last_of_lane)
     };
     let audit = Rc::new(ShardAudit::new(launch.audit));
-    let shard = Rc::new(Shard {
+    let shard = Rc::new_cyclic(|this| Shard {
         index,
         in_flight: (0..namespaces.places()).map(|_| Cell::new(0)).collect(),
         usage: (0..namespaces.places()).map(|_| Usage::default()).collect(),
         namespaces,
         gate: launch.access.map(|access| Gate::new(access, audit.clone())),
         audit,
+        ask: launch.ask,
+        questions: Cell::new(0),
+        late_backends: backends.iter().map(|_| OnceCell::new()).collect(),
         backends,
+        config: config.clone(),
+        client_name,
+        this: this.clone(),
         store: opened.store,
         log: opened.log,
         lanes,
@@ -294,6 +305,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     rt::spawn(keep_house(shard.clone(), connections.clone()));
     let auditing = shard.clone();
     rt::spawn(async move { auditing.audit.run(&auditing).await });
+    rt::spawn(errands::run(shard.clone(), launch.errands));
     let snapshotting = shard.clone();
     rt::spawn(async move { snapshots.run(&snapshotting).await });
     rt::spawn(connections.clone().watch());
@@ -335,6 +347,37 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         rt::sleep(DRAIN_TICK).await;
     }
     Ended::LogFailed(failure.get().unwrap_or_default())
+}
+
+/// What is said of a namespace's backend that loses what it had confirmed, where it is outside and takes logged writes.
+fn loss(config: &Config, namespace: &Namespace) -> Option<Loss> {
+    let backend = &config.backends[namespace.backend];
+    let leads_outside = namespace.backend != 0 && namespace.durability_max >= Durability::Wal;
+    leads_outside.then_some(Loss {
+        window: backend.loss_window,
+        goes_on: backend.on_data_loss == OnDataLoss::Continue,
+    })
+}
+
+impl Shard {
+    /// Makes the lane of a namespace of this shard that came while it runs, where its backend needs one.
+    #[cold]
+    pub(super) fn begin_lane(&self, namespace: &Namespace) {
+        let Some((loss, shard)) = loss(&self.config, namespace).zip(self.this.upgrade()) else {
+            return;
+        };
+        let last_of_lane = |lane| self.log.writer().last_of_lane(lane);
+        let lane = self.lanes.begin_new(namespace, loss, last_of_lane);
+        rt::spawn(lanes::drive(shard, lane.clone()));
+    }
+
+    /// Connects to a backend that no namespace of this shard used when it started.
+    #[cold]
+    pub(super) fn attach(&self, backend: usize) -> Attached {
+        let is_it = |other| other == backend;
+        let all = Attached::all(&self.config.backends, &self.store, &self.client_name, is_it);
+        all.into_vec().swap_remove(backend)
+    }
 }
 
 /// Connects the shard's parts that know each other, and starts what moves calls along.

@@ -8,9 +8,10 @@ use prism_adapters::{Error, Kind};
 use prism_io::grpc::{Message, RequestHead, Route};
 use prism_io::h2::StreamId;
 use prism_io::server::{Connection, Service, StreamCall};
-use prism_proto::catalogue::Method;
+use prism_proto::catalogue::{Access, Method};
 
-use super::Shard;
+use super::{Shard, control};
+use crate::control::Method as Control;
 use crate::request::{Call, Origin, stream, transaction};
 use crate::{services, status};
 
@@ -20,6 +21,8 @@ const HEALTH_CHECK: u32 = OWN;
 const HEALTH_WATCH: u32 = OWN + 1;
 const REFLECTION: u32 = OWN + 2;
 const HEALTH_LIST: u32 = OWN + 3;
+/// From here on the methods of NamespaceService, in their order.
+const CONTROL: u32 = OWN + 16;
 
 /// The services of gRPC that every shard answers.
 pub(super) const OWN_SERVICES: [&str; 3] = [
@@ -45,9 +48,25 @@ pub(crate) fn route(path: &[u8]) -> Option<Route> {
         | b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
             (REFLECTION, true, true)
         }
-        _ => return None,
+        _ => {
+            let of_path = |control: &Control| control.path().as_bytes() == path;
+            (CONTROL + Control::ALL.iter().position(of_path)? as u32, false, false)
+        }
     };
     Some(Route { id, client_streaming, server_streaming })
+}
+
+/// Whether what a route leads to changes nothing: reads, and the services of gRPC itself.
+pub(crate) fn is_read(route: u32) -> bool {
+    match (method(route), control_method(route)) {
+        (Some(method), _) => method.access() == Access::Read,
+        (None, Some(control)) => control.is_read(),
+        (None, None) => true,
+    }
+}
+
+fn control_method(route: u32) -> Option<Control> {
+    Control::ALL.get(route.checked_sub(CONTROL)? as usize).copied()
 }
 
 fn method(route: u32) -> Option<Method> {
@@ -67,7 +86,10 @@ impl Service for Front {
         message: Bytes,
     ) {
         let Some(method) = method(route) else {
-            return self.own_request(connection, stream, route, &head, &message);
+            return match control_method(route) {
+                Some(method) => control::ask(&self.0, connection, stream, method, head, &message),
+                None => self.own_request(connection, stream, route, &head, &message),
+            };
         };
         let received_ns = connection.received_ns();
         let span_ns = match head.timeout {
@@ -161,6 +183,11 @@ mod tests {
             assert_eq!(method(route.id), Some(expected));
         }
         assert!(route(b"/prism.keyvalue.v1.KeyValueService/Gets").is_none());
+        for expected in Control::ALL {
+            let route = route(expected.path().as_bytes()).unwrap();
+            assert_eq!(control_method(route.id), Some(expected));
+            assert_eq!(is_read(route.id), expected.is_read());
+        }
         for service in OWN_SERVICES {
             assert!(!service.starts_with("prism."));
         }

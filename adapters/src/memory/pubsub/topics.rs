@@ -212,3 +212,11 @@ pub(crate) struct Topics {
     /// The number of the stream that was attached last.
     pub(super) attached: u64,
 }
+
+impl Topics {
+    /// Forgets what is kept for a namespace.
+    pub(crate) fn forget(&mut self, namespace: u32) {
+        self.by_name.retain(|(of, _), _| *of != namespace);
+        self.durable.retain(|(of, _), _| *of != namespace);
+    }
+}

@@ -273,6 +273,11 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
+    /// Forgets the groups of a namespace.
+    pub(crate) fn forget(&self, namespace: u32) {
+        self.by_name.borrow_mut().retain(|(of, ..), _| *of != namespace);
+    }
+
     /// Looks at a group, if there is one.
     pub(super) fn with<R>(
         &self,

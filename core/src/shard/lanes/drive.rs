@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use prism_adapters::lane::{Cell, LaneRecord, Outcome};
-use prism_adapters::{Context, Error, Kind, Revision};
+use prism_adapters::{Context, Error, Kind, Limits, Revision};
 use prism_io::{clock, rt};
 use prism_proto::catalogue::Method;
 
@@ -77,6 +77,8 @@ pub(in crate::shard) async fn drive(shard: Rc<Shard>, lane: Rc<OutsideLane>) {
 /// Returns whether the backend has taken something, or has nothing left to take.
 async fn step(shard: &Shard, lane: &OutsideLane, again: &mut Option<Again>) -> Result<bool, Error> {
     let namespace = shard.namespaces.at(lane.namespace);
+    let limits = namespace.limits();
+    let of = (namespace, &limits);
     if !lane.queue.borrow().is_resumed {
         resume(shard, lane, namespace).await?;
         return Ok(lane.queue.borrow().is_drained());
@@ -85,7 +87,7 @@ async fn step(shard: &Shard, lane: &OutsideLane, again: &mut Option<Again>) -> R
     if !pinned.is_empty() {
         *again = None;
         let records: Vec<LaneRecord<'_>> =
-            pinned.iter().map(|pinned| of_pinned(namespace, pinned)).collect::<Result<_, _>>()?;
+            pinned.iter().map(|pinned| of_pinned(of, pinned)).collect::<Result<_, _>>()?;
         let last = pinned.last().map(|pinned| pinned.record().lsn);
         apply(shard, lane, namespace, &records, last.unwrap_or_default()).await?;
         return Ok(true);
@@ -105,7 +107,7 @@ async fn step(shard: &Shard, lane: &OutsideLane, again: &mut Option<Again>) -> R
         None => Err(log_gap(next_seq, "which ends before it")),
         Some(first) if first.lane_seq == next_seq => {
             let records: Vec<LaneRecord<'_>> =
-                owned.iter().map(|owned| of_owned(namespace, owned)).collect::<Result<_, _>>()?;
+                owned.iter().map(|owned| of_owned(of, owned)).collect::<Result<_, _>>()?;
             let last = owned.last().map_or(0, |owned| owned.lsn);
             apply(shard, lane, namespace, &records, last).await?;
             Ok(true)
@@ -127,7 +129,8 @@ fn begin_again(shard: &Shard, lane: &OutsideLane) -> Result<Again, Error> {
 
 /// Finds out where the backend stands.
 async fn resume(shard: &Shard, lane: &OutsideLane, namespace: &Namespace) -> Result<(), Error> {
-    let context = context(namespace, clock::wall_us(), 0);
+    let limits = namespace.limits();
+    let context = context((namespace, &limits), clock::wall_us(), 0);
     let backend = shard.backend(namespace);
     let cell = backend.resume(&context, &lane.owner).await?;
     if let Some(cell) = cell
@@ -259,31 +262,34 @@ async fn bury(shard: &Shard, namespace: &Namespace, record: &LaneRecord<'_>, err
     }
 }
 
-fn context(namespace: &Namespace, now_us: u64, lsn: u64) -> Context<'_> {
+/// A namespace, and its limits as they are now.
+type Of<'a> = (&'a Namespace, &'a Limits);
+
+fn context<'a>((namespace, limits): Of<'a>, now_us: u64, lsn: u64) -> Context<'a> {
     Context {
         namespace: namespace.id,
         namespace_name: &namespace.name,
         partition: 0,
         now_us,
         revision: Revision::logged(lsn),
-        limits: &namespace.limits,
+        limits,
     }
 }
 
-fn of_pinned<'a>(namespace: &'a Namespace, pinned: &'a Pinned) -> Result<LaneRecord<'a>, Error> {
+fn of_pinned<'a>(of: Of<'a>, pinned: &'a Pinned) -> Result<LaneRecord<'a>, Error> {
     let record = pinned.record();
     Ok(LaneRecord {
         lane_seq: pinned.lane_seq,
-        context: context(namespace, record.log_time_us, record.lsn),
+        context: context(of, record.log_time_us, record.lsn),
         method: method(record.head.method)?,
         request: record.body,
     })
 }
 
-fn of_owned<'a>(namespace: &'a Namespace, owned: &'a Owned) -> Result<LaneRecord<'a>, Error> {
+fn of_owned<'a>(of: Of<'a>, owned: &'a Owned) -> Result<LaneRecord<'a>, Error> {
     Ok(LaneRecord {
         lane_seq: owned.lane_seq,
-        context: context(namespace, owned.log_time_us, owned.lsn),
+        context: context(of, owned.log_time_us, owned.lsn),
         method: method(owned.method)?,
         request: &owned.body,
     })

@@ -10,7 +10,7 @@ mod again;
 mod drive;
 mod queue;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -27,7 +27,7 @@ use slab::Slab;
 
 use crate::config::Durability;
 use crate::metrics::ShardMetrics;
-use crate::namespaces::Namespace;
+use crate::namespaces::{Namespace, Namespaces};
 use crate::request::{Logged, reply_from_log};
 use crate::shard::Shard;
 
@@ -49,8 +49,11 @@ pub(crate) struct Loss {
 
 /// The lanes of one shard that lead outside.
 pub(crate) struct Lanes {
-    /// By the namespace's place in the configuration.
-    list: Box<[Option<Rc<OutsideLane>>]>,
+    /// By the namespace's place in the configuration. One that comes later gets its lane with its first call.
+    list: Box<[OnceCell<Rc<OutsideLane>>]>,
+    /// Those that are there, without gaps: as many are looked through as there are lanes, and not as there are namespaces.
+    there: Box<[OnceCell<Rc<OutsideLane>>]>,
+    owner: LaneOwner,
     /// Up to here the log may be trimmed for the sake of namespaces that are not configured any more.
     orphans_lsn: u64,
 }
@@ -62,7 +65,6 @@ pub(crate) struct OutsideLane {
     lane: Lane,
     owner: LaneOwner,
     loss: Loss,
-    backlog_records_max: u64,
     queue: RefCell<Queue>,
     /// Set when there is something for the task to do.
     work: Signal,
@@ -73,42 +75,65 @@ pub(crate) struct OutsideLane {
 }
 
 impl Lanes {
-    /// Those of the namespaces that `of_shard` has a backend outside for, going on from what the log holds.
-    pub(super) fn new<'a>(
-        namespaces: impl Iterator<Item = &'a Namespace>,
+    /// Those of the namespaces that `of_shard` has a backend outside for, going on from what the log holds; with room for all
+    /// that may come.
+    pub(super) fn new(
+        namespaces: &Namespaces,
         of_shard: impl Fn(&Namespace) -> Option<Loss>,
         owner: LaneOwner,
         found: &FoundLanes,
         last_of_lane: impl Fn(Lane) -> u64,
     ) -> Self {
-        let make = |namespace: &Namespace| {
-            let loss = of_shard(namespace)?;
-            let lane = Lane { namespace: namespace.id, partition: 0 };
-            let last_seq = last_of_lane(lane);
-            Some(Rc::new(OutsideLane {
+        let places = || (0..namespaces.places()).map(|_| OnceCell::new()).collect();
+        let (list, there) = (places(), places());
+        let lanes = Self { list, there, owner, orphans_lsn: found.orphans_lsn() };
+        for namespace in namespaces.iter() {
+            if let Some(loss) = of_shard(namespace) {
+                let last_seq = last_of_lane(lane_of(namespace));
+                lanes.begin(namespace, loss, Queue::new(found.of(namespace.id), last_seq));
+            }
+        }
+        lanes
+    }
+
+    /// Makes the lane of a namespace that came while the shard runs; nothing of it is pending.
+    pub(super) fn begin_new(
+        &self,
+        namespace: &Namespace,
+        loss: Loss,
+        last_of_lane: impl Fn(Lane) -> u64,
+    ) -> &Rc<OutsideLane> {
+        self.begin(namespace, loss, Queue::new(None, last_of_lane(lane_of(namespace))))
+    }
+
+    fn begin(&self, namespace: &Namespace, loss: Loss, queue: Queue) -> &Rc<OutsideLane> {
+        self.list[namespace.index].get_or_init(|| {
+            let lane = Rc::new(OutsideLane {
                 namespace: namespace.index,
-                lane,
-                owner,
+                lane: lane_of(namespace),
+                owner: self.owner,
                 loss,
-                backlog_records_max: namespace.backlog_records_max,
-                queue: RefCell::new(Queue::new(found.of(namespace.id), last_seq)),
+                queue: RefCell::new(queue),
                 work: Signal::default(),
                 readers: RefCell::default(),
                 stalled: RefCell::new(None),
-            }))
-        };
-        Self { list: namespaces.map(make).collect(), orphans_lsn: found.orphans_lsn() }
+            });
+            // There are as many places as namespaces.
+            let free = self.there.iter().find(|place| place.get().is_none());
+            let _ = free.map(|place| place.set(lane.clone()));
+            lane
+        })
     }
 
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Rc<OutsideLane>> {
-        self.list.iter().flatten()
+        self.there.iter().map_while(OnceCell::get)
     }
 
     /// The lane of the namespace at that place of the configuration, if it leads outside.
     #[inline]
     pub(crate) fn of(&self, namespace: usize) -> Option<&Rc<OutsideLane>> {
-        self.list.get(namespace)?.as_ref()
+        self.list.get(namespace)?.get()
     }
 
     /// The log may be trimmed up to this record without losing what a backend has not confirmed, or may still lose.
@@ -142,6 +167,10 @@ impl Lanes {
     }
 }
 
+fn lane_of(namespace: &Namespace) -> Lane {
+    Lane { namespace: namespace.id, partition: 0 }
+}
+
 impl OutsideLane {
     /// Whether an unlogged write must be logged as well, so that the lane keeps one order.
     pub(crate) fn holds(&self) -> bool {
@@ -157,13 +186,14 @@ impl OutsideLane {
         request: &[u8],
     ) -> Result<(), Error> {
         let pending = self.queue.borrow().pending();
-        if pending >= self.backlog_records_max {
+        let most = namespace.terms.backlog_records_max();
+        if pending >= most {
             let text = format!(
                 "{pending} writes of namespace {} wait for its backend {}, as many as may: retry when it has caught up, or raise \
                  the namespace's backlog_records_max",
                 namespace.name, namespace.backend_name
             );
-            let most = format!("{} logged writes that wait", self.backlog_records_max);
+            let most = format!("{most} logged writes that wait");
             let error = Error::new(Kind::ResourceExhausted, "BACKLOG_FULL", text)
                 .quota(format!("namespace:{}", namespace.name), most);
             return Err(self.named(error, namespace).retry_after(Duration::from_secs(1)));

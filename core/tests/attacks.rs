@@ -28,8 +28,10 @@ const ATTACK_KIB_MAX: u64 = 48 * 1024;
 /// Rounds of the neighbour that are timed before an attack, and at least during it.
 const TIMED: usize = 100;
 /// How much slower its 99th percentile may become: a part of the one core that both share, and what a machine does meanwhile.
-const SLOWER_MAX: u32 = 10;
-const JITTER: Duration = Duration::from_millis(100);
+const SLOWER_MAX: u32 = 5;
+const JITTER: Duration = Duration::from_millis(30);
+/// How often that is looked at: an attack that is felt is felt each time, what else goes on on the machine is not.
+const LOOKS_MAX: usize = 10;
 
 /// A small log, and room in it for what these tests write.
 const CONFIG: &str = "wal: {segment_bytes: 20MiB}\n";
@@ -79,16 +81,21 @@ impl Attack<'_> {
         let first = neighbour.rounds();
         neighbour.wait_rounds(TIMED);
         let before = neighbour.p99_from(first);
-        let first = neighbour.rounds();
         let refused: Vec<f64> = self.kinds.iter().map(|kind| server.refused(kind)).collect();
-        let mut attacks = 0;
-        while attacks == 0 || neighbour.rounds() < first + TIMED {
-            attack(&server);
-            attacks += 1;
+        let mut looks = Vec::new();
+        let felt_max = before * SLOWER_MAX + JITTER;
+        while looks.last().is_none_or(|during| *during > felt_max) {
+            assert!(looks.len() < LOOKS_MAX, "p99: {before:?} before, {looks:?} then");
+            let first = neighbour.rounds();
+            let mut attacks = 0;
+            while attacks == 0 || neighbour.rounds() < first + TIMED {
+                attack(&server);
+                attacks += 1;
+            }
+            let during = neighbour.p99_from(first);
+            println!("p99 of the neighbour: {before:?} before, {during:?} under {attacks} attacks");
+            looks.push(during);
         }
-        let during = neighbour.p99_from(first);
-        println!("p99 of the neighbour: {before:?} before, {during:?} under {attacks} attacks");
-        assert!(during <= before * SLOWER_MAX + JITTER, "p99: {before:?} before, {during:?} then");
         for (kind, before) in self.kinds.iter().zip(refused) {
             server.wait_refused(kind, before);
         }
@@ -292,12 +299,22 @@ fn rapid_reset() {
 #[test]
 fn made_you_reset() {
     refused_as(&["provoked_resets", "stream_error"], |server| {
-        let block = head(SET, &[]);
+        // Whole calls, which wait for the log while the server is made to reset their streams.
+        let (block, body) = (head(SET, &[]), framed(&set("reset", b"value")));
+        let most = 0x7fff_ffff_u32.to_be_bytes();
         is_calmed_down(server, |round, bytes| {
             let stream = round * 2 + 1;
             put(bytes, kind::HEADERS, flag::END_HEADERS, stream, &block);
-            put(bytes, kind::WINDOW_UPDATE, 0, stream, &[0; 4]);
+            put(bytes, kind::DATA, flag::END_STREAM, stream, &body);
+            put(
+                bytes,
+                kind::WINDOW_UPDATE,
+                0,
+                stream,
+                if round % 2 == 0 { &[0; 4] } else { &most },
+            );
         });
+        server.wait_for_metric("prism_request_bytes_in_flight", |bytes| bytes == 0.0);
     });
 }
 

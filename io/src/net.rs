@@ -184,7 +184,8 @@ impl ReadHalf {
             (false, _) => buffer,
             (true, true) => secured::keep_plain(buffer),
             (true, false) => {
-                if buffer.capacity() > 0 {
+                // One that has grown would make small messages look as if they kept much.
+                if (1..=2 * READ_BYTES).contains(&buffer.capacity()) {
                     SPARE.set(buffer);
                 }
                 BytesMut::new()

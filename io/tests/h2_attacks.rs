@@ -213,6 +213,27 @@ fn window_overrun() {
     assert!(server.refused().contains(&("stream_error", 1)));
 }
 
+/// The same, section 6.9.1: streams that each keep to their window, and together overrun the connection's.
+#[test]
+fn the_window_of_a_connection_overrun() {
+    let limits = Limits {
+        stream_window_bytes: 70_000,
+        connection_window_bytes: 100_000,
+        ..Limits::default()
+    };
+    let mut server = Server::new(&limits);
+    let stream = |number: u32| {
+        let data = format!("DATA {number} - 0000003e7b #15995\n").repeat(4);
+        format!("HEADERS {number} h @stream\n{data}")
+    };
+    let lines = server.say(&stream(1));
+    assert!(!lines.iter().any(|line| line.contains("FLOW_CONTROL_ERROR")), "{lines:?}");
+    let lines = server.say(&stream(3));
+    let ends = |line: &String| line.starts_with("GOAWAY") && line.ends_with("FLOW_CONTROL_ERROR");
+    assert!(lines.iter().any(ends), "{lines:?}");
+    assert_eq!(server.refused(), [("connection_error", 1)]);
+}
+
 #[test]
 fn slow_preface_and_settings() {
     let limits = Limits::default();

@@ -28,8 +28,8 @@ const ATTACK_KIB_MAX: u64 = 48 * 1024;
 /// Rounds of the neighbour that are timed before an attack, and at least during it.
 const TIMED: usize = 100;
 /// How much slower its 99th percentile may become: a part of the one core that both share, and what a machine does meanwhile.
-const SLOWER_MAX: u32 = 5;
-const JITTER: Duration = Duration::from_millis(30);
+const SLOWER_MAX: u32 = 10;
+const JITTER: Duration = Duration::from_millis(100);
 /// How often that is looked at: an attack that is felt is felt each time, what else goes on on the machine is not.
 const LOOKS_MAX: usize = 10;
 

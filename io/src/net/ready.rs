@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use slab::Slab;
 
@@ -16,6 +17,8 @@ use crate::rt::{self, Signal};
 
 /// Sockets that one look brings at most; the next look follows at once.
 const EVENTS_MAX: usize = 256;
+/// Pause after a wait that failed.
+const FAILED_PAUSE: Duration = Duration::from_millis(1);
 /// What is to be told: input, and the peer's end, each once when it comes.
 const INTEREST: libc::c_int = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 /// Nothing more will come, which is to be read like everything else.
@@ -64,7 +67,11 @@ impl Readiness {
         THIS.set(Rc::downgrade(&this));
         let listening = this.clone();
         rt::spawn(async move {
-            while waited_for.readable(false).await.is_ok() {
+            loop {
+                // Where the wait itself fails, looking now and then is slower, but nobody is forgotten.
+                if waited_for.readable(false).await.is_err() {
+                    rt::sleep(FAILED_PAUSE).await;
+                }
                 listening.look();
             }
         });
@@ -102,6 +109,8 @@ struct Place {
     readiness: Rc<Readiness>,
     key: usize,
     source: Rc<Source>,
+    /// The last read has left something, which is not announced again.
+    left: Cell<bool>,
 }
 
 impl Reading {
@@ -119,22 +128,25 @@ impl Reading {
                 self.place.get_or_init(|| place)
             }
         };
-        place.source.some.wait().await;
+        if place.left.replace(false) {
+            // A peer that sends faster than it is read from is one among others, and has to hear what it is told meanwhile.
+            rt::yield_now().await;
+        } else {
+            place.source.some.wait().await;
+        }
         Ok(())
     }
 
     /// A read of `room` bytes had this result.
     #[inline]
     pub(super) fn note(&self, result: &io::Result<usize>, room: usize) {
-        let Some(Place { source, .. }) = self.place.get() else { return };
-        let is_more_left = match result {
+        let Some(Place { source, left, .. }) = self.place.get() else { return };
+        let is_some_left = match result {
             Ok(count) => *count == room || source.ended.get(),
             Err(error) => error.kind() == io::ErrorKind::Interrupted,
         };
-        // What is left is not announced again.
-        if is_more_left {
-            source.some.note();
-        } else {
+        left.set(is_some_left);
+        if !is_some_left {
             source.some.clear();
         }
     }
@@ -145,7 +157,7 @@ impl Place {
         let readiness = Readiness::this()?;
         let source = Rc::<Source>::default();
         let key = readiness.sources.borrow_mut().insert(source.clone());
-        let place = Self { descriptor, readiness, key, source };
+        let place = Self { descriptor, readiness, key, source, left: Cell::new(false) };
         let mut event = libc::epoll_event { events: INTEREST as u32, u64: key as u64 };
         // SAFETY: both descriptors are open, and the kernel only reads the event.
         let result = unsafe {
@@ -175,7 +187,6 @@ impl Drop for Place {
 mod tests {
     use std::io::Write;
     use std::net::{Shutdown, TcpStream};
-    use std::time::Duration;
 
     use bytes::BytesMut;
 
@@ -250,6 +261,34 @@ mod tests {
                     drop(half);
                 }
             }
+        })
+        .unwrap();
+    }
+
+    /// Somebody who sends without end, and a server that reads all of it, keep nobody else from their turn.
+    #[test]
+    fn a_socket_that_always_has_something_leaves_the_others_their_turns() {
+        rt::run(async {
+            let (mut half, mut write, mut peer) = Peers::new().connect().await;
+            let turns = Rc::new(Cell::new(0));
+            let counter = turns.clone();
+            rt::spawn(async move {
+                loop {
+                    rt::yield_now().await;
+                    counter.set(counter.get() + 1);
+                }
+            });
+            let sender = std::thread::spawn(move || while peer.write_all(&[0; 1 << 16]).is_ok() {});
+            let mut reads = 0;
+            while turns.get() < 100 {
+                assert!(!read(&mut half).await.is_empty());
+                reads += 1;
+                assert!(reads < 100_000, "the other task had {} turns", turns.get());
+            }
+            write.close();
+            drop(half);
+            drop(write);
+            sender.join().unwrap();
         })
         .unwrap();
     }

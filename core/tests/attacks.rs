@@ -288,10 +288,13 @@ fn rapid_reset() {
     refused_as(&["peer_resets"], |server| {
         let (block, body) = (head(SET, &[]), framed(&set("reset", b"value")));
         is_calmed_down(server, |round, bytes| {
-            let stream = round * 2 + 1;
-            put(bytes, kind::HEADERS, flag::END_HEADERS, stream, &block);
-            put(bytes, kind::DATA, flag::END_STREAM, stream, &body);
-            put_reset(bytes, stream, ErrorCode::CANCEL);
+            // One that waits for the log, unless that is busy and refuses it at once, and one that waits for its message.
+            let (whole, begun) = (round * 4 + 1, round * 4 + 3);
+            put(bytes, kind::HEADERS, flag::END_HEADERS, whole, &block);
+            put(bytes, kind::DATA, flag::END_STREAM, whole, &body);
+            put(bytes, kind::HEADERS, flag::END_HEADERS, begun, &block);
+            put_reset(bytes, whole, ErrorCode::CANCEL);
+            put_reset(bytes, begun, ErrorCode::CANCEL);
         });
     });
 }
@@ -299,7 +302,7 @@ fn rapid_reset() {
 #[test]
 fn made_you_reset() {
     refused_as(&["provoked_resets", "stream_error"], |server| {
-        // Whole calls, which wait for the log while the server is made to reset their streams.
+        // Whole calls, which wait for the log while the server is made to reset their streams, and such as are begun only.
         let (block, body) = (head(SET, &[]), framed(&set("reset", b"value")));
         let most = 0x7fff_ffff_u32.to_be_bytes();
         is_calmed_down(server, |round, bytes| {

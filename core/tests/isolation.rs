@@ -339,9 +339,9 @@ async fn subscribe(caller: &Caller, topic: &str) -> StreamReply {
     subscribed(caller, Method::PUBSUB_SUBSCRIBE, &request).await
 }
 
-async fn topics_stay_apart(pair: &Pair, run: &str) {
+async fn topics_stay_apart(pair: &Pair) {
     let (victim, attacker) = (&pair.victim, &pair.attacker);
-    let topics: Vec<String> = NAMES.iter().map(|name| format!("{run}.{name}")).collect();
+    let topics: Vec<String> = NAMES.iter().map(|name| format!("t.{name}")).collect();
     let mut heard_by_victim = Vec::new();
     for topic in &topics {
         heard_by_victim.push(subscribe(victim, topic).await);
@@ -386,7 +386,7 @@ async fn topics_stay_apart(pair: &Pair, run: &str) {
     }
 }
 
-async fn queues_stay_apart(pair: &Pair, run: &str) {
+async fn queues_stay_apart(pair: &Pair) {
     let (victim, attacker) = (&pair.victim, &pair.attacker);
     let send = |caller: &Caller, queue: &str, word: &str| queue::SendRequest {
         namespace: caller.namespace.clone(),
@@ -400,7 +400,7 @@ async fn queues_stay_apart(pair: &Pair, run: &str) {
         ..Default::default()
     };
     for name in NAMES {
-        let queue = format!("{run}.{name}");
+        let queue = format!("t.{name}");
         own::<queue::SendResponse>(victim, Method::QUEUE_SEND, &send(victim, &queue, SECRET)).await;
         for queue in std::iter::once(queue.clone()).chain([format!("{}.{queue}", victim.namespace)])
         {
@@ -437,7 +437,7 @@ async fn queues_stay_apart(pair: &Pair, run: &str) {
     }
 }
 
-async fn streams_stay_apart(pair: &Pair, run: &str) {
+async fn streams_stay_apart(pair: &Pair) {
     let (victim, attacker) = (&pair.victim, &pair.attacker);
     let append = |caller: &Caller, stream: &str, word: &str| stream::AppendRequest {
         namespace: caller.namespace.clone(),
@@ -452,7 +452,7 @@ async fn streams_stay_apart(pair: &Pair, run: &str) {
         ..Default::default()
     };
     for name in NAMES {
-        let stream = format!("{run}.{name}");
+        let stream = format!("t.{name}");
         let request = append(victim, &stream, SECRET);
         own::<stream::AppendResponse>(victim, Method::STREAM_APPEND, &request).await;
         for stream in [stream.clone(), format!("{}.{stream}", victim.namespace)] {
@@ -534,11 +534,6 @@ async fn other_names_lead_nowhere(address: SocketAddr, victim: &str) {
     }
 }
 
-/// A run of this process's own, for servers that several share.
-fn run_name() -> String {
-    format!("r{:x}-{}", prism_io::clock::wall_us(), std::process::id())
-}
-
 /// Runs every attack on a backend that serves so much; `backend` is its entry in the configuration, `data` its name there.
 fn namespaces_stay_apart(backend: &str, serves: Interfaces) {
     let models: Vec<Model> = [Model::KeyValue, Model::PubSub, Model::Queue, Model::Stream]
@@ -554,30 +549,31 @@ fn namespaces_stay_apart(backend: &str, serves: Interfaces) {
         }
     };
     config += "namespaces:\n";
+    // Of this run alone, for servers that several share.
+    let run_name = format!("v-{:x}", prism_io::clock::wall_us());
     for model in &models {
         let api = model.name();
-        for name in [format!("v-{api}"), format!("v-{api}-x")] {
+        for name in [format!("{run_name}-{api}"), format!("{run_name}-{api}-x")] {
             config += &format!("  - {{name: {name}, client_api: {api}{on}}}\n");
         }
     }
     let directory = directory();
     let server = serve(directory.path()).shards(2).config(&config).start();
     let listen = server.listen;
-    let first = format!("v-{}", models[0].name());
+    let first = format!("{run_name}-{}", models[0].name());
     run(async move {
-        let name = run_name();
         for model in models {
             let api = model.name();
             let pair = Pair {
-                victim: Caller::to(listen, &format!("v-{api}")).await,
-                attacker: Caller::to(listen, &format!("v-{api}-x")).await,
+                victim: Caller::to(listen, &format!("{run_name}-{api}")).await,
+                attacker: Caller::to(listen, &format!("{run_name}-{api}-x")).await,
                 offers: serves.intersection(model.interfaces()),
             };
             match model {
                 Model::KeyValue => keys_stay_apart(&pair).await,
-                Model::PubSub => topics_stay_apart(&pair, &name).await,
-                Model::Queue => queues_stay_apart(&pair, &name).await,
-                _ => streams_stay_apart(&pair, &name).await,
+                Model::PubSub => topics_stay_apart(&pair).await,
+                Model::Queue => queues_stay_apart(&pair).await,
+                _ => streams_stay_apart(&pair).await,
             }
         }
         other_names_lead_nowhere(listen, &first).await;

@@ -415,7 +415,15 @@ fn namespaces_on_kafka_conform_also_across_the_mesh() {
 fn topics_on_nats_conform_also_across_the_mesh() {
     let nats = OwnNats::start("");
     let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
-    let models = [(Model::PubSub, "memory"), (Model::PubSub, "wal")];
+    let models = [(Model::PubSub, "memory"), (Model::PubSub, "wal"), (Model::PubSub, "strong")];
+    messages_conform("nats", &backend, &models, Nats::SERVES);
+}
+
+#[test]
+fn streams_on_nats_conform_also_across_the_mesh() {
+    let nats = OwnNats::start("");
+    let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
+    let models = [(Model::Stream, "memory"), (Model::Stream, "strong")];
     messages_conform("nats", &backend, &models, Nats::SERVES);
 }
 

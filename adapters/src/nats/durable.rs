@@ -267,7 +267,9 @@ impl Nats {
         let (place, is_after) = match request.start.and_then(|start| start.start) {
             None | Some(StartStart::Latest(_)) => return Ok(Begin::New),
             Some(StartStart::Earliest(_)) => return Ok(Begin::First),
-            Some(StartStart::Since(moment)) => return Ok(since(moment_us(&moment))),
+            Some(StartStart::Since(moment)) => {
+                return Ok(Begin::Since(rfc3339(moment_us(&moment))));
+            }
             Some(StartStart::Cursor(_)) => {
                 let expected = "is of no topic: begin at a position or a moment";
                 return Err(Error::field("CURSOR_INVALID", "start.cursor", expected));
@@ -379,11 +381,15 @@ impl Nats {
     }
 }
 
-/// A moment in µs since the epoch in the form of RFC 3339.
-fn since(us: u64) -> Begin {
-    let seconds = i64::try_from(us / 1_000_000).unwrap_or(i64::MAX);
+/// The latest moment that the server can reckon with, µs since the epoch: it counts ns in 63 bits.
+const MOMENT_MAX_US: u64 = i64::MAX as u64 / 1000;
+
+/// A moment in µs since the epoch in the form of RFC 3339; the latest that the server knows, if it is later.
+pub(super) fn rfc3339(us: u64) -> String {
+    let us = us.min(MOMENT_MAX_US);
+    let seconds = (us / 1_000_000) as i64;
     let nanos = (us % 1_000_000 * 1000) as i32;
-    Begin::Since(prost_types::Timestamp { seconds, nanos }.to_string())
+    prost_types::Timestamp { seconds, nanos }.to_string()
 }
 
 #[cfg(test)]
@@ -392,8 +398,8 @@ mod tests {
 
     #[test]
     fn moments_are_written_as_the_server_reads_them() {
-        let written = since(1_700_000_000_123_000);
-        assert_eq!(written, Begin::Since("2023-11-14T22:13:20.123Z".to_owned()));
-        assert_eq!(since(0), Begin::Since("1970-01-01T00:00:00Z".to_owned()));
+        assert_eq!(rfc3339(1_700_000_000_123_000), "2023-11-14T22:13:20.123Z");
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(u64::MAX), "2262-04-11T23:47:16.854775Z");
     }
 }

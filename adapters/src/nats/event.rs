@@ -17,8 +17,8 @@ use crate::interfaces::message::{expires_us, minted_us, time};
 use crate::memory::pubsub::Event;
 use crate::topic::check_name;
 
-const MESSAGE_ID: &str = "Nats-Msg-Id";
-const CONTENT_TYPE: &str = "Content-Type";
+pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
+pub(super) const CONTENT_TYPE: &str = "Content-Type";
 const ORDERING_KEY: &str = "Prism-Ordering-Key";
 /// Milliseconds since the epoch.
 const EXPIRES_AT: &str = "Prism-Expires-At";
@@ -65,7 +65,8 @@ pub(super) fn header_bytes(message: &view::Message<'_>) -> usize {
     256 + 3 * (message.content_type.len() + message.ordering_key.len()) + attributes.sum::<usize>()
 }
 
-fn put(headers: &mut HeaderMap, name: &str, value: &str) {
+/// Adds a header.
+pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) {
     // Names are checked where a request comes in; one that cannot be a header's is none.
     let Ok(header) = HeaderName::from_str(name) else { return };
     let is_plain = value.trim() == value && !value.contains(char::is_control);
@@ -104,6 +105,21 @@ fn decoded(value: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// The headers of a message as they were meant.
+pub(super) fn texts(headers: &HeaderMap) -> impl Iterator<Item = (&str, String)> {
+    let encoded: Vec<&str> = headers.get_all(ENCODED).map(HeaderValue::as_str).collect();
+    headers.iter().filter_map(move |(name, values)| {
+        let (name, value) = (name.as_ref(), values.first()?.as_str());
+        let is_encoded = encoded.contains(&name);
+        Some((name, if is_encoded { decoded(value) } else { value.to_owned() }))
+    })
+}
+
+/// Whether a header is the server's or Prism's own, and no attribute.
+pub(super) fn is_reserved(name: &str) -> bool {
+    RESERVED.iter().any(|own| name.starts_with(own))
+}
+
 /// The event that a message is, whoever has sent it; nothing where its subject is no topic of the namespace.
 pub(super) fn event(namespace: &str, message: async_nats::Message, heard_us: u64) -> Option<Event> {
     let topic = message.subject.strip_prefix(namespace)?.strip_prefix('.')?;
@@ -112,13 +128,7 @@ pub(super) fn event(namespace: &str, message: async_nats::Message, heard_us: u64
     let mut event = Message::default();
     let (mut sent_us, mut expires_us) = (heard_us, u64::MAX);
     let headers = message.headers.unwrap_or_default();
-    let encoded: Vec<&str> = headers.get_all(ENCODED).map(HeaderValue::as_str).collect();
-    for (name, values) in headers.iter() {
-        let (name, Some(value)) = (name.as_ref(), values.first()) else { continue };
-        let value = match encoded.contains(&name) {
-            true => decoded(value.as_str()),
-            false => value.as_str().to_owned(),
-        };
+    for (name, value) in texts(&headers) {
         match name {
             MESSAGE_ID => {
                 sent_us = minted_us(&value).unwrap_or(heard_us);
@@ -132,7 +142,7 @@ pub(super) fn event(namespace: &str, message: async_nats::Message, heard_us: u64
                     event.expires_at = Some(time(expires_us));
                 }
             }
-            name if RESERVED.iter().any(|own| name.starts_with(own)) => {}
+            name if is_reserved(name) => {}
             name => {
                 event.attributes.insert(name.to_owned(), value);
             }

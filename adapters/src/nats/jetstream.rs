@@ -6,7 +6,7 @@
 //! what is there, and so are events that are thrown away when somebody has taken them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -20,12 +20,15 @@ use serde_json::{Value, json};
 
 use super::Nats;
 use super::errors;
+pub(super) use super::holds::{DUPLICATE_WINDOW, Holds};
 use super::link::{Answer, Ask, Outgoing};
 use crate::call::Context;
 use crate::error::Error;
 
 /// Headers of JetStream. <https://docs.nats.io/nats-concepts/jetstream/headers>
 pub(super) const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+pub(super) const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
+pub(super) const TIME_STAMP: &str = "Nats-Time-Stamp";
 pub(super) const KV_OPERATION: &str = "KV-Operation";
 pub(super) const TTL: &str = "Nats-TTL";
 pub(super) const BATCH_ID: &str = "Nats-Batch-Id";
@@ -45,6 +48,9 @@ pub(super) const NOT_FOUND: u16 = 404;
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
 const STREAM_NAME_IN_USE: u64 = 10058;
 pub(super) const STREAM_NOT_FOUND: u64 = 10059;
+
+/// Streams of a namespace that are known to be there, at most; then they are looked for again.
+const KNOWN_MAX: usize = 65_536;
 
 /// How often a call is made to a stream that nobody answers for, and the time between.
 const STREAM_ATTEMPTS_MAX: usize = 10;
@@ -89,25 +95,17 @@ pub(super) struct Record {
 
 /// Some of the messages of a stream, in their order.
 #[derive(Debug)]
-pub(super) struct Walked {
-    pub(super) records: Vec<Record>,
+pub(super) struct Walked<R> {
+    pub(super) records: Vec<R>,
     /// Whether more come after them.
     pub(super) has_more: bool,
-}
-
-/// What a stream of a namespace holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Holds {
-    /// The values under its keys, and the cells of its lanes.
-    Values,
-    /// The events of its topics.
-    Events,
 }
 
 /// The streams that are known to be there.
 #[derive(Default)]
 pub(super) struct Streams {
-    known: RefCell<HashSet<(u32, Holds)>>,
+    /// By namespace, under what tells them apart.
+    known: RefCell<HashMap<u32, HashSet<Box<str>>>>,
     /// Whether somebody makes one, and who waits until that is done.
     is_busy: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
@@ -124,13 +122,25 @@ impl Drop for Turn<'_> {
 }
 
 impl Streams {
-    fn is_known(&self, context: &Context<'_>, holds: Holds) -> bool {
-        self.known.borrow().contains(&(context.namespace, holds))
+    fn is_known(&self, context: &Context<'_>, holds: Holds<'_>) -> bool {
+        let known = self.known.borrow();
+        known.get(&context.namespace).is_some_and(|known| known.contains(holds.key()))
+    }
+
+    fn note(&self, context: &Context<'_>, holds: Holds<'_>) {
+        let mut known = self.known.borrow_mut();
+        let known = known.entry(context.namespace).or_default();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(holds.key().into());
     }
 
     /// Has the stream looked for again before it is next used.
-    pub(super) fn forget(&self, context: &Context<'_>, holds: Holds) {
-        self.known.borrow_mut().remove(&(context.namespace, holds));
+    pub(super) fn forget(&self, context: &Context<'_>, holds: Holds<'_>) {
+        if let Some(known) = self.known.borrow_mut().get_mut(&context.namespace) {
+            known.remove(holds.key());
+        }
     }
 
     async fn turn(&self) -> Turn<'_> {
@@ -142,86 +152,6 @@ impl Streams {
             Poll::Ready(Turn(self))
         })
         .await
-    }
-}
-
-impl Holds {
-    /// The name of a namespace's stream.
-    pub(super) fn stream(self, context: &Context<'_>) -> String {
-        match self {
-            Holds::Values => format!("KV_{}", context.namespace_name),
-            Holds::Events => format!("EVENTS_{}", context.namespace_name),
-        }
-    }
-
-    fn subjects(self, context: &Context<'_>) -> String {
-        match self {
-            Holds::Values => format!("$KV.{}.>", context.namespace_name),
-            Holds::Events => format!("{}.>", context.namespace_name),
-        }
-    }
-
-    /// What a stream must have switched on.
-    fn needed(self) -> &'static [&'static str] {
-        match self {
-            Holds::Values => &["allow_direct", "allow_msg_ttl", "allow_atomic"],
-            Holds::Events => &["allow_direct"],
-        }
-    }
-
-    /// As a stream is made: of values as NATS's own clients make a bucket, of events without a limit. Where somebody sets one, events that
-    /// find no room are refused, so that none is thrown away before those who wait for it have had it.
-    fn config(self, context: &Context<'_>) -> Value {
-        let mut config = json!({
-            "name": self.stream(context),
-            "subjects": [self.subjects(context)],
-            "retention": "limits",
-            "storage": "file",
-            "discard": "new",
-            "num_replicas": 1,
-            "max_consumers": -1,
-            "max_msgs": -1,
-            "max_bytes": -1,
-            "max_age": 0,
-            "max_msg_size": -1,
-            "duplicate_window": 120_000_000_000u64,
-        });
-        if self == Holds::Values {
-            config["max_msgs_per_subject"] = 1.into();
-            config["allow_rollup_hdrs"] = true.into();
-            config["deny_delete"] = true.into();
-        }
-        for name in self.needed() {
-            config[*name] = true.into();
-        }
-        config
-    }
-
-    /// Why a stream that is there cannot be the namespace's.
-    fn unfit(self, context: &Context<'_>, config: &Value) -> Option<&'static str> {
-        if config["num_replicas"] != 1 {
-            return Some(
-                "has replicas: a read may be answered by one that is behind, which is not what Prism promises; edit it to one \
-                 (`nats stream edit --replicas 1`), or take another name for the namespace",
-            );
-        }
-        let subjects = config["subjects"].as_array();
-        let takes = |wanted: &str| subjects.is_some_and(|all| all.iter().any(|one| one == wanted));
-        match self {
-            Holds::Values if config["max_msgs_per_subject"] != 1 => Some(
-                "keeps a history: Prism needs one value per key (`nats stream edit --max-msgs-per-subject 1`, which drops \
-                 the older ones)",
-            ),
-            Holds::Events if config["retention"] != "limits" => Some(
-                "throws events away when they were taken: every durable subscription is to have them; make it anew with \
-                 `--retention limits`, or take another name for the namespace",
-            ),
-            Holds::Events if !takes(&self.subjects(context)) => Some(
-                "does not take all of the namespace's subjects: edit it so that it does (`nats stream edit --subjects \
-                 'NAMESPACE.>'`), or take another name for the namespace",
-            ),
-            Holds::Values | Holds::Events => None,
-        }
     }
 }
 
@@ -273,7 +203,7 @@ impl Nats {
     pub(super) async fn ask_stream(
         &self,
         context: &Context<'_>,
-        holds: Holds,
+        holds: Holds<'_>,
         ask: impl Fn() -> Ask,
     ) -> Result<Answer, Error> {
         self.ensure_stream(context, holds).await?;
@@ -306,7 +236,7 @@ impl Nats {
     pub(super) async fn last_message(
         &self,
         context: &Context<'_>,
-        holds: Holds,
+        holds: Holds<'_>,
         subject: &str,
     ) -> Result<Option<Message>, Error> {
         let api = format!("$JS.API.DIRECT.GET.{}.{subject}", holds.stream(context));
@@ -326,14 +256,14 @@ impl Nats {
         from: u64,
         count: usize,
         bytes: usize,
-    ) -> Result<Walked, Error> {
+    ) -> Result<Walked<Record>, Error> {
         let request = json!({
             "seq": from.max(1),
             "next_by_subj": filter,
             "batch": count,
             "max_bytes": bytes,
         });
-        self.read_batch(context, request).await
+        self.read_values(context, request).await
     }
 
     /// The last messages of these subjects, in the order of the stream; those from a number on, as far as so many bytes.
@@ -343,17 +273,32 @@ impl Nats {
         subjects: &[String],
         from: u64,
         bytes: usize,
-    ) -> Result<Walked, Error> {
+    ) -> Result<Walked<Record>, Error> {
         let request = json!({ "multi_last": subjects, "seq": from, "max_bytes": bytes });
-        self.read_batch(context, request).await
+        self.read_values(context, request).await
     }
 
-    async fn read_batch(&self, context: &Context<'_>, request: Value) -> Result<Walked, Error> {
-        let api = format!("$JS.API.DIRECT.GET.{}", Holds::Values.stream(context));
+    async fn read_values(
+        &self,
+        context: &Context<'_>,
+        request: Value,
+    ) -> Result<Walked<Record>, Error> {
+        let Walked { records, has_more } = self.read_batch(context, Holds::Values, request).await?;
+        let records = records.into_iter().map(|(_, message)| record(context, message));
+        Ok(Walked { records: records.collect::<Result<_, _>>()?, has_more })
+    }
+
+    /// Reads messages directly, each with its number.
+    pub(super) async fn read_batch(
+        &self,
+        context: &Context<'_>,
+        holds: Holds<'_>,
+        request: Value,
+    ) -> Result<Walked<(u64, Message)>, Error> {
+        let api = format!("$JS.API.DIRECT.GET.{}", holds.stream(context));
         let payload = Bytes::from(request.to_string());
         let ask = || Ask::Many(Outgoing::plain(api.clone(), payload.clone()));
-        let Answer::Several(mut messages) = self.ask_stream(context, Holds::Values, ask).await?
-        else {
+        let Answer::Several(mut messages) = self.ask_stream(context, holds, ask).await? else {
             return Err(errors::unexpected(context));
         };
         let end = messages.pop().ok_or_else(|| errors::unexpected(context))?;
@@ -369,9 +314,8 @@ impl Nats {
             if number(&message, LAST_SEQUENCE) != Some(last) {
                 return Err(errors::unexpected(context));
             }
-            let record = record(context, message)?;
-            last = record.sequence;
-            records.push(record);
+            last = number(&message, SEQUENCE).ok_or_else(|| errors::unexpected(context))?;
+            records.push((last, message));
         }
         Ok(Walked { records, has_more })
     }
@@ -380,7 +324,7 @@ impl Nats {
     pub(super) async fn ensure_stream(
         &self,
         context: &Context<'_>,
-        holds: Holds,
+        holds: Holds<'_>,
     ) -> Result<(), Error> {
         if self.streams.is_known(context, holds) {
             return Ok(());
@@ -395,11 +339,11 @@ impl Nats {
             }
             adopted => adopted.map_err(|failure| failure.error(context))?,
         }
-        self.streams.known.borrow_mut().insert((context.namespace, holds));
+        self.streams.note(context, holds);
         Ok(())
     }
 
-    async fn make_stream(&self, context: &Context<'_>, holds: Holds) -> Result<(), Error> {
+    async fn make_stream(&self, context: &Context<'_>, holds: Holds<'_>) -> Result<(), Error> {
         let made = match self.stream_api(context, "CREATE", holds, &holds.config(context)).await {
             // Another shard or host was quicker.
             Err(ApiFailure::Api(error)) if error.err_code == STREAM_NAME_IN_USE => {
@@ -411,7 +355,11 @@ impl Nats {
     }
 
     /// Takes a stream that is there, if it can hold the namespace.
-    async fn adopt_stream(&self, context: &Context<'_>, holds: Holds) -> Result<(), ApiFailure> {
+    async fn adopt_stream(
+        &self,
+        context: &Context<'_>,
+        holds: Holds<'_>,
+    ) -> Result<(), ApiFailure> {
         let mut config =
             self.stream_api(context, "INFO", holds, &json!({})).await?["config"].take();
         if let Some(unfit) = holds.unfit(context, &config) {
@@ -432,7 +380,7 @@ impl Nats {
         &self,
         context: &Context<'_>,
         verb: &str,
-        holds: Holds,
+        holds: Holds<'_>,
         request: &Value,
     ) -> Result<Value, ApiFailure> {
         let subject = format!("$JS.API.STREAM.{verb}.{}", holds.stream(context));

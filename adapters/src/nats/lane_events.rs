@@ -4,7 +4,8 @@
 //! JetStream stores it once, as long as it remembers the first (`duplicate_window`, two minutes); who is only passing hears it twice.
 
 use futures_util::future::join_all;
-use prism_proto::catalogue::Model;
+use prism_proto::catalogue::{Method, Model};
+use prism_proto::view::stream::{AppendBatchRequest, AppendRequest};
 
 use super::Nats;
 use super::jetstream::Holds;
@@ -18,8 +19,9 @@ use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 const RECORDS_MAX: usize = 256;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What an acknowledgement is refused with that names another topic.
-const SUBSCRIPTION_MISMATCH: &str = "SUBSCRIPTION_MISMATCH";
+/// What is the record's own fault: it names another topic, expects another last record, asks for what there is not.
+const REFUSALS: [&str; 4] =
+    [MESSAGE_TOO_LARGE, "SUBSCRIPTION_MISMATCH", "EXPECTED_LAST_MISMATCH", "RETENTION_NOT_OFFERED"];
 
 /// Whether a record is of this kind.
 pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
@@ -28,7 +30,7 @@ pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
 
 /// Whether a failure is the record's own, so that the lane goes on behind it.
 fn is_refusal(error: &Error) -> bool {
-    [MESSAGE_TOO_LARGE, SUBSCRIPTION_MISMATCH].contains(&error.reason())
+    REFUSALS.contains(&error.reason())
         || matches!(error.kind(), Kind::InvalidArgument | Kind::NotFound | Kind::OutOfRange)
 }
 
@@ -39,9 +41,11 @@ impl Nats {
         records: &[LaneRecord<'_>],
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error> {
-        if let Some(first) = records.first() {
-            // So that they begin in their order.
-            self.ensure_stream(&first.context, Holds::Events).await?;
+        // So that they begin in their order.
+        for record in records {
+            if let Some(holds) = stored_in(record) {
+                self.ensure_stream(&record.context, holds).await?;
+            }
         }
         let mut rest = records;
         while !rest.is_empty() {
@@ -65,6 +69,22 @@ impl Nats {
             rest = behind;
         }
         Ok(())
+    }
+}
+
+/// The stream that a record adds to.
+fn stored_in<'a>(record: &LaneRecord<'a>) -> Option<Holds<'a>> {
+    match record.method {
+        Method::STREAM_APPEND => {
+            AppendRequest::decode(record.request).ok().map(|request| Holds::Records(request.stream))
+        }
+        Method::STREAM_APPEND_BATCH => AppendBatchRequest::decode(record.request)
+            .ok()
+            .map(|request| Holds::Records(request.stream)),
+        method => {
+            let model = method.interface().map(|interface| interface.model());
+            (model == Some(Model::PubSub)).then_some(Holds::Events)
+        }
     }
 }
 

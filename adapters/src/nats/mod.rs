@@ -5,7 +5,8 @@
 //! message and nothing else. A value's version is its number in the stream (REVISION: never used again). Whoever has a
 //! NATS client with a key-value API reads and writes the same data. A topic is the subject `<namespace>.<topic>`, an event a message
 //! on it, with its attributes as headers. What is to last lies in the stream `EVENTS_<namespace>`, and a durable subscription is a durable
-//! consumer of it.
+//! consumer of it. A stream is the stream `STREAM_<namespace>_<stream>` over the subject
+//! `$STREAM.<namespace>.<stream>`.
 //!
 //! The client is async-nats on the thread beside the shards, reached over a bridge; one connection per shard. It carries
 //! messages to subjects and answers back; what they mean is said here, on the shard. All calls of a loop turn go over together,
@@ -16,11 +17,12 @@
 //! - `inbox`: what comes to a subject, on its way to the shard
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `subject`: keys as subjects, and back
-//! - `jetstream`: what is asked of JetStream and what it answers; the streams that namespaces lie in
+//! - `jetstream`: what is asked of JetStream and what it answers; `holds`: the streams that namespaces lie in
 //! - `operation`: what a write does to a key, decided on the shard
 //! - `keyvalue`, `scan`: the interfaces
 //! - `event`: events as messages, and back; `pubsub`: the interfaces of topics
 //! - `durable`: the interface of what lasts; `consumer`: subscriptions as consumers, `delivery`: what their streams have in hand
+//! - `stream`, `retention`: the interfaces of streams; `record`: records as messages, and back
 //! - `lane`: logged writes, a batch as one atomic publish; `lane_events`: logged events
 //!
 //! What it has confirmed is as durable as the server's `sync_interval` makes it.
@@ -31,6 +33,7 @@ mod delivery;
 mod durable;
 mod errors;
 mod event;
+mod holds;
 mod inbox;
 mod jetstream;
 mod keyvalue;
@@ -39,8 +42,11 @@ mod lane_events;
 mod link;
 mod operation;
 mod pubsub;
+mod record;
+mod retention;
 mod scan;
 mod session;
+mod stream;
 mod subject;
 mod table;
 
@@ -51,6 +57,7 @@ use std::rc::Rc;
 use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::BatchSetRequest;
 use prism_proto::view::pubsub::PublishBatchRequest;
+use prism_proto::view::stream::AppendBatchRequest;
 
 pub use self::config::{Login, NatsConfig, Tls};
 use self::delivery::Deliveries;
@@ -85,6 +92,8 @@ crate::backend! {
         pubsub_persistent,
         pubsub_filtering,
         pubsub_ordering,
+        stream_basic,
+        stream_retention,
 }
 
 impl Nats {
@@ -128,7 +137,11 @@ impl Admission for Nats {
             Method::PUBSUB_PUBLISH_BATCH => PublishBatchRequest::decode(request)
                 .ok()
                 .and_then(|batch| batch.messages.iter().map(|message| message.payload.len()).max()),
-            Method::PUBSUB_PUBLISH
+            Method::STREAM_APPEND_BATCH => AppendBatchRequest::decode(request)
+                .ok()
+                .and_then(|batch| batch.records.iter().map(|record| record.value.len()).max()),
+            Method::STREAM_APPEND
+            | Method::PUBSUB_PUBLISH
             | Method::PUBSUB_PUBLISH_PERSISTENT
             | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES
             | Method::PUBSUB_PUBLISH_ORDERED => Some(request.len()),

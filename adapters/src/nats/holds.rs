@@ -1,0 +1,148 @@
+//! What lies in a stream of JetStream: its name, its subjects, how it is made, and what one that is there must be like.
+
+use std::hash::Hasher;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use siphasher::sip::SipHasher13;
+
+use crate::call::Context;
+
+/// How long a stream remembers the identities of what was stored.
+pub(super) const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// Bytes that the name of a stream may have.
+const STREAM_NAME_BYTES_MAX: usize = 255;
+
+/// What a stream of JetStream holds of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds<'a> {
+    /// The values under its keys, and the cells of its lanes.
+    Values,
+    /// The events of its topics.
+    Events,
+    /// The records of this stream of its own.
+    Records(&'a str),
+}
+
+impl Holds<'_> {
+    /// What tells it from others of its namespace; no stream has a name with a `$`.
+    pub(super) fn key(&self) -> &str {
+        match self {
+            Holds::Values => "$values",
+            Holds::Events => "$events",
+            Holds::Records(name) => name,
+        }
+    }
+
+    /// The name of a namespace's stream.
+    pub(super) fn stream(self, context: &Context<'_>) -> String {
+        match self {
+            Holds::Values => format!("KV_{}", context.namespace_name),
+            Holds::Events => format!("EVENTS_{}", context.namespace_name),
+            // No name of a stream has a `=`, none of a namespace a `_`, and none of JetStream's streams a dot.
+            Holds::Records(name) => {
+                shortened(format!("STREAM_{}_{}", context.namespace_name, name.replace('.', "=")))
+            }
+        }
+    }
+
+    /// The subjects that it takes.
+    pub(super) fn subjects(self, context: &Context<'_>) -> String {
+        match self {
+            Holds::Values => format!("$KV.{}.>", context.namespace_name),
+            Holds::Events => format!("{}.>", context.namespace_name),
+            // A namespace may have topics of the same names.
+            Holds::Records(name) => format!("$STREAM.{}.{name}", context.namespace_name),
+        }
+    }
+
+    /// What a stream must have switched on.
+    pub(super) fn needed(self) -> &'static [&'static str] {
+        match self {
+            Holds::Values => &["allow_direct", "allow_msg_ttl", "allow_atomic"],
+            Holds::Events | Holds::Records(_) => &["allow_direct"],
+        }
+    }
+
+    /// As a stream is made: of values as NATS's own clients make a bucket, others without a limit. Where somebody sets one, events that
+    /// find no room are refused, so that none is thrown away before those who wait for it have had it; of records the oldest go.
+    pub(super) fn config(self, context: &Context<'_>) -> Value {
+        let mut config = json!({
+            "name": self.stream(context),
+            "subjects": [self.subjects(context)],
+            "retention": "limits",
+            "storage": "file",
+            "discard": if matches!(self, Holds::Records(_)) { "old" } else { "new" },
+            "num_replicas": 1,
+            "max_consumers": -1,
+            "max_msgs": -1,
+            "max_bytes": -1,
+            "max_age": 0,
+            "max_msg_size": -1,
+            "duplicate_window": DUPLICATE_WINDOW.as_nanos() as u64,
+        });
+        if self == Holds::Values {
+            config["max_msgs_per_subject"] = 1.into();
+            config["allow_rollup_hdrs"] = true.into();
+            config["deny_delete"] = true.into();
+        }
+        for name in self.needed() {
+            config[*name] = true.into();
+        }
+        config
+    }
+
+    /// Why a stream that is there cannot be the namespace's.
+    pub(super) fn unfit(self, context: &Context<'_>, config: &Value) -> Option<&'static str> {
+        if config["num_replicas"] != 1 {
+            return Some(
+                "has replicas: a read may be answered by one that is behind, which is not what Prism promises; edit it to one \
+                 (`nats stream edit --replicas 1`), or take another name for the namespace",
+            );
+        }
+        let subjects = config["subjects"].as_array();
+        let takes = |wanted: &str| subjects.is_some_and(|all| all.iter().any(|one| one == wanted));
+        match self {
+            Holds::Values if config["max_msgs_per_subject"] != 1 => Some(
+                "keeps a history: Prism needs one value per key (`nats stream edit --max-msgs-per-subject 1`, which drops \
+                 the older ones)",
+            ),
+            Holds::Events | Holds::Records(_) if config["retention"] != "limits" => Some(
+                "throws away what somebody has taken, and others are to have it too; make it anew with \
+                 `--retention limits`, or take another name for the namespace",
+            ),
+            Holds::Events | Holds::Records(_) if !takes(&self.subjects(context)) => Some(
+                "does not take the subjects that it is to hold (`NAMESPACE.>` of events, `$STREAM.NAMESPACE.STREAM` of records): edit it so \
+                 that it does (`nats stream edit --subjects`), or take another name for the namespace",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// A name that the server takes: of one that is too long the beginning, and what tells it from others that begin so.
+fn shortened(name: String) -> String {
+    if name.len() <= STREAM_NAME_BYTES_MAX {
+        return name;
+    }
+    let mut hasher = SipHasher13::new();
+    hasher.write(name.as_bytes());
+    // It has no other characters than ASCII's.
+    let kept = name.get(..STREAM_NAME_BYTES_MAX - 17).unwrap_or_default();
+    format!("{kept}={:016x}", hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_too_long_is_cut_and_stays_its_own() {
+        let long = |end: &str| format!("STREAM_{}{end}", "n".repeat(260));
+        let (one, other) = (shortened(long("a")), shortened(long("b")));
+        assert_eq!((one.len(), other.len()), (STREAM_NAME_BYTES_MAX, STREAM_NAME_BYTES_MAX));
+        assert_ne!(one, other);
+        assert_eq!(shortened("STREAM_orders_eu=new".to_owned()), "STREAM_orders_eu=new");
+    }
+}

@@ -22,8 +22,8 @@ const SCAN: &str = "/prism.keyvalue.v1.KeyValueService/Scan";
 const SET: &str = "/prism.keyvalue.v1.KeyValueService/Set";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-/// Resident memory that an attack may make the server use at its worst; it begins with about 12 MiB.
-const ATTACK_KIB_MAX: u64 = 48 * 1024;
+/// Resident memory that an attack may make the server use at its worst; it begins with about 18 MiB.
+const ATTACK_KIB_MAX: u64 = 56 * 1024;
 
 /// Rounds of the neighbour that are timed before an attack, and at least during it.
 const TIMED: usize = 100;

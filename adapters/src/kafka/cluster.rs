@@ -328,8 +328,9 @@ impl Cluster {
         let until = Instant::now() + self.config.answer_timeout;
         while !places.is_empty() {
             let timeout = self.config.answer_timeout;
-            let told = self.lookout.offsets_for_times(list.clone(), timeout);
-            let told = told.map_err(self.fault())?;
+            let ask =
+                || self.lookout.offsets_for_times(list.clone(), timeout).map_err(self.fault());
+            let told = self.patiently(ask)?;
             let is_seen = |((topic, partition), offset): &((String, u32), i64)| {
                 let end = told.find_partition(topic, *partition as i32).map(|end| end.offset());
                 matches!(end, Some(Offset::Offset(end)) if end > *offset)

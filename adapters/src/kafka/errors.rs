@@ -198,6 +198,8 @@ fn classify(code: Code) -> (Kind, &'static str, &'static str) {
         ),
         Code::LeaderNotAvailable
         | Code::NotLeaderForPartition
+        | Code::FencedLeaderEpoch
+        | Code::UnknownLeaderEpoch
         | Code::CoordinatorLoadInProgress
         | Code::CoordinatorNotAvailable
         | Code::NotCoordinator

@@ -39,8 +39,9 @@ impl LaneBackend for Redis {
         context: &Context<'_>,
         _owner: &LaneOwner,
     ) -> Result<Option<Cell>, Error> {
-        let session = self.link.session();
         self.close_left_behind(context).await?;
+        // Asked once a call was answered: before, there may have been no connection yet.
+        let session = self.link.session();
         let get = |out: &mut Vec<u8>| {
             codec::put_command(out, 2);
             codec::put(out, b"GET");

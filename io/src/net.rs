@@ -65,6 +65,7 @@ pub struct Listener(monoio::net::TcpListener);
 impl Listener {
     /// Takes a bound socket into this thread's loop.
     pub fn new(socket: std::net::TcpListener) -> io::Result<Self> {
+        ready::listen()?;
         // Completions do the waiting on the ring; epoll needs a socket that never blocks.
         socket.set_nonblocking(true)?;
         Ok(Self(monoio::net::TcpListener::from_std(socket)?))

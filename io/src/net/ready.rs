@@ -40,6 +40,11 @@ pub(crate) fn begin_anew() {
     THIS.take();
 }
 
+/// Begins to listen before there are sockets to hear of: when open files run out, those that are there are still read.
+pub(super) fn listen() -> io::Result<()> {
+    Readiness::this().map(drop)
+}
+
 /// What is known of one socket.
 #[derive(Default)]
 struct Source {

@@ -114,6 +114,8 @@ fn when_open_files_run_out_the_log_goes_on() {
     server.wait_for_metric("prism_connections", |open| open >= 20.0);
     neighbour.wait_rounds(100);
     drop(many);
+    // Until the server has seen them go, one more is one too many.
+    server.wait_for_metric("prism_connections", |open| open <= 2.0);
     let listen = server.listen;
     run(async move {
         let caller = Caller::to(listen, "keyvalue").await;

@@ -193,7 +193,7 @@ fn none_is_lost_or_doubled_when_either_side_is_killed_under_load() {
     drained(&server, last + 1);
     let found = all(&server);
     let strays: Vec<_> = found.windows(2).filter(|pair| pair[0] > pair[1]).collect();
-    assert!(strays.is_empty(), "in their order: {strays:?}");
+    assert!(strays.is_empty(), "in their order: {strays:?} of {found:?}");
     let mut once = found.clone();
     once.dedup();
     assert!(acknowledged.iter().all(|number| once.binary_search(number).is_ok()), "none is lost");

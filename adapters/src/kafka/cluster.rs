@@ -346,6 +346,25 @@ impl Cluster {
         Ok(())
     }
 
+    /// Comes back when readers of what is committed see everything that the topic's one partition held when it was asked.
+    pub(super) fn await_end_visible(&self, topic: &str) -> Result<(), Fault> {
+        let mut client = self.config.client();
+        client.set("allow.auto.create.topics", "false").set("isolation.level", "read_uncommitted");
+        let sees_all: BaseConsumer<Watcher> =
+            client.create_with_context(Watcher::new(&self.health)).map_err(self.fault())?;
+        let timeout = self.config.answer_timeout;
+        let (_, end) =
+            self.patiently(|| sees_all.fetch_watermarks(topic, 0, timeout).map_err(self.fault()))?;
+        let until = Instant::now() + timeout;
+        while self.bounds(topic, 1, None)?.end.first().is_none_or(|seen| *seen < end) {
+            if Instant::now() > until {
+                return Err(Fault::unresponsive(timeout));
+            }
+            std::thread::sleep(SOON);
+        }
+        Ok(())
+    }
+
     /// The settings of a topic, with whether they are its own.
     pub(super) fn settings(&self, topic: &str) -> Result<BTreeMap<String, (String, bool)>, Fault> {
         let resources = [ResourceSpecifier::Topic(topic)];

@@ -1,6 +1,6 @@
 //! A lane's records on Kafka: a batch is one transaction that also writes the lane's cell.
 //!
-//! The cell is the last record of the topic `_prism.cell.<namespace>.<partition>` (no namespace begins with `_`), which is compacted. Each lane
+//! The cell is the last record with the key `cell` of the topic `_prism.cell.<namespace>.<partition>` (no namespace begins with `_`), which is compacted. Each lane
 //! has a producer of its own, whose `transactional.id` is made of data directory, namespace and partition: whoever begins a lane has
 //! Kafka end what an earlier producer of this id has begun, and take nothing more of it. So readers that see only what is committed
 //! (`read_committed`, as Prism's own do) see each record once; others may see what a broken transaction has left, too.
@@ -30,8 +30,11 @@ use crate::call::{Context, Reply};
 use crate::error::{Error, Kind};
 use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 
-/// The key of every record of a cell's topic.
+/// The key of a cell's records.
 const CELL_KEY: &[u8] = b"cell";
+
+/// The key of the record that each start of the lane leaves in the cell's topic.
+const BEGUN_KEY: &[u8] = b"begun";
 
 /// Bytes of a segment of a cell's topic: of what is older only the last record stays.
 const CELL_SEGMENT_BYTES: &str = "16777216";
@@ -163,9 +166,7 @@ impl LaneBackend for Kafka {
         self.link.ask_in_turn(context, move |cluster| make_cell_topic(cluster, &name)).await?;
         // What was begun before is ended by this: so the cell stands still when it is read.
         let way = self.begin_lane(context, owner, cell_topic.clone(), 0).await?;
-        let name = cell_topic.clone();
-        let question = move |cluster: &Cluster, reader: &Reader| last_cell(cluster, reader, &name);
-        let text = self.link.ask_reading(context, question).await;
+        let text = self.settled_cell(context, &way).await;
         let unreadable = || errors::cell_unreadable(context, &cell_topic);
         let cell = text.and_then(|text| match &text {
             None => Ok(None),
@@ -282,13 +283,31 @@ impl Kafka {
         let (producer, topic) = (way.producer.clone(), way.cell_topic.clone());
         let (text, landed) = (cell.to_text(), way.landed.take().into_iter().collect::<Vec<_>>());
         let question = move |cluster: &Cluster| {
-            commit(cluster, &producer, &topic, &text)?;
+            commit(cluster, &producer, &topic, CELL_KEY, &text)?;
             // Readers come to see it a little later than it is decided.
             cluster.await_visible(&landed)
         };
         self.link.ask_in_turn(context, question).await?;
         way.lane_seq.set(cell.lane_seq);
         Ok(())
+    }
+
+    /// What stands in the cell, once a transaction of this producer's own is seen behind it: until then a broker may tell of an
+    /// earlier end, as after a start, or while it still ends what was committed last.
+    async fn settled_cell(
+        &self,
+        context: &Context<'_>,
+        way: &Way,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let (producer, topic) = (way.producer.clone(), way.cell_topic.clone());
+        let settle = move |cluster: &Cluster| {
+            commit(cluster, &producer, &topic, BEGUN_KEY, "")?;
+            cluster.await_end_visible(&topic)
+        };
+        self.link.ask_in_turn(context, settle).await?;
+        let topic = way.cell_topic.clone();
+        let question = move |cluster: &Cluster, reader: &Reader| last_cell(cluster, reader, &topic);
+        self.link.ask_reading(context, question).await
     }
 
     /// Begins a lane, or begins it again: what was sent for it before, and is not committed, is given up.
@@ -395,13 +414,14 @@ fn commit(
     cluster: &Cluster,
     producer: &ThreadedProducer<Watcher>,
     topic: &str,
+    key: &[u8],
     text: &str,
 ) -> Result<(), Fault> {
     let record = Outgoing {
         topic,
         partition: Some(0),
         payload: Some(text.as_bytes()),
-        key: Some(CELL_KEY),
+        key: Some(key),
         timestamp: None,
         headers: None,
         delivery_opaque: Box::new(Parcel::Unasked),
@@ -411,10 +431,11 @@ fn commit(
     producer.begin_transaction().map_err(cluster.fault())
 }
 
-/// What stands in the last record of a cell's topic; absent where there is none.
+/// What stands in the last record of a cell; absent where there is none.
 fn last_cell(cluster: &Cluster, reader: &Reader, topic: &str) -> Result<Option<Vec<u8>>, Fault> {
     let bounds = cluster.bounds(topic, 1, None)?;
-    let last = last_records(cluster, reader, topic, &bounds)?;
+    let is_cell = |key: Option<&[u8]>| key == Some(CELL_KEY);
+    let last = last_records(cluster, reader, topic, &bounds, is_cell)?;
     Ok(last.into_iter().flatten().next().map(|last| last.value))
 }
 

@@ -198,7 +198,7 @@ impl Kafka {
         bounds: Bounds,
     ) -> Result<(Vec<i64>, Vec<Option<i64>>), Error> {
         let question = move |cluster: &Cluster, reader: &Reader| {
-            let last = last_records(cluster, reader, &topic, &bounds)?;
+            let last = last_records(cluster, reader, &topic, &bounds, |_| true)?;
             Ok((bounds.first, last.into_iter().map(|last| Some(last?.offset)).collect()))
         };
         self.link.ask_reading(context, question).await

@@ -26,12 +26,14 @@ pub(super) struct Last {
     pub(super) value: Vec<u8>,
 }
 
-/// The last committed record of each partition, as they were when `bounds` were told; absent where there is none. Blocks.
+/// The last committed record of each partition whose key is wanted, as they were when `bounds` were told; absent where there is
+/// none. Blocks.
 pub(super) fn last_records(
     cluster: &Cluster,
     reader: &Reader,
     topic: &str,
     bounds: &Bounds,
+    is_wanted: impl Fn(Option<&[u8]>) -> bool,
 ) -> Result<Vec<Option<Last>>, Fault> {
     let until = Instant::now() + cluster.config().answer_timeout;
     let mut last = vec![None; bounds.end.len()];
@@ -57,7 +59,7 @@ pub(super) fn last_records(
                 Found::Record(record) if record.topic() == topic => {
                     let (number, offset) = (record.partition() as usize, record.offset());
                     let end = bounds.end.get(number).copied().unwrap_or_default();
-                    if offset < end {
+                    if offset < end && is_wanted(record.key()) {
                         let value = record.payload().unwrap_or_default().to_vec();
                         last[number] = Some(Last { offset, value });
                     }

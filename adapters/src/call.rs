@@ -14,6 +14,15 @@ pub const BY_REFERENCE_BYTES_MIN: usize = 4096;
 /// The end of a wait that has none, µs since the epoch.
 pub const NO_END: u64 = u64::MAX;
 
+/// The deadline of a call that has none, monotonic ns.
+pub const NO_DEADLINE_NS: u64 = u64::MAX;
+
+/// Reason and message for a call whose deadline has passed before it was sent to its backend; it never will be.
+pub(crate) const NOT_SENT: (&str, &str) = (
+    "BACKEND_NOT_ASKED",
+    "the deadline passed before the request could be sent, and it is not sent any more; retry with a longer deadline",
+);
+
 /// A reply's buffer is kept for the next call unless a large reply has made it larger than this.
 const HEAD_KEPT_BYTES_MAX: usize = 64 * 1024;
 
@@ -33,6 +42,9 @@ pub struct Context<'a> {
     pub revision: Revision,
     /// The namespace's limits.
     pub limits: &'a Limits,
+    /// Until when the answer is waited for, monotonic ns: a backend outside the process is not asked any more after it. What has to be
+    /// carried out whoever still waits, as every record of a lane has, has none ([`NO_DEADLINE_NS`]).
+    pub deadline_ns: u64,
 }
 
 /// When an entry was last written, unique in the life of a data directory.

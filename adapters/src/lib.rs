@@ -33,7 +33,7 @@ mod sources;
 pub mod topic;
 
 pub use backend::{Admission, Backend};
-pub use call::{Context, PageSink, Reply, Revision};
+pub use call::{Context, NO_DEADLINE_NS, PageSink, Reply, Revision};
 pub use error::{Error, Kind};
 pub use limits::Limits;
 pub use news::{Listener, News};

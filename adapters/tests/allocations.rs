@@ -65,6 +65,7 @@ impl Caller {
             now_us: 1_700_000_000_000_000 + self.lsn,
             revision: Revision::logged(self.lsn),
             limits: &self.limits,
+            deadline_ns: prism_adapters::NO_DEADLINE_NS,
         };
         let before = ALLOCATIONS.get();
         interfaces::validate(method, request, Memstore::SERVES, &self.limits).unwrap();

@@ -132,6 +132,7 @@ fn what_is_not_declared_is_refused() {
         now_us: 1,
         revision: prism_adapters::Revision::logged(1),
         limits: &limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     let mut reply = Reply::default();
     let unchecked = client.backend.unary(&context, Method::KEYVALUE_PERSIST, &[], &mut reply);

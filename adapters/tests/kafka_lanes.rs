@@ -53,6 +53,7 @@ fn context(namespace_name: &'static str, lane_seq: u64) -> Context<'static> {
         now_us: wall_us(),
         revision,
         limits: &LIMITS,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

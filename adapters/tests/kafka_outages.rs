@@ -52,6 +52,7 @@ fn context(limits: &Limits) -> Context<'_> {
         now_us: wall_us(),
         revision: Default::default(),
         limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

@@ -41,6 +41,7 @@ impl Shard {
             now_us: self.now_us,
             revision: Revision::logged(self.lsn),
             limits: &self.limits,
+            deadline_ns: prism_adapters::NO_DEADLINE_NS,
         }
     }
 

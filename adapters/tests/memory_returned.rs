@@ -24,6 +24,7 @@ fn call(memstore: &Memstore, lsn: u64, method: Method, request: &[u8], reply: &m
         now_us: 1_700_000_000_000_000,
         revision: Revision::logged(lsn),
         limits: &Limits::default(),
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     block_on(memstore.unary(&context, method, request, reply)).unwrap();
 }

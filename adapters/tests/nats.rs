@@ -33,6 +33,7 @@ fn context() -> Context<'static> {
         now_us: wall_us(),
         revision: Default::default(),
         limits: &LIMITS,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

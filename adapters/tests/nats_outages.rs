@@ -62,6 +62,7 @@ async fn call(nats: &Nats, method: Method, request: &[u8]) -> Result<Vec<u8>, Er
         now_us: wall_us(),
         revision: Default::default(),
         limits: &limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     nats.unary_checked(&context, method, request, Nats::SERVES, &mut reply).await?;
     Ok(reply.to_bytes().to_vec())

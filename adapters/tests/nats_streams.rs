@@ -145,6 +145,7 @@ fn an_append_that_arrives_twice_has_one_effect_and_one_answer() {
             now_us: 1_700_000_000_123_456,
             revision: Revision::logged(lsn),
             limits: &limits,
+            deadline_ns: prism_adapters::NO_DEADLINE_NS,
         };
         let apply = async |lsn: u64, value: &str, expected_last: Option<&str>| {
             let position = |offset: &str| Position { partition: 0, offset: offset.to_owned() };

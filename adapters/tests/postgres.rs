@@ -42,6 +42,7 @@ async fn call<R: Message + Default>(
         now_us: wall_us(),
         revision: Default::default(),
         limits: &limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     let request = request.encode_to_vec();
     postgres.unary_checked(&context, method, &request, Postgres::SERVES, &mut reply).await?;

@@ -45,6 +45,7 @@ fn context(lane_seq: u64) -> Context<'static> {
         now_us: wall_us(),
         revision: Revision::logged(lane_seq),
         limits: &LIMITS,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

@@ -55,6 +55,7 @@ async fn call(postgres: &Postgres, method: Method, request: &[u8]) -> Result<Vec
         now_us: wall_us(),
         revision: Default::default(),
         limits: &limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     postgres.unary_checked(&context, method, request, Postgres::SERVES, &mut reply).await?;
     Ok(reply.to_bytes().to_vec())

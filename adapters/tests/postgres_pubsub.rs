@@ -46,6 +46,7 @@ fn context() -> Context<'static> {
         now_us: wall_us(),
         revision: Revision::logged(LSN.get()),
         limits: &LIMITS,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

@@ -46,6 +46,7 @@ fn context(lsn: u64) -> Context<'static> {
         now_us: wall_us(),
         revision: Revision::logged(lsn),
         limits: &LIMITS,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

@@ -44,6 +44,7 @@ async fn call<R: Message + Default>(
         now_us: wall_us(),
         revision: Default::default(),
         limits: &limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     let request = request.encode_to_vec();
     redis.unary_checked(&context, method, &request, Redis::SERVES, &mut reply).await?;
@@ -217,6 +218,7 @@ fn what_others_have_stored_harms_nobody() {
             now_us: wall_us(),
             revision: Default::default(),
             limits: &limits,
+            deadline_ns: prism_adapters::NO_DEADLINE_NS,
         };
         let bytes = request.encode_to_vec();
         redis.stream(&context, Method::KEYVALUE_SCAN_KEYS, &bytes, &mut sink).await.unwrap();

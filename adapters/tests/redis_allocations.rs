@@ -71,6 +71,7 @@ async fn call(shared: Rc<Shared>, method: Method, request: Rc<[u8]>) {
         now_us: wall_us(),
         revision: Default::default(),
         limits: &shared.limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     let mut reply = shared.replies.borrow_mut().pop().unwrap_or_default();
     let backend = &shared.redis;

@@ -101,6 +101,7 @@ async fn call(redis: &Redis, method: Method, request: &[u8]) -> Result<Vec<u8>, 
         now_us: wall_us(),
         revision: Default::default(),
         limits: &limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     redis.unary_checked(&context, method, request, Redis::SERVES, &mut reply).await?;
     Ok(reply.to_bytes().to_vec())

@@ -135,6 +135,7 @@ fn apply(memstore: &Memstore, record: &Record) -> Bytes {
         now_us: record.now_us,
         revision: Revision::logged(record.lsn),
         limits: &limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     let key = outcome_key(record);
     let window = Duration::from_secs(3_600);
@@ -163,6 +164,7 @@ fn dump(memstore: &Memstore, now_us: u64) -> Vec<Vec<u8>> {
                 now_us,
                 revision: Revision::default(),
                 limits: &limits,
+                deadline_ns: prism_adapters::NO_DEADLINE_NS,
             };
             let mut sink = Collect { messages: Vec::new(), messages_max: usize::MAX, now_us };
             let request = ScanRequest::default().encode_to_vec();

@@ -109,6 +109,7 @@ fn memstore(criterion: &mut Criterion) {
             now_us: 1_700_000_000_000_000,
             revision: Revision::logged(lsn),
             limits: &limits,
+            deadline_ns: prism_adapters::NO_DEADLINE_NS,
         };
         // A stride that visits all keys in an order that caches do not foresee.
         let request = &requests[(lsn as usize * 7919) % requests.len()];

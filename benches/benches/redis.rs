@@ -244,6 +244,7 @@ fn measure_prism(
                             now_us: wall_us(),
                             revision: Default::default(),
                             limits: &limits,
+                            deadline_ns: prism_adapters::NO_DEADLINE_NS,
                         };
                         reply.clear();
                         let request = &requests[number];

@@ -7,9 +7,13 @@ mod servers;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use harness::frames::{End, Raw};
 use harness::{Caller, PATIENCE, Server, Setup, directory, run, serve};
 use prism_io::grpc::Code;
 use prism_io::rt;
+use prism_proto::catalogue::Method;
+use prism_proto::prism::keyvalue::v1 as kv;
+use prost::Message as _;
 use servers::{OwnRedis, Proxy, redis_cli};
 
 const STRONG: [(&str, &[u8]); 1] = [("prism-durability", b"strong")];
@@ -416,5 +420,33 @@ fn nothing_acknowledged_is_lost_when_either_side_is_killed_under_load() {
     }
     let all: u64 = known.iter().map(|(acknowledged, _)| acknowledged).sum();
     assert!(all > 50 * rounds, "there was load: {known:?}");
+    server.stop();
+}
+
+/// A deadline is the caller's: what is in the log goes on to the backend, whoever still waits.
+#[test]
+fn a_deadline_stops_nothing_that_is_logged() {
+    let redis = OwnRedis::start(&[]);
+    let proxy = Proxy::to(redis.address);
+    let directory = directory();
+    let server = setup(directory.path(), proxy.address, "").start();
+    drained(&server);
+    proxy.set_silent(true);
+    let mut raw = Raw::open(&server);
+    let in_time = [("grpc-timeout", "300m")];
+    // Only Redis can answer a swap, and it is silent.
+    let swap = kv::CompareAndSwapRequest {
+        namespace: "orders".into(),
+        key: "logged".into(),
+        expected: Some(kv::compare_and_swap_request::Expected::ExpectedAbsent(())),
+        value: b"value".to_vec().into(),
+        ..Default::default()
+    };
+    raw.call(1, Method::KEYVALUE_COMPARE_AND_SWAP.path(), &in_time, &swap.encode_to_vec());
+    assert_eq!(raw.end_of(1), End::Status("4".into()));
+    assert_eq!(raw.reason(), "OUTCOME_PENDING");
+    proxy.set_silent(false);
+    drained(&server);
+    assert_eq!(redis.cli(&["GET", "orders:logged"]), "value");
     server.stop();
 }

@@ -73,6 +73,7 @@ impl<B: Backend> Direct<B> {
             now_us: self.now_us(),
             revision: Revision::logged(self.lsn.get()),
             limits: &self.limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         }
     }
 

@@ -128,6 +128,7 @@ mod tests {
             now_us: 1_700_000_000_123_456,
             revision: Revision::logged(9),
             limits: &limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         };
         let place = LogPlace { namespace: 7, log_time_us: context.now_us, lsn: 9 };
         let mut reply = Reply::default();

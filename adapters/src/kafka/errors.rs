@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use crate::call::Context;
+use crate::call::{Context, NOT_SENT};
 use crate::error::{Error, Kind};
 
 /// The name of the backend in errors.
@@ -61,6 +61,12 @@ impl Fault {
     pub(super) fn not_yet() -> Self {
         let message = "the change was taken, and not every broker knows of it yet: ask again";
         Fault { is_passing: true, ..Fault::new(Kind::Unavailable, "BACKEND_NOT_READY", message) }
+    }
+
+    /// The call's deadline passed before anything of it was handed to the client.
+    pub(super) fn late() -> Self {
+        let (reason, message) = NOT_SENT;
+        Fault::new(Kind::DeadlineExceeded, reason, message)
     }
 
     /// There are too many calls under way, or too many bytes wait.
@@ -293,6 +299,7 @@ mod tests {
             now_us: 0,
             revision: Default::default(),
             limits: &limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         };
         for (code, kind, reason, again) in [
             (Code::AllBrokersDown, 14, "BACKEND_UNREACHABLE", true),

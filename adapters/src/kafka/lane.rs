@@ -457,6 +457,7 @@ mod tests {
             now_us: 0,
             revision: crate::Revision::logged(1),
             limits: &limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         };
         let of = |code| Fault::of_code(code, "").error(&context, Duration::ZERO);
         for code in [Code::MessageSizeTooLarge, Code::InvalidRecord, Code::InvalidTopic] {

@@ -2,7 +2,7 @@
 //!
 //! Records go straight into the client's own bounded queue; their confirmations come back over the bridge. What blocks (making
 //! topics, asking for offsets, starting and stopping consumers) is done by threads beside the shards, a bounded number at a
-//! time. A watch task probes the cluster when something is wrong with it; while it is away calls are refused at once.
+//! time. What is handed to the client or to such a thread after its call's deadline is dropped instead. A watch task probes the cluster when something is wrong with it; while it is away calls are refused at once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -174,6 +174,14 @@ impl Link {
         fault.error(context, self.retry_delay())
     }
 
+    /// Refuses a call whose deadline has passed.
+    fn check_in_time(&self, context: &Context<'_>) -> Result<(), Error> {
+        match context.deadline_ns <= monotonic_ns() {
+            true => Err(self.error(context, &Fault::late())),
+            false => Ok(()),
+        }
+    }
+
     /// Has the watch look whether the cluster is there.
     fn doubt(&self) {
         if !self.in_doubt.replace(true) {
@@ -198,7 +206,13 @@ impl Link {
         question: impl FnOnce(&Cluster) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
         self.cluster(context)?;
+        self.check_in_time(context)?;
         self.count(|facts| facts.questions += 1);
+        let deadline_ns = context.deadline_ns;
+        let question = move |cluster: &Cluster| match deadline_ns <= monotonic_ns() {
+            true => Err(Fault::late()),
+            false => question(cluster),
+        };
         self.ask_anyway(question).await.map_err(|fault| self.error(context, &fault))
     }
 
@@ -243,6 +257,7 @@ impl Link {
         send: impl FnOnce(Outlet<'_>, Parcels),
     ) -> Result<Vec<Result<(u32, i64), Fault>>, Error> {
         let cluster = self.cluster(context)?;
+        self.check_in_time(context)?;
         self.count(|facts| facts.records += count as u64);
         let way = self.ways.of_call(context);
         let landed = self.deliveries.hand_over(|duty| {

@@ -325,6 +325,7 @@ impl Follower {
             now_us: prism_io::clock::wall_us(),
             revision: Default::default(),
             limits: &limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         };
         let topic = self.kafka_topic.clone();
         let partitions = self.link.partitions(&context, &topic, true).await.ok()??;

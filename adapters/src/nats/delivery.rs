@@ -443,6 +443,7 @@ impl Stream {
             now_us: wall_us(),
             revision: Default::default(),
             limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::{ConnectError, ConnectErrorKind};
 
 use super::jetstream::ApiError;
-use crate::call::Context;
+use crate::call::{Context, NOT_SENT};
 use crate::error::{Error, Kind};
 
 /// The name of the backend in errors.
@@ -99,6 +99,12 @@ impl Outage {
     pub(super) fn not_sent(text: &str) -> Self {
         let message = format!("the message cannot be sent: {}", printable(text));
         Outage::new(Kind::ResourceExhausted, "BACKEND_MESSAGE_TOO_LARGE", message)
+    }
+
+    /// The call's deadline passed before it was sent.
+    pub(super) fn late() -> Self {
+        let (reason, message) = NOT_SENT;
+        Outage::new(Kind::DeadlineExceeded, reason, message)
     }
 
     /// The adapter has been shut down, or its thread is gone.
@@ -285,6 +291,7 @@ mod tests {
             now_us: 0,
             revision: Default::default(),
             limits: &limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         };
         for (code, err_code, description, kind, reason, again) in [
             (503, 10077, "maximum bytes exceeded", 8, "BACKEND_FULL", true),

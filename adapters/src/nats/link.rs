@@ -89,6 +89,14 @@ impl Ask {
     }
 }
 
+/// Something to ask, as long as somebody waits for the answer.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) ask: Ask,
+    /// After this it is not sent any more, monotonic ns.
+    pub(super) deadline_ns: u64,
+}
+
 /// What comes back.
 #[derive(Debug)]
 pub(super) enum Answer {
@@ -129,7 +137,7 @@ pub struct ConnectionFacts {
 
 /// See the module.
 pub(super) struct Link {
-    port: Rc<Port<Ask, Answer>>,
+    port: Rc<Port<Asked, Answer>>,
     state: Arc<State>,
     calls_max: usize,
     bytes_max: usize,
@@ -183,7 +191,7 @@ impl Link {
         }
     }
 
-    /// Makes a call.
+    /// Makes a call. It is not handed to the client any more once its deadline has passed.
     pub(super) async fn call(&self, context: &Context<'_>, ask: Ask) -> Result<Answer, Error> {
         let bytes = ask.len();
         let total = self.bytes_under_way.get();
@@ -192,7 +200,7 @@ impl Link {
         }
         self.bytes_under_way.set(total + bytes);
         let held = Bytesful { total: &self.bytes_under_way, bytes };
-        let answer = self.port.call(ask).await;
+        let answer = self.port.call(Asked { ask, deadline_ns: context.deadline_ns }).await;
         drop(held);
         match answer {
             Ok(Answer::Failed(outage)) => Err(outage.error(context)),

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::config::{Login, NatsConfig};
 use super::errors::Outage;
 use super::inbox::{Inbox, forward};
-use super::link::{Answer, Ask, Outgoing, State};
+use super::link::{Answer, Ask, Asked, Outgoing, State};
 use super::table::{ANSWERS_PER_CALL_MAX, Gathering, Table, Waiting};
 use crate::breaker::{Breaker, Circuit};
 
@@ -40,7 +40,7 @@ const UNSENT_MAX: usize = 4096;
 /// Events of the connection that may wait.
 const EVENTS_MAX: usize = 64;
 
-type Bridge = Foreign<Ask, Answer>;
+type Bridge = Foreign<Asked, Answer>;
 
 /// Connects, serves, and connects again, until the shard has left.
 pub(super) async fn drive(config: NatsConfig, bridge: Bridge, state: Arc<State>) {
@@ -236,7 +236,11 @@ async fn write(
 ) -> Option<Outage> {
     // They end with the connection.
     let mut subscriptions = JoinSet::new();
-    while let Some((ask, ticket)) = bridge.next().await {
+    while let Some((Asked { ask, deadline_ns }, ticket)) = bridge.next().await {
+        if deadline_ns <= monotonic_ns() {
+            ticket.complete(Answer::Failed(Outage::late()));
+            continue;
+        }
         let gathering = match &ask {
             Ask::Many(_) => Gathering::many(ANSWERS_PER_CALL_MAX),
             Ask::Pull(_, count) => Gathering::many(*count),

@@ -12,14 +12,14 @@ use tokio::time::Instant;
 
 use super::errors::Outage;
 use super::inbox::Inbox;
-use super::link::{Answer, Ask};
+use super::link::{Answer, Asked};
 
 /// Answers to one call, at most, the last one included.
 pub(super) const ANSWERS_PER_CALL_MAX: usize = 2049;
 
 /// A call whose answer has not come.
 pub(super) struct Waiting {
-    pub(super) ticket: Ticket<Ask, Answer>,
+    pub(super) ticket: Ticket<Asked, Answer>,
     pub(super) subject: Option<Subject>,
     pub(super) gathering: Gathering,
 }

@@ -3,7 +3,8 @@
 //! One batch is under way at a time; what is asked meanwhile is the next one. So a batch is as large as PostgreSQL is slow, and
 //! every call of it shares one commit. A batch that PostgreSQL refuses because of one of its calls has had no effect: its calls are
 //! tried again one by one, in their order. While there is no connection, calls wait only as long as one is expected at once; else
-//! they are refused at once ([`Breaker`]). Every call ends.
+//! they are refused at once ([`Breaker`]). A call whose deadline has passed is not sent any more, and a batch that nobody waits for any more
+//! is cancelled, so that it does not hold the connection. Every call ends.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use super::errors::{Fault, Outage};
 use super::session::{Failure, Session};
 use super::statements::Namespace;
 use crate::breaker::{Breaker, Circuit};
+use crate::call::NO_DEADLINE_NS;
 
 /// Operations and bytes of one batch at most, except that one call alone may have more.
 const BATCH_OPERATIONS_MAX: usize = 2048;
@@ -52,6 +54,8 @@ struct Call {
     namespace: Rc<Namespace>,
     operations: Vec<Operation>,
     bytes: usize,
+    /// Until when its caller waits, monotonic ns.
+    deadline_ns: u64,
     /// It is tried without others beside it.
     is_alone: bool,
     /// Shared with the caller: one allocation, beside what a call costs PostgreSQL.
@@ -110,11 +114,12 @@ impl Link {
         link
     }
 
-    /// Makes a call and waits for its answer.
+    /// Makes a call and waits for its answer. What is to be carried out whoever waits has no deadline.
     pub(super) async fn call(
         &self,
         namespace: Rc<Namespace>,
         operations: Vec<Operation>,
+        deadline_ns: u64,
     ) -> Result<Answer, Fault> {
         if self.breaker.borrow().circuit() != Circuit::Closed || self.stopped.get() {
             self.count(|facts| facts.refused += 1);
@@ -129,7 +134,8 @@ impl Link {
             return Err(Fault::Busy(self.config.calls_max));
         }
         let place = Rc::new(RefCell::new(Place::Waiting(None)));
-        let call = Call { namespace, operations, bytes, is_alone: false, place: place.clone() };
+        let (is_alone, waiting) = (false, place.clone());
+        let call = Call { namespace, operations, bytes, deadline_ns, is_alone, place: waiting };
         self.waiting_bytes.set(self.waiting_bytes.get() + bytes);
         self.waiting.borrow_mut().push_back(call);
         self.work.set();
@@ -255,6 +261,7 @@ impl Link {
     /// The next calls that can share a batch.
     fn take_batch(&self) -> Vec<Call> {
         let (mut calls, mut operations, mut bytes) = (Vec::new(), 0, 0);
+        let now_ns = monotonic_ns();
         let mut waiting = self.waiting.borrow_mut();
         while let Some(next) = waiting.front() {
             let is_first = calls.is_empty();
@@ -268,6 +275,10 @@ impl Link {
             self.waiting_bytes.set(self.waiting_bytes.get().saturating_sub(next.bytes));
             // A caller that is gone before anything was sent is told nothing, and nothing is done.
             if next.is_abandoned() {
+                continue;
+            }
+            if next.deadline_ns <= now_ns {
+                next.end(Err(Fault::NotSent));
                 continue;
             }
             operations += next.operations.len();
@@ -312,7 +323,8 @@ impl Link {
             builder.end()
         };
         self.count(|facts| facts.batches += 1);
-        match session.exchange(batch, versions).await {
+        let over_ns = ready.iter().map(|call| call.deadline_ns).max().unwrap_or(NO_DEADLINE_NS);
+        match session.exchange(batch, versions, over_ns).await {
             Err(outage) => {
                 ready.into_iter().for_each(|call| call.end(Err(Fault::Outage(outage.clone()))));
                 return Err(outage);

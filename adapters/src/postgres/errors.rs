@@ -11,7 +11,7 @@ use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::message::backend::ErrorResponseBody;
 
 use super::codec::ProtocolError;
-use crate::call::Context;
+use crate::call::{Context, NOT_SENT};
 use crate::error::{Error, Kind};
 
 /// The name of the backend in errors.
@@ -97,7 +97,7 @@ impl SqlError {
                 return (
                     Kind::DeadlineExceeded,
                     "BACKEND_TIMEOUT",
-                    "it took too long: is somebody holding a lock, or is its disk slow?",
+                    "it took too long, or longer than anybody waits: is somebody holding a lock, or is its disk slow?",
                 );
             }
             b"25006" => {
@@ -251,6 +251,8 @@ pub(super) enum Fault {
     Sql(SqlError),
     /// There are too many calls.
     Busy(usize),
+    /// Its deadline passed before it was sent.
+    NotSent,
 }
 
 impl Fault {
@@ -272,6 +274,10 @@ impl Fault {
                 );
                 failure(context, Kind::ResourceExhausted, "BACKEND_BUSY", &message)
                     .retry_after(Duration::from_millis(100))
+            }
+            Fault::NotSent => {
+                let (reason, message) = NOT_SENT;
+                failure(context, Kind::DeadlineExceeded, reason, message)
             }
         }
     }
@@ -326,6 +332,7 @@ mod tests {
             now_us: 0,
             revision: Default::default(),
             limits: &limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         };
         for (code, kind, reason, again) in [
             ("28P01", 14, "BACKEND_CREDENTIALS_REFUSED", true),

@@ -14,7 +14,7 @@ use super::batch::{Answer, Operation};
 use super::codec::Parameters;
 use super::errors::{self, Fault};
 use super::statements::Statement;
-use crate::call::Context;
+use crate::call::{Context, NO_DEADLINE_NS};
 use crate::error::Error;
 use crate::lane::{BatchedCall, Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 
@@ -147,7 +147,7 @@ impl Postgres {
         let Group { operations, members } = self.group.take().unwrap_or_default();
         let link = self.pool.of_writes(context.namespace, context.partition);
         let namespace = self.pool.namespace(context.namespace, context.namespace_name);
-        match link.call(namespace, operations).await {
+        match link.call(namespace, operations, NO_DEADLINE_NS).await {
             Ok(answer) => distribute(answer, &members),
             Err(fault) => {
                 let error = fault.error(context, link.retry_delay());

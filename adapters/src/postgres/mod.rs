@@ -190,7 +190,7 @@ impl Postgres {
         operations: Vec<Operation>,
     ) -> Result<Answer, Error> {
         let namespace = self.pool.namespace(context.namespace, context.namespace_name);
-        let answered = link.call(namespace, operations).await;
+        let answered = link.call(namespace, operations, context.deadline_ns).await;
         answered.map_err(|fault: Fault| fault.error(context, link.retry_delay()))
     }
 }

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::config::PostgresConfig;
 use super::errors::{Outage, SqlError};
 use super::migrations::{self, Model};
 use super::statements::{Namespace, Statement};
+use crate::call::NO_DEADLINE_NS;
 
 /// The buffer that answers are read into, while they are small.
 const READ_BYTES: usize = 64 * 1024;
@@ -36,6 +38,9 @@ const LOGIN_MESSAGES_MAX: usize = 256;
 
 /// The oldest PostgreSQL that has what is asked of it, as `server_version_num`.
 const VERSION_MIN: u32 = 120_000;
+
+/// How long it may take to tell PostgreSQL that nobody waits for a batch any more.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a simple query has no answer.
 pub(super) enum Failure {
@@ -87,6 +92,8 @@ pub(super) struct Session {
     write: WriteHalf,
     closer: Closer,
     answer_timeout: Duration,
+    /// Whom to tell that a batch is not waited for any more, and the connection's own number and secret there.
+    cancels: Option<(SocketAddr, i32, i32)>,
     /// What is prepared, by namespace.
     prepared: HashSet<(u32, Statement)>,
     /// What is as it should be in the schemas of namespaces.
@@ -109,12 +116,13 @@ impl Session {
         config: &PostgresConfig,
         work: &Rc<Signal>,
     ) -> Result<Self, Outage> {
-        let stream = dial(config).await.map_err(|error| Outage::unreachable(&error))?;
+        let (stream, address) = dial(config).await.map_err(|error| Outage::unreachable(&error))?;
         let closer = stream.closer().map_err(|error| Outage::unreachable(&error))?;
         let (read, write) = stream.split();
-        let mut login = Login { read, write, buffer: BytesMut::with_capacity(READ_BYTES) };
+        let buffer = BytesMut::with_capacity(READ_BYTES);
+        let mut login = Login { read, write, buffer, key: None };
         login.run(config).await?;
-        let Login { read, write, buffer } = login;
+        let Login { read, write, buffer, key } = login;
         let now_ns = monotonic_ns();
         let shared = Rc::new(Shared {
             waits: RefCell::default(),
@@ -130,6 +138,7 @@ impl Session {
             write,
             closer,
             answer_timeout: config.answer_timeout,
+            cancels: key.map(|(process, secret)| (address, process, secret)),
             prepared: HashSet::new(),
             ready: HashSet::new(),
             epoch: 0,
@@ -220,11 +229,16 @@ impl Session {
         self.ready.clear();
     }
 
-    /// Sends a batch and waits for its end.
-    pub(super) async fn exchange(&mut self, batch: Batch, versions: u32) -> Result<Ended, Outage> {
+    /// Sends a batch and waits for its end. After `over_ns` nobody waits for it any more, and PostgreSQL is asked to give it up.
+    pub(super) async fn exchange(
+        &mut self,
+        batch: Batch,
+        versions: u32,
+        over_ns: u64,
+    ) -> Result<Ended, Outage> {
         self.versions = versions;
         let (bytes, receiver) = Receiver::of(batch);
-        let over = self.send(bytes, Waits::Batch(receiver)).await?;
+        let over = self.send(bytes, Waits::Batch(receiver), over_ns).await?;
         let Waits::Batch(receiver) = over else { return Err(Outage::lost()) };
         let ended = receiver.end().ok_or_else(Outage::lost)?;
         self.prepared.extend(ended.prepared.iter().copied());
@@ -237,7 +251,8 @@ impl Session {
         let nul = |_| Failure::Sql(SqlError::new("22021", "a text holds a NUL"));
         frontend::query(text, &mut bytes).map_err(nul)?;
         let waits = Waits::Query { rows: Vec::new(), error: None };
-        match self.send(bytes.to_vec(), waits).await.map_err(Failure::Outage)? {
+        let sent = self.send(bytes.to_vec(), waits, NO_DEADLINE_NS);
+        match sent.await.map_err(Failure::Outage)? {
             Waits::Query { rows, error: None } => Ok(rows),
             Waits::Query { error: Some(error), .. } => Err(Failure::Sql(error)),
             _ => Err(Failure::Outage(Outage::lost())),
@@ -249,7 +264,12 @@ impl Session {
         self.query("").await.map(drop).map_err(Outage::from)
     }
 
-    async fn send(&mut self, bytes: Vec<u8>, waits: Waits) -> Result<Waits, Outage> {
+    async fn send(
+        &mut self,
+        bytes: Vec<u8>,
+        waits: Waits,
+        mut over_ns: u64,
+    ) -> Result<Waits, Outage> {
         if let Some(outage) = self.outage() {
             return Err(outage);
         }
@@ -258,7 +278,7 @@ impl Session {
         let begun_ns = monotonic_ns();
         self.shared.waits.replace(waits);
         let shared = self.shared.clone();
-        let write = &mut self.write;
+        let (cancels, write) = (self.cancels, &mut self.write);
         let mut exchange = std::pin::pin!(async move {
             let (written, _) = write.write_all(bytes).await;
             if written.is_err() {
@@ -283,11 +303,46 @@ impl Session {
                 self.shared.outage.borrow_mut().get_or_insert(outage.clone());
                 return Err(outage);
             };
-            if let Some(over) = rt::timeout(left, &mut exchange).await {
+            let until_over = Duration::from_nanos(over_ns.saturating_sub(monotonic_ns()));
+            if let Some(over) = rt::timeout(left.min(until_over), &mut exchange).await {
                 return over;
+            }
+            if over_ns <= monotonic_ns() {
+                over_ns = NO_DEADLINE_NS;
+                if let Some(cancels) = cancels
+                    && let Err(outage) = cancel(cancels).await
+                {
+                    // It might reach what is sent next.
+                    self.shared.outage.borrow_mut().get_or_insert(outage.clone());
+                    return Err(outage);
+                }
             }
         }
     }
+}
+
+/// Has PostgreSQL give up what a connection has under way. When it returns, nothing that is sent on the connection from then on can be
+/// meant any more: PostgreSQL ends the connection that asks once it has passed the request on.
+///
+/// # Errors
+/// It may still arrive.
+async fn cancel((address, process, secret): (SocketAddr, i32, i32)) -> Result<(), Outage> {
+    let asked = async {
+        // One that could not ask has changed nothing.
+        let Ok(stream) = Stream::connect(address).await else { return Ok(()) };
+        let (mut read, mut write) = stream.split();
+        let mut bytes = BytesMut::new();
+        frontend::cancel_request(process, secret, &mut bytes);
+        let (written, _) = write.write_all(bytes.to_vec()).await;
+        if written.is_err() {
+            return Err(Outage::lost());
+        }
+        match read.read(BytesMut::with_capacity(READ_BYTES_MIN)).await.0 {
+            Ok(0) => Ok(()),
+            _ => Err(Outage::lost()),
+        }
+    };
+    rt::timeout(CANCEL_TIMEOUT, asked).await.unwrap_or_else(|| Err(Outage::lost()))
 }
 
 /// Reads what comes, until the connection ends.
@@ -354,11 +409,11 @@ impl Shared {
     }
 }
 
-async fn dial(config: &PostgresConfig) -> io::Result<Stream> {
+async fn dial(config: &PostgresConfig) -> io::Result<(Stream, SocketAddr)> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in resolve(&config.host, config.port).await? {
         match Stream::connect(address).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, address)),
             Err(error) => last = error,
         }
     }
@@ -370,6 +425,8 @@ struct Login {
     read: ReadHalf,
     write: WriteHalf,
     buffer: BytesMut,
+    /// The connection's number and its secret.
+    key: Option<(i32, i32)>,
 }
 
 impl Login {
@@ -418,8 +475,10 @@ impl Login {
                 Message::AuthenticationOk if scram.is_some() && !is_proven => {
                     return Err(unexpected());
                 }
+                Message::BackendKeyData(body) => {
+                    self.key = Some((body.process_id(), body.secret_key()));
+                }
                 Message::AuthenticationOk
-                | Message::BackendKeyData(_)
                 | Message::ParameterStatus(_)
                 | Message::NoticeResponse(_) => {}
                 Message::ReadyForQuery(_) => return Ok(()),

@@ -11,6 +11,7 @@ use super::codec::Parameters;
 use super::pubsub::PubSubStatement;
 use super::queue::QueueStatement;
 use super::statements::{SWEEP_ENTRIES_MAX, Statement};
+use crate::call::NO_DEADLINE_NS;
 
 /// An entry is left alone for so long after it has expired: a record that is applied late, by its own time, still finds it.
 const GRACE: Duration = Duration::from_secs(60);
@@ -43,7 +44,7 @@ async fn run(pool: Weak<Pool>, every: Duration) {
                     let parameters = Parameters::default().moment(before_us);
                     let sweep = Operation::Other { statement, parameters, versions: 0 };
                     // What cannot be swept now is swept later; that calls fail too, they say themselves.
-                    let swept = link.call(namespace.clone(), vec![sweep]).await;
+                    let swept = link.call(namespace.clone(), vec![sweep], NO_DEADLINE_NS).await;
                     if swept.map_or(0, |answer| answer.rows.len()) < SWEEP_ENTRIES_MAX {
                         break;
                     }

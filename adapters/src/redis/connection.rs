@@ -24,7 +24,7 @@ use super::pipeline::{Pipeline, Ticket};
 use super::scripts::Script;
 use super::topics::Topics;
 use crate::breaker::{Breaker, Circuit};
-use crate::call::Context;
+use crate::call::{Context, NO_DEADLINE_NS};
 use crate::error::Error;
 
 /// The buffer that answers are read into, while they are small.
@@ -170,8 +170,8 @@ impl Link {
         if self.breaker.borrow().circuit() != Circuit::Closed || self.stopped.get() {
             return Err(self.refusal(context));
         }
-        let now_ns = monotonic_ns();
-        let begun = self.pipeline.borrow_mut().begin(replies as u32, now_ns, write);
+        let times = (monotonic_ns(), context.deadline_ns);
+        let begun = self.pipeline.borrow_mut().begin(replies as u32, times, write);
         let Some(ticket) = begun else {
             self.count(|facts| facts.refused += 1);
             return Err(errors::busy(context, self.config.calls_max));
@@ -380,7 +380,7 @@ impl Link {
     async fn write_all(self: Rc<Self>, session: Rc<Session>, mut write: WriteHalf) {
         let mut buffer = Vec::new();
         while !session.is_ending() {
-            buffer = self.pipeline.borrow_mut().take_unsent(buffer);
+            buffer = self.pipeline.borrow_mut().take_unsent(buffer, monotonic_ns());
             if buffer.is_empty() {
                 self.work.wait().await;
                 continue;
@@ -435,7 +435,7 @@ impl Link {
     /// Sends what nobody waits for the replies of, unless too much is under way.
     pub(super) fn tell(&self, replies: u32, write: impl FnOnce(&mut Vec<u8>)) {
         let mut pipeline = self.pipeline.borrow_mut();
-        if let Some(ticket) = pipeline.begin(replies, monotonic_ns(), write) {
+        if let Some(ticket) = pipeline.begin(replies, (monotonic_ns(), NO_DEADLINE_NS), write) {
             pipeline.abandon(ticket);
             self.work.set();
         }

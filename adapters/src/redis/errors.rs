@@ -10,7 +10,7 @@ use std::time::Duration;
 use prism_io::tls::Failure;
 
 use super::codec::ProtocolError;
-use crate::call::Context;
+use crate::call::{Context, NOT_SENT};
 use crate::error::{Error, Kind};
 
 /// The name of the backend in errors.
@@ -96,6 +96,12 @@ impl Outage {
              not known"
         );
         Outage::new(Kind::Unavailable, "BACKEND_UNRESPONSIVE", message)
+    }
+
+    /// The call's deadline passed before it was sent.
+    pub(super) fn not_sent() -> Self {
+        let (reason, message) = NOT_SENT;
+        Outage::new(Kind::DeadlineExceeded, reason, message)
     }
 
     /// The peer talks nonsense.
@@ -266,6 +272,7 @@ mod tests {
             now_us: 0,
             revision: Default::default(),
             limits: &limits,
+            deadline_ns: crate::NO_DEADLINE_NS,
         };
         for (text, kind, reason, again) in [
             ("OOM command not allowed when used memory > 'maxmemory'.", 8, "BACKEND_FULL", true),

@@ -2,8 +2,8 @@
 //!
 //! Redis answers in the order in which it was asked. A call may consist of several commands; it gets all of their replies
 //! in one piece, a slice of what was read. Nothing is allocated per call once there have been as many at a time as there are
-//! now. A caller that goes away leaves its place to its replies, which are dropped when they come. It does no I/O and
-//! asks no clock. What the server says by itself is shown to whoever owns the connection; some of that is a reply (to SUBSCRIBE).
+//! now. A caller that goes away leaves its place to its replies, which are dropped when they come. What nobody waits for any more when it
+//! is to be sent is not sent. It does no I/O and asks no clock. What the server says by itself is shown to whoever owns the connection; some of that is a reply (to SUBSCRIBE).
 
 use std::collections::VecDeque;
 use std::task::{Poll, Waker};
@@ -12,6 +12,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::codec::{Framer, ProtocolError};
 use super::errors::Outage;
+use crate::call::NO_DEADLINE_NS;
 
 /// A buffer of requests is kept for the next ones unless it has become larger than this.
 const UNSENT_BYTES_KEPT_MAX: usize = 256 * 1024;
@@ -26,6 +27,8 @@ enum Stage {
     Waiting(Option<Waker>),
     Answered(Bytes),
     Lost(Outage),
+    /// Its deadline passed before it was sent.
+    NotSent,
     /// Nobody waits any more.
     Abandoned,
 }
@@ -36,6 +39,10 @@ struct Slot {
     /// Replies that it gets.
     replies: u32,
     begun_ns: u64,
+    /// After this it is not sent any more.
+    deadline_ns: u64,
+    /// What its commands take of what is to be sent.
+    bytes: usize,
 }
 
 /// See the module.
@@ -46,6 +53,10 @@ pub(super) struct Pipeline {
     /// The slots of the calls that are not answered, the oldest first.
     order: VecDeque<u32>,
     unsent: Vec<u8>,
+    /// So many of the youngest in `order` are to be sent.
+    unsent_calls: usize,
+    /// The earliest deadline among them.
+    unsent_deadline_ns: u64,
     framer: Framer,
     /// Whole replies of the oldest call at the beginning of what was read: their number and their bytes.
     come: (u32, usize),
@@ -60,6 +71,8 @@ impl Pipeline {
             free: Vec::new(),
             order: VecDeque::new(),
             unsent: Vec::new(),
+            unsent_calls: 0,
+            unsent_deadline_ns: NO_DEADLINE_NS,
             framer: Framer::default(),
             come: (0, 0),
             calls_max,
@@ -67,20 +80,24 @@ impl Pipeline {
         }
     }
 
-    /// Begins a call of so many replies; `write` adds its commands to what is to be sent. `None`: there are too many.
+    /// Begins a call of so many replies, which is not sent after `deadline_ns`; `write` adds its commands to what is to be sent. `None`:
+    /// there are too many.
     #[inline]
     pub(super) fn begin(
         &mut self,
         replies: u32,
-        now_ns: u64,
+        (now_ns, deadline_ns): (u64, u64),
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Option<Ticket> {
         debug_assert!(replies > 0);
         if self.order.len() >= self.calls_max || self.unsent.len() > self.unsent_bytes_max {
             return None;
         }
+        let before = self.unsent.len();
         write(&mut self.unsent);
-        let slot = Slot { stage: Stage::Waiting(None), replies, begun_ns: now_ns };
+        let bytes = self.unsent.len() - before;
+        let stage = Stage::Waiting(None);
+        let slot = Slot { stage, replies, begun_ns: now_ns, deadline_ns, bytes };
         let number = match self.free.pop() {
             Some(number) => {
                 self.slots[number as usize] = slot;
@@ -92,6 +109,8 @@ impl Pipeline {
             }
         };
         self.order.push_back(number);
+        self.unsent_calls += 1;
+        self.unsent_deadline_ns = self.unsent_deadline_ns.min(deadline_ns);
         Some(Ticket(number))
     }
 
@@ -106,13 +125,14 @@ impl Pipeline {
                 }
                 return Poll::Pending;
             }
-            Stage::Answered(_) | Stage::Lost(_) => {}
+            Stage::Answered(_) | Stage::Lost(_) | Stage::NotSent => {}
             Stage::Free | Stage::Abandoned => unreachable!("the ticket of a call that has ended"),
         }
         self.free.push(ticket.0);
         match std::mem::replace(&mut slot.stage, Stage::Free) {
             Stage::Answered(replies) => Poll::Ready(Ok(replies)),
             Stage::Lost(outage) => Poll::Ready(Err(outage)),
+            Stage::NotSent => Poll::Ready(Err(Outage::not_sent())),
             _ => unreachable!("looked at above"),
         }
     }
@@ -175,6 +195,7 @@ impl Pipeline {
         self.framer = Framer::default();
         self.come = (0, 0);
         self.unsent.clear();
+        self.all_sent();
         while let Some(number) = self.order.pop_front() {
             self.settle(number, Stage::Lost(outage.clone()));
         }
@@ -193,12 +214,43 @@ impl Pipeline {
         }
     }
 
-    /// Exchanges what is to be sent for an empty buffer; the one that was sent before is used again.
-    pub(super) fn take_unsent(&mut self, sent: Vec<u8>) -> Vec<u8> {
+    /// Exchanges what is to be sent for an empty buffer; the one that was sent before is used again. Calls whose deadline has passed end
+    /// instead of being sent.
+    pub(super) fn take_unsent(&mut self, sent: Vec<u8>, now_ns: u64) -> Vec<u8> {
+        if self.unsent_deadline_ns <= now_ns {
+            self.drop_late(now_ns);
+        }
+        self.all_sent();
         let mut empty = sent;
         empty.clear();
         empty.shrink_to(UNSENT_BYTES_KEPT_MAX);
         std::mem::replace(&mut self.unsent, empty)
+    }
+
+    fn all_sent(&mut self) {
+        (self.unsent_calls, self.unsent_deadline_ns) = (0, NO_DEADLINE_NS);
+    }
+
+    /// Takes the calls whose deadline has passed out of what is to be sent.
+    #[cold]
+    fn drop_late(&mut self, now_ns: u64) {
+        let first = self.order.len() - self.unsent_calls;
+        let (mut kept, mut from, mut to) = (first, 0, 0);
+        for place in first..self.order.len() {
+            let number = self.order[place];
+            let Slot { bytes, deadline_ns, .. } = self.slots[number as usize];
+            if deadline_ns <= now_ns {
+                self.settle(number, Stage::NotSent);
+            } else {
+                self.unsent.copy_within(from..from + bytes, to);
+                to += bytes;
+                self.order[kept] = number;
+                kept += 1;
+            }
+            from += bytes;
+        }
+        self.order.truncate(kept);
+        self.unsent.truncate(to);
     }
 
     /// Calls that are not answered.
@@ -216,8 +268,11 @@ impl Pipeline {
 mod tests {
     use super::*;
 
+    /// Begun at 0, and never late.
+    const NEVER: (u64, u64) = (0, NO_DEADLINE_NS);
+
     fn begin(pipeline: &mut Pipeline, replies: u32) -> Ticket {
-        pipeline.begin(replies, 0, |out| out.extend_from_slice(b"x")).expect("there is room")
+        pipeline.begin(replies, NEVER, |out| out.extend_from_slice(b"x")).expect("there is room")
     }
 
     fn receive(pipeline: &mut Pipeline, read: &mut BytesMut) -> Result<usize, ProtocolError> {
@@ -235,7 +290,7 @@ mod tests {
     fn replies_go_to_their_calls_in_order() {
         let mut pipeline = Pipeline::new(8, 1000);
         let (a, b, c) = (begin(&mut pipeline, 1), begin(&mut pipeline, 2), begin(&mut pipeline, 1));
-        assert_eq!(pipeline.take_unsent(Vec::new()), b"xxx");
+        assert_eq!(pipeline.take_unsent(Vec::new(), 0), b"xxx");
         let mut read =
             BytesMut::from(&b"+A\r\n>1\r\n+push\r\n+B1\r\n>1\r\n+push\r\n:2\r\n$3\r\nC"[..]);
         assert_eq!(receive(&mut pipeline, &mut read), Ok(2));
@@ -275,9 +330,9 @@ mod tests {
     fn a_place_is_free_again_only_when_its_replies_have_come() {
         let mut pipeline = Pipeline::new(2, 1000);
         let (a, b) = (begin(&mut pipeline, 1), begin(&mut pipeline, 1));
-        assert!(pipeline.begin(1, 0, |_| panic!("it is full")).is_none());
+        assert!(pipeline.begin(1, NEVER, |_| panic!("it is full")).is_none());
         pipeline.abandon(a);
-        assert!(pipeline.begin(1, 0, |_| panic!("it is still full")).is_none());
+        assert!(pipeline.begin(1, NEVER, |_| panic!("it is still full")).is_none());
         receive(&mut pipeline, &mut BytesMut::from(&b"+A\r\n+B\r\n"[..])).unwrap();
         assert_eq!(poll(&mut pipeline, b).unwrap(), "+B\r\n");
         assert_eq!(pipeline.free.len(), 2);
@@ -287,10 +342,10 @@ mod tests {
     fn what_waits_to_be_sent_is_bounded() {
         let mut pipeline = Pipeline::new(100, 10);
         let long = |out: &mut Vec<u8>| out.extend_from_slice(&[b'x'; 1_000]);
-        pipeline.begin(1, 0, long).expect("one alone may be as long as it is");
-        assert!(pipeline.begin(1, 0, long).is_none());
-        assert_eq!(pipeline.take_unsent(Vec::new()).len(), 1_000);
-        pipeline.begin(1, 0, long).expect("the first has been taken to be sent");
+        pipeline.begin(1, NEVER, long).expect("one alone may be as long as it is");
+        assert!(pipeline.begin(1, NEVER, long).is_none());
+        assert_eq!(pipeline.take_unsent(Vec::new(), 0).len(), 1_000);
+        pipeline.begin(1, NEVER, long).expect("the first has been taken to be sent");
         assert_eq!(pipeline.calls(), 2);
     }
 
@@ -303,7 +358,7 @@ mod tests {
         pipeline.lose(&Outage::lost());
         assert!(matches!(pipeline.poll(a, Waker::noop()), Poll::Ready(Err(_))));
         assert_eq!((pipeline.calls(), pipeline.free.len()), (0, 2));
-        assert_eq!(pipeline.take_unsent(Vec::new()), b"");
+        assert_eq!(pipeline.take_unsent(Vec::new(), 0), b"");
         let c = begin(&mut pipeline, 1);
         receive(&mut pipeline, &mut BytesMut::from(&b"+C\r\n"[..])).unwrap();
         assert_eq!(
@@ -311,5 +366,32 @@ mod tests {
             "+C\r\n",
             "nothing is left of the reply before"
         );
+    }
+
+    #[test]
+    fn what_is_late_is_not_sent_and_the_others_keep_their_order() {
+        let mut pipeline = Pipeline::new(8, 1000);
+        let put = |pipeline: &mut Pipeline, deadline_ns: u64, text: &'static [u8]| {
+            let write = |out: &mut Vec<u8>| out.extend_from_slice(text);
+            pipeline.begin(1, (0, deadline_ns), write).expect("there is room")
+        };
+        let sent = put(&mut pipeline, 5, b"sent ");
+        assert_eq!(pipeline.take_unsent(Vec::new(), 4), b"sent ");
+        let first = put(&mut pipeline, 9, b"first ");
+        let late = put(&mut pipeline, 6, b"late ");
+        let gone = put(&mut pipeline, 6, b"gone ");
+        let endless = put(&mut pipeline, NO_DEADLINE_NS, b"endless ");
+        pipeline.abandon(gone);
+        assert_eq!(pipeline.take_unsent(Vec::new(), 6), b"first endless ");
+        let refused = pipeline.poll(late, Waker::noop());
+        assert!(matches!(refused, Poll::Ready(Err(outage)) if outage == Outage::not_sent()));
+        receive(&mut pipeline, &mut BytesMut::from(&b"+S\r\n+F\r\n+E\r\n"[..])).unwrap();
+        assert_eq!(poll(&mut pipeline, sent).unwrap(), "+S\r\n", "what was sent is answered");
+        assert_eq!(poll(&mut pipeline, first).unwrap(), "+F\r\n");
+        assert_eq!(poll(&mut pipeline, endless).unwrap(), "+E\r\n");
+        assert_eq!((pipeline.calls(), pipeline.free.len()), (0, pipeline.slots.len()));
+        put(&mut pipeline, 1, b"x");
+        assert_eq!(pipeline.take_unsent(Vec::new(), 7), b"", "all of it is late");
+        assert_eq!(pipeline.calls(), 0);
     }
 }

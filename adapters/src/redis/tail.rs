@@ -153,6 +153,7 @@ pub(super) async fn call(link: &Link, write: impl FnOnce(&mut Vec<u8>)) -> Optio
         now_us: 0,
         revision: Revision::default(),
         limits: &limits,
+        deadline_ns: crate::NO_DEADLINE_NS,
     };
     link.call(&context, 1, write).await.ok()
 }

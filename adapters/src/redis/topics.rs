@@ -16,7 +16,7 @@ use super::connection::Link;
 use super::errors;
 use super::event::{self, BESIDE, beside, channel};
 use super::keyvalue::Answer;
-use crate::call::Context;
+use crate::call::{Context, NO_DEADLINE_NS};
 use crate::error::Error;
 use crate::memory::pubsub::{Standing, Subscriptions};
 use crate::shared::{Key, Shared};
@@ -128,6 +128,8 @@ impl Topics {
         heard: &str,
     ) -> Result<Rc<Tail>, Error> {
         let key: Key = (context.namespace, heard.into());
+        // Others may wait for the same subscription for longer.
+        let context = &Context { deadline_ns: NO_DEADLINE_NS, ..*context };
         let make = async || self.make_tail(context, key.clone()).await;
         let tail = self.tails.get(&key, make).await?;
         // Events are on their way on a connection of their own, and this comes behind them.

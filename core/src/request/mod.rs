@@ -265,6 +265,7 @@ async fn read(
         now_us: clock::wall_us(),
         revision: Default::default(),
         limits: &namespace.limits(),
+        deadline_ns: call.deadline_ns,
     };
     let mut reply = shard.replies.take();
     if let Some(lane) = shard.lanes.of(namespace.index).filter(|lane| lane.holds()) {
@@ -314,6 +315,7 @@ async fn write(
             now_us: clock::wall_us(),
             revision: Default::default(),
             limits: &namespace.limits(),
+            deadline_ns: call.deadline_ns,
         };
         let waited = wait::ready(shard, &context, namespace, (call, &message), until_ns).await;
         if waited == wait::Waited::InVain && key.is_empty() {
@@ -417,6 +419,7 @@ async fn write_unlogged(
         now_us: shard.log.time_us(clock::wall_us()),
         revision: shard.unlogged_revision(),
         limits: &namespace.limits(),
+        deadline_ns: call.deadline_ns,
     };
     let mut reply = shard.replies.take();
     let backend = shard.backend(namespace);
@@ -464,6 +467,7 @@ async fn apply(
         now_us: record.log_time_us,
         revision: prism_adapters::Revision::logged(record.lsn),
         limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     };
     let outcome = match method {
         Method::TRANSACT_WRITE => target.store.write(&context, record.body, reply),

@@ -156,6 +156,7 @@ async fn serve(
         now_us: clock::wall_us(),
         revision: Default::default(),
         limits: &namespace.limits(),
+        deadline_ns: call.deadline_ns,
     };
     shard.make_ready(namespace);
     if let Some(lane) = shard.lanes.of(namespace.index) {
@@ -192,7 +193,7 @@ async fn within(
 }
 
 /// The deadline of a stream that may last for ever.
-pub(crate) const NO_DEADLINE_NS: u64 = u64::MAX;
+pub(crate) use prism_adapters::NO_DEADLINE_NS;
 
 /// Whether a call of this method that brings no deadline has none: what it reads has no end.
 pub(crate) fn is_endless(method: Method) -> bool {

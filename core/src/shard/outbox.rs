@@ -109,6 +109,7 @@ fn context<'a>(namespace: &'a Namespace, limits: &'a Limits) -> Context<'a> {
         now_us: clock::wall_us(),
         revision: Revision::default(),
         limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

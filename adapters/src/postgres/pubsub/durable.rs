@@ -24,7 +24,7 @@ use super::super::{Pool, Postgres};
 use super::rows::{event, position};
 use super::tail::Topics;
 use super::{PubSubStatement, other};
-use crate::call::{Context, PageSink, Reply};
+use crate::call::{Context, NO_DEADLINE_NS, PageSink, Reply};
 use crate::error::{Error, Kind};
 use crate::filter::Filter;
 use crate::interfaces::message::{item_status, moment_us, span_ms, time};
@@ -80,7 +80,7 @@ async fn give_back(streams: Rc<Streams>, pool: Weak<Pool>, topics: Rc<Topics>) {
             let operation = other(PubSubStatement::Release, parameters);
             // What cannot be given back now comes again at the end of its lease.
             let link = pool.of_writes(namespace.number, 0);
-            let _ = link.call(namespace.clone(), vec![operation]).await;
+            let _ = link.call(namespace.clone(), vec![operation], NO_DEADLINE_NS).await;
             topics.sources.tell(namespace.number, &source_name(&subscription));
         }
     }

@@ -273,6 +273,7 @@ fn context<'a>((namespace, limits): Of<'a>, now_us: u64, lsn: u64) -> Context<'a
         now_us,
         revision: Revision::logged(lsn),
         limits,
+        deadline_ns: prism_adapters::NO_DEADLINE_NS,
     }
 }
 

@@ -61,6 +61,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         .package("grpc.testing")
         .method(method("unimplemented_call", "UnimplementedCall", "Empty", "Empty").build())
         .build();
-    Builder::new().build_server(false).out_dir(&out).compile(&[test, unimplemented]);
+    let load = Service::builder()
+        .name("OpenRcaService")
+        .package("xds.service.orca.v3")
+        .method(
+            Method::builder()
+                .name("stream_core_metrics")
+                .route_name("StreamCoreMetrics")
+                .input_type("crate::orca::OrcaLoadReportRequest")
+                .output_type("crate::orca::OrcaLoadReport")
+                .codec_path("tonic_prost::ProstCodec")
+                .server_streaming()
+                .build(),
+        )
+        .build();
+    Builder::new().build_server(false).out_dir(&out).compile(&[test, unimplemented, load]);
     Ok(())
 }

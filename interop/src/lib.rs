@@ -16,6 +16,7 @@ pub mod testing {
 pub mod client {
     include!(concat!(env!("OUT_DIR"), "/grpc.testing.TestService.rs"));
     include!(concat!(env!("OUT_DIR"), "/grpc.testing.UnimplementedService.rs"));
+    include!(concat!(env!("OUT_DIR"), "/xds.service.orca.v3.OpenRcaService.rs"));
 }
 
 /// Reports of load, as ORCA has them.

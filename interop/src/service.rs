@@ -1,6 +1,6 @@
 //! `grpc.testing.TestService` on the loop of one thread, to the letter of gRPC's `interop-test-descriptions.md`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ const ECHO_INITIAL: &str = "x-grpc-test-echo-initial";
 const ECHO_TRAILING: &str = "x-grpc-test-echo-trailing-bin";
 /// The trailer that carries a load report.
 const LOAD_TRAILER: &str = "endpoint-load-metrics-bin";
+/// The trailer of EmptyCall that says how many calls of FullDuplexCall with a deadline have ended under their handlers. For a client
+/// whose words are held back on the way: then nobody but the server can have ended them.
+const EXPIRED_TRAILER: &str = "x-prism-expired";
 /// Who answers.
 const SERVER_ID: &str = "prism";
 /// How often load is reported to those who watch it.
@@ -61,6 +64,8 @@ pub fn route(path: &[u8]) -> Option<Route> {
 pub struct TestService {
     /// What FullDuplexCall was told to report last.
     load: Rc<RefCell<TestOrcaReport>>,
+    /// What [`EXPIRED_TRAILER`] says.
+    expired: Rc<Cell<u32>>,
 }
 
 /// How a call has failed.
@@ -108,7 +113,11 @@ impl Service for TestService {
         message: Bytes,
     ) {
         match route {
-            EMPTY => connection.respond(stream, Message::default(), &[]),
+            EMPTY => {
+                let expired = self.expired.get().to_string();
+                let trailers = [(EXPIRED_TRAILER, expired.as_bytes())];
+                connection.respond(stream, Message::default(), &trailers);
+            }
             UNARY => self.unary(connection, stream, &head, &message),
             OUTPUT => {
                 let call = connection.stream(stream);
@@ -129,13 +138,17 @@ impl Service for TestService {
     fn open(&self, call: StreamCall, route: u32, head: RequestHead) {
         let echo = echo_trailing(&head.metadata);
         echo_initial(&head.metadata, |fields| call.send_headers(fields));
-        let load = self.load.clone();
+        let (load, expired) = (self.load.clone(), self.expired.clone());
         rt::spawn(async move {
             let outcome = match route {
                 INPUT => sum_up(&call).await,
                 FULL_DUPLEX => answer_each(&call, &load).await,
                 _ => answer_all(&call).await,
             };
+            let is_gone = matches!(outcome, Err(End::Gone));
+            if route == FULL_DUPLEX && head.timeout.is_some() && is_gone {
+                expired.set(expired.get() + 1);
+            }
             end(call, outcome, &as_trailers(&echo));
         });
     }

@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import net from "node:net";
 import path from "node:path";
 
 const require = createRequire(path.join(process.env.NODE_MODULES, "x.js"));
@@ -19,21 +20,55 @@ const REQUEST_SIZES = [27182, 8, 1828, 45904];
 const RESPONSE_SIZES = [31415, 9, 2653, 58979];
 const GZIP = 2;
 
-const loaded = loader.loadSync("grpc/testing/test.proto", { includeDirs: [protos], keepCase: true });
-const testing = grpc.loadPackageDefinition(loaded).grpc.testing;
+// Calls of each soak, and how many are under way at once.
+const SOAK = { calls: 200, atOnce: 4 };
+
+const loaded = loader.loadSync(["grpc/testing/test.proto", "xds/orca.proto"], { includeDirs: [protos], keepCase: true });
+const { grpc: { testing }, xds: { orca } } = grpc.loadPackageDefinition(loaded);
+const deserialize = orca.OpenRcaService.service.StreamCoreMetrics.responseDeserialize;
 const credentials = certificate
   ? grpc.credentials.createSsl(readFileSync(certificate))
   : grpc.credentials.createInsecure();
 const clients = [];
 
-function client(options = {}, service = testing.TestService) {
-  const made = new service(address, credentials, options);
+function client(options = {}, service = testing.TestService, to = address) {
+  // Each has connections of its own.
+  const made = new service(to, credentials, { "grpc.use_local_subchannel_pool": 1, ...options });
   clients.push(made);
   return made;
 }
 
 const plain = client();
 const packing = client({ "grpc.default_compression_algorithm": GZIP });
+
+/** A way to the server on which what comes back is counted, and what goes there can be held back. */
+async function tap() {
+  const made = { came: 0, isMute: false };
+  const [host, port] = [address.slice(0, address.lastIndexOf(":")), Number(address.slice(address.lastIndexOf(":") + 1))];
+  const server = net.createServer((socket) => {
+    const upstream = net.connect(port, host);
+    socket.on("data", (data) => made.isMute || upstream.write(data));
+    upstream.on("data", (data) => {
+      made.came += data.length;
+      socket.write(data);
+    });
+    for (const [one, other] of [[socket, upstream], [upstream, socket]]) {
+      one.on("error", () => other.destroy());
+      one.on("close", () => other.destroy());
+    }
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  server.unref();
+  made.address = `127.0.0.1:${server.address().port}`;
+  /** Whether about so many bytes come for what `call` asks for: framing, heads and acknowledgements may add a little. */
+  made.weigh = async (wanted, call) => {
+    const before = made.came;
+    await call();
+    const came = made.came - before;
+    assert.ok(wanted <= came && came < wanted + 8192, `${came} bytes came, and not about ${wanted}`);
+  };
+  return made;
+}
 
 const zeros = (size) => ({ body: Buffer.alloc(size) });
 const until = () => ({ deadline: Date.now() + 20_000 });
@@ -102,9 +137,16 @@ const CASES = {
     assert.equal((await unary(plain, "UnaryCall", expecting(false))).answer.payload.body.length, LARGE_RESPONSE);
   },
   async server_compressed_unary() {
+    // grpc-js does not tell how a message came; what came over the wire does.
+    const way = await tap();
+    const tapped = client({}, testing.TestService, way.address);
+    await unary(tapped, "EmptyCall", {});
     for (const value of [true, false]) {
-      const { answer, head } = await unary(plain, "UnaryCall", large({ response_compressed: { value } }));
-      assert.equal(answer.payload.body.length, LARGE_RESPONSE);
+      // Zeros in gzip are next to nothing.
+      await way.weigh(value ? 0 : LARGE_RESPONSE, async () => {
+        const { answer } = await unary(tapped, "UnaryCall", large({ response_compressed: { value } }));
+        assert.equal(answer.payload.body.length, LARGE_RESPONSE);
+      });
     }
   },
   async client_streaming() {
@@ -123,12 +165,19 @@ const CASES = {
     assert.deepEqual(sizes(messages), RESPONSE_SIZES);
   },
   async server_compressed_streaming() {
-    const response_parameters = [
-      { size: 31415, compressed: { value: true } },
-      { size: 92653, compressed: { value: false } },
-    ];
-    const { messages } = await whole(plain.StreamingOutputCall({ response_parameters }, new grpc.Metadata(), until()));
-    assert.deepEqual(sizes(messages), [31415, 92653]);
+    const way = await tap();
+    const tapped = client({}, testing.TestService, way.address);
+    await unary(tapped, "EmptyCall", {});
+    for (const first of [true, false]) {
+      const response_parameters = [
+        { size: 31415, compressed: { value: first } },
+        { size: 92653, compressed: { value: !first } },
+      ];
+      await way.weigh(first ? 92653 : 31415, async () => {
+        const { messages } = await whole(tapped.StreamingOutputCall({ response_parameters }, new grpc.Metadata(), until()));
+        assert.deepEqual(sizes(messages), [31415, 92653]);
+      });
+    }
   },
   async ping_pong() {
     const call = plain.FullDuplexCall(new grpc.Metadata(), until());
@@ -162,9 +211,19 @@ const CASES = {
     await fails(grpc.status.CANCELLED, whole(call));
   },
   async timeout_on_sleeping_server() {
-    const call = plain.FullDuplexCall(new grpc.Metadata(), { deadline: Date.now() + 1 });
-    call.write({ payload: zeros(27182) });
+    // grpc-js watches the time itself; so it is kept from telling the server, which has to end the call by what it was sent.
+    const expired = async () => Number((await unary(plain, "EmptyCall", {})).trailers.get("x-prism-expired")[0]);
+    const before = await expired();
+    const way = await tap();
+    const tapped = client({}, testing.TestService, way.address);
+    await unary(tapped, "EmptyCall", {});
+    const call = tapped.FullDuplexCall(new grpc.Metadata(), { deadline: Date.now() + 500 });
+    call.once("data", () => (way.isMute = true)); // The server has the call.
+    call.write(ask(1, 27182));
     await fails(grpc.status.DEADLINE_EXCEEDED, whole(call));
+    assert.ok(way.isMute, "no answer came in time");
+    const last = Date.now() + 20_000;
+    while ((await expired()) === before) assert.ok(Date.now() < last, "the server lets the call go on");
   },
   async custom_metadata() {
     const metadata = new grpc.Metadata();
@@ -200,7 +259,76 @@ const CASES = {
   async unimplemented_service() {
     await fails(grpc.status.UNIMPLEMENTED, unary(client({}, testing.UnimplementedService), "UnimplementedCall", {}));
   },
+  async pick_first_unary() {
+    const picking = client({ "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ pick_first: {} }] }) });
+    const ids = new Set();
+    for (let call = 0; call < 100; call += 1) ids.add((await unary(picking, "UnaryCall", { fill_server_id: true })).answer.server_id);
+    assert.deepEqual([...ids], ["prism"]);
+  },
+  async orca_per_rpc() {
+    // Read where it is sent: grpc-js tells load reports to its load balancing policies alone.
+    const load = { cpu_utilization: 0.821, memory_utilization: 0.5847, request_cost: { cost: 3456.32 }, utilization: { util: 0.30499 } };
+    const { trailers } = await unary(plain, "UnaryCall", { orca_per_query_report: load });
+    const told = report(trailers.get("endpoint-load-metrics-bin")[0]);
+    assert.deepEqual(told, asTold(load));
+  },
+  async orca_oob() {
+    const watcher = new grpc.Client(address, credentials);
+    clients.push(watcher);
+    const reports = watcher.makeServerStreamRequest(
+      "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics", () => Buffer.alloc(0), report, {}, new grpc.Metadata(), until());
+    const cancelled = new Promise((resolve) => reports.on("error", resolve));
+    const call = plain.FullDuplexCall(new grpc.Metadata(), until());
+    for (const [cpu_utilization, memory_utilization, util] of [[0.821, 0.5847, 0.30499], [0.29309, 0.2, 0.2039]]) {
+      const load = { cpu_utilization, memory_utilization, request_cost: {}, utilization: { util } };
+      call.write(ask(1, 0, { orca_oob_report: load }));
+      const wanted = JSON.stringify(asTold(load));
+      await new Promise((resolve, reject) => {
+        const look = (told) => {
+          if (JSON.stringify(told) !== wanted) return;
+          reports.off("data", look);
+          resolve();
+        };
+        reports.on("data", look);
+        cancelled.then(reject);
+      });
+    }
+    call.on("data", () => {});
+    call.end();
+    reports.cancel();
+    assert.equal((await cancelled).code, grpc.status.CANCELLED);
+  },
+  async rpc_soak() {
+    await soak(() => plain);
+  },
+  async channel_soak() {
+    await soak(() => client());
+  },
 };
+
+/** A load report that has come. */
+const report = (bytes) => asTold(deserialize(bytes));
+
+const asTold = ({ cpu_utilization = 0, mem_utilization, memory_utilization, request_cost = {}, utilization = {} }) => ({
+  cpu_utilization,
+  mem_utilization: mem_utilization ?? memory_utilization ?? 0,
+  request_cost: { ...request_cost },
+  utilization: { ...utilization },
+});
+
+/** Large calls, some at a time. */
+async function soak(stub) {
+  let left = SOAK.calls;
+  const work = async () => {
+    while (left > 0) {
+      left -= 1;
+      const used = stub();
+      assert.equal((await unary(used, "UnaryCall", large())).answer.payload.body.length, LARGE_RESPONSE);
+      if (used !== plain) used.close();
+    }
+  };
+  await Promise.all(Array.from({ length: SOAK.atOnce }, work));
+}
 
 let failed = 0;
 for (const [name, run] of Object.entries(CASES)) {

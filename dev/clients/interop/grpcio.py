@@ -5,9 +5,12 @@ What each case has to do stands in gRPC's interop-test-descriptions.md. Nothing 
 descriptors.
 """
 
+import socket
 import sys
+import threading
 import time
 import traceback
+from concurrent import futures
 from pathlib import Path
 
 import grpc
@@ -17,16 +20,60 @@ SERVICE = "/grpc.testing.TestService/"
 LARGE_REQUEST, LARGE_RESPONSE = 271828, 314159
 REQUEST_SIZES, RESPONSE_SIZES = (27182, 8, 1828, 45904), (31415, 9, 2653, 58979)
 TIMEOUT = 20
+# Calls of each soak, and how many are under way at once.
+SOAK_CALLS, SOAK_AT_ONCE = 200, 4
+
+
+class Tap:
+    """A way to the server on which what comes back is counted, and what goes there can be held back."""
+
+    def __init__(self, server):
+        host, _, port = server.rpartition(":")
+        self.server = (host, int(port))
+        self.came, self.is_mute = 0, False
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % listener.getsockname()[1]
+        threading.Thread(target=self.accept, args=(listener,), daemon=True).start()
+
+    def accept(self, listener):
+        while True:
+            client, _ = listener.accept()
+            server = socket.create_connection(self.server)
+            for way in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self.carry, args=way, daemon=True).start()
+
+    def carry(self, source, target, is_answer):
+        try:
+            while data := source.recv(65536):
+                if is_answer:
+                    self.came += len(data)
+                elif self.is_mute:
+                    continue
+                target.sendall(data)
+        except OSError:
+            pass
+
+    def weigh(self, wanted, call):
+        """Whether about so many bytes come for what `call` asks for: framing, heads and acknowledgements may add a little."""
+        before = self.came
+        call()
+        came = self.came - before
+        if not wanted <= came < wanted + 8192:
+            raise AssertionError(f"{came} bytes came, and not about {wanted}")
 
 
 class Stub:
     """The calls of grpc.testing.TestService, and its messages by name."""
 
-    def __init__(self, address, descriptors, certificate):
+    def __init__(self, address, descriptors, certificate, options=()):
+        self.made_of = (descriptors, certificate)
+        self.address = address
+        # Each has connections of its own.
+        options = [("grpc.use_local_subchannel_pool", 1), *options]
         if certificate:
-            self.channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate))
+            self.channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options)
         else:
-            self.channel = grpc.insecure_channel(address)
+            self.channel = grpc.insecure_channel(address, options)
         pool = descriptor_pool.DescriptorPool()
         files = descriptor_pb2.FileDescriptorSet.FromString(descriptors)
         for file in files.file:
@@ -34,8 +81,12 @@ class Stub:
         self.pool = pool
 
     def __getattr__(self, name):
-        found = self.pool.FindMessageTypeByName("grpc.testing." + name)
-        return message_factory.GetMessageClass(found)
+        package = "xds.orca." if name.startswith("Orca") else "grpc.testing."
+        return message_factory.GetMessageClass(self.pool.FindMessageTypeByName(package + name))
+
+    def another(self, address=None, options=()):
+        """One with a channel of its own."""
+        return Stub(address or self.address, *self.made_of, options)
 
     def call(self, shape, name, request, response):
         """The multicallable of a method."""
@@ -115,8 +166,17 @@ def unknown_encoding_is_told_what_there_is(stub):
 
 
 def server_compressed_unary(stub):
+    """grpcio does not tell how a message came; what came over the wire does."""
+    tap = Tap(stub.address)
+    tapped = stub.another(tap.address)
+    tapped.empty_call()
     for flag in (True, False):
-        same(len(stub.large(response_compressed=stub.BoolValue(value=flag)).payload.body), LARGE_RESPONSE)
+        def call():
+            same(len(tapped.large(response_compressed=tapped.BoolValue(value=flag)).payload.body), LARGE_RESPONSE)
+
+        # Zeros in gzip are next to nothing.
+        tap.weigh(0 if flag else LARGE_RESPONSE, call)
+    tapped.channel.close()
 
 
 def client_streaming(stub):
@@ -141,13 +201,20 @@ def server_streaming(stub):
 
 
 def server_compressed_streaming(stub):
+    tap = Tap(stub.address)
+    tapped = stub.another(tap.address)
+    tapped.empty_call()
     for first in (True, False):
-        parameters = [
-            stub.ResponseParameters(size=31415, compressed=stub.BoolValue(value=first)),
-            stub.ResponseParameters(size=92653, compressed=stub.BoolValue(value=not first)),
-        ]
-        responses = stub.output(stub.StreamingOutputCallRequest(response_parameters=parameters))
-        same([len(response.payload.body) for response in responses], [31415, 92653])
+        def call():
+            parameters = [
+                stub.ResponseParameters(size=31415, compressed=stub.BoolValue(value=first)),
+                stub.ResponseParameters(size=92653, compressed=stub.BoolValue(value=not first)),
+            ]
+            responses = tapped.output(stub.StreamingOutputCallRequest(response_parameters=parameters))
+            same([len(response.payload.body) for response in responses], [31415, 92653])
+
+        tap.weigh(92653 if first else 31415, call)
+    tapped.channel.close()
 
 
 class Pipe:
@@ -202,11 +269,30 @@ def cancel_after_first_response(stub):
     pipe.close()
 
 
+def expired(stub):
+    """How many calls have ended under their handlers at the server."""
+    method = stub.call("unary_unary", "EmptyCall", stub.Empty, stub.Empty)
+    _, call = method.with_call(stub.Empty(), timeout=TIMEOUT)
+    return int(dict(call.trailing_metadata())["x-prism-expired"])
+
+
 def timeout_on_sleeping_server(stub):
-    pipe = Pipe()
-    pipe.send(stub.StreamingOutputCallRequest(payload=stub.Payload(body=bytes(27182))))
-    fails(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: next(stub.duplex(iter(pipe), timeout=0.001)))
+    """grpcio watches the time itself; so it is kept from telling the server, which has to end the call by what it was sent."""
+    before, tap = expired(stub), Tap(stub.address)
+    tapped, pipe = stub.another(tap.address), Pipe()
+    tapped.empty_call()
+    responses = tapped.duplex(iter(pipe), timeout=0.5)
+    pipe.send(stub.ask(1, 27182))
+    next(responses)  # The server has the call.
+    tap.is_mute = True
+    fails(grpc.StatusCode.DEADLINE_EXCEEDED, lambda: next(responses))
     pipe.close()
+    until = time.monotonic() + TIMEOUT
+    while expired(stub) == before:
+        if time.monotonic() > until:
+            raise AssertionError("the server lets the call go on")
+        time.sleep(0.005)
+    tapped.channel.close()
 
 
 def custom_metadata(stub):
@@ -243,11 +329,71 @@ def unimplemented_service(stub):
     fails(grpc.StatusCode.UNIMPLEMENTED, lambda: method(stub.Empty(), timeout=TIMEOUT))
 
 
+def pick_first_unary(stub):
+    config = '{"loadBalancingConfig": [{"pick_first": {}}]}'
+    picking = stub.another(options=[("grpc.service_config", config)])
+    same({picking.unary(fill_server_id=True).server_id for _ in range(100)}, {"prism"})
+    picking.channel.close()
+
+
+def report(stub, costs=None, **fields):
+    return stub.TestOrcaReport(request_cost=costs or {}, **fields)
+
+
+def as_told(stub, told):
+    return stub.OrcaLoadReport(
+        cpu_utilization=told.cpu_utilization,
+        mem_utilization=told.memory_utilization,
+        request_cost=dict(told.request_cost),
+        utilization=dict(told.utilization),
+    )
+
+
+def orca_per_rpc(stub):
+    """grpcio has no interface for load reports: they are read where they are sent."""
+    sent = report(stub, {"cost": 3456.32}, cpu_utilization=0.8210, memory_utilization=0.5847, utilization={"util": 0.30499})
+    _, call = stub.unary(with_call=True, orca_per_query_report=sent)
+    told = dict(call.trailing_metadata())["endpoint-load-metrics-bin"]
+    same(stub.OrcaLoadReport.FromString(told), as_told(stub, sent))
+
+
+def orca_oob(stub):
+    path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
+    reports = stub.call("unary_stream", path, stub.OrcaLoadReportRequest, stub.OrcaLoadReport)(stub.OrcaLoadReportRequest(), timeout=TIMEOUT)
+    pipe = Pipe()
+    responses = stub.duplex(iter(pipe))
+    for cpu, memory, util in ((0.8210, 0.5847, 0.30499), (0.29309, 0.2, 0.2039)):
+        sent = report(stub, cpu_utilization=cpu, memory_utilization=memory, utilization={"util": util})
+        pipe.send(stub.ask(1, orca_oob_report=sent))
+        next(responses)
+        while next(reports) != as_told(stub, sent):
+            pass
+    pipe.close()
+    reports.cancel()
+
+
+def rpc_soak(stub):
+    with futures.ThreadPoolExecutor(SOAK_AT_ONCE) as pool:
+        for answer in pool.map(lambda _: stub.large(), range(SOAK_CALLS)):
+            same(len(answer.payload.body), LARGE_RESPONSE)
+
+
+def channel_soak(stub):
+    def call(_):
+        alone = stub.another()
+        same(len(alone.large().payload.body), LARGE_RESPONSE)
+        alone.channel.close()
+
+    with futures.ThreadPoolExecutor(SOAK_AT_ONCE) as pool:
+        list(pool.map(call, range(SOAK_CALLS)))
+
+
 CASES = [
     empty_unary, large_unary, client_compressed_unary, unknown_encoding_is_told_what_there_is, server_compressed_unary,
     client_streaming, client_compressed_streaming, server_streaming, server_compressed_streaming, ping_pong, empty_stream,
     cancel_after_begin, cancel_after_first_response, timeout_on_sleeping_server, custom_metadata, status_code_and_message,
-    special_status_message, unimplemented_method, unimplemented_service,
+    special_status_message, unimplemented_method, unimplemented_service, pick_first_unary, orca_per_rpc, orca_oob, rpc_soak,
+    channel_soak,
 ]  # fmt: skip
 
 

@@ -1,15 +1,25 @@
 //! gRPC's interop cases with tonic: `interop-tonic ADDRESS [CERTIFICATE]`, over TLS to a server with that certificate. What each has to do stands in gRPC's `interop-test-descriptions.md`.
 
+use std::cell::Cell;
 use std::future::Future;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use prism_interop::client::open_rca_service_client::OpenRcaServiceClient;
 use prism_interop::client::test_service_client::TestServiceClient;
 use prism_interop::client::unimplemented_service_client::UnimplementedServiceClient;
+use prism_interop::orca::{OrcaLoadReport, OrcaLoadReportRequest};
 use prism_interop::testing::{
     BoolValue, EchoStatus, Empty, Payload, ResponseParameters, SimpleRequest,
     StreamingInputCallRequest, StreamingOutputCallRequest, StreamingOutputCallResponse,
+    TestOrcaReport,
 };
+use prost::Message as _;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::{JoinSet, LocalSet};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::CompressionEncoding::Gzip;
@@ -34,7 +44,8 @@ fn main() {
     let address = std::env::args().nth(1).expect("usage: interop-tonic ADDRESS [CERTIFICATE]");
     let certificate = std::env::args().nth(2);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let failed = runtime.block_on(run(&address, certificate.as_deref()));
+    let run = run(&address, certificate.as_deref());
+    let failed = runtime.block_on(LocalSet::new().run_until(run));
     std::process::exit(i32::from(failed > 0));
 }
 
@@ -52,33 +63,98 @@ async fn connect(address: &str, certificate: Option<&str>) -> Channel {
 async fn run(address: &str, certificate: Option<&str>) -> usize {
     let channel = connect(address, certificate).await;
     let plain = TestServiceClient::new(channel.clone());
-    // Takes compressed answers, and sends compressed requests.
-    let takes = TestServiceClient::new(channel.clone()).accept_compressed(Gzip);
+    // Sends compressed requests.
     let sends = TestServiceClient::new(channel.clone()).send_compressed(Gzip);
+    // Takes compressed answers, by a way on which they are weighed.
+    let tap = Tap::to(address).await;
+    let tapped = connect(&tap.address, certificate).await;
+    let takes = || TestServiceClient::new(tapped.clone()).accept_compressed(Gzip);
+    let muted = TestServiceClient::new(tapped.clone());
     let mut failed = 0;
     failed += case("empty_unary", empty_unary(plain.clone())).await;
     failed += case("large_unary", large_unary(plain.clone())).await;
     failed +=
         case("client_compressed_unary", client_compressed_unary(plain.clone(), sends.clone()))
             .await;
-    failed += case("server_compressed_unary", server_compressed_unary(takes.clone())).await;
+    failed += case("server_compressed_unary", server_compressed_unary(takes(), &tap)).await;
     failed += case("client_streaming", client_streaming(plain.clone())).await;
     let streaming = client_compressed_streaming(plain.clone(), sends);
     failed += case("client_compressed_streaming", streaming).await;
     failed += case("server_streaming", server_streaming(plain.clone())).await;
-    failed += case("server_compressed_streaming", server_compressed_streaming(takes)).await;
+    let streaming = server_compressed_streaming(takes(), &tap);
+    failed += case("server_compressed_streaming", streaming).await;
     failed += case("ping_pong", ping_pong(plain.clone())).await;
     failed += case("empty_stream", empty_stream(plain.clone())).await;
     failed += case("cancel_after_begin", cancel_after_begin(plain.clone())).await;
     let cancelled = cancel_after_first_response(plain.clone());
     failed += case("cancel_after_first_response", cancelled).await;
-    failed += case("timeout_on_sleeping_server", timeout_on_sleeping_server(plain.clone())).await;
     failed += case("custom_metadata", custom_metadata(plain.clone())).await;
     failed += case("status_code_and_message", status_code_and_message(plain.clone())).await;
     failed += case("special_status_message", special_status_message(plain.clone())).await;
-    failed += case("unimplemented_method", unimplemented_method(plain)).await;
-    failed += case("unimplemented_service", unimplemented_service(channel)).await;
+    failed += case("unimplemented_method", unimplemented_method(plain.clone())).await;
+    failed += case("unimplemented_service", unimplemented_service(channel.clone())).await;
+    println!("without tonic: pick_first_unary (tonic has no load balancing policies)");
+    failed += case("orca_per_rpc", orca_per_rpc(plain.clone())).await;
+    failed += case("orca_oob", orca_oob(plain.clone(), channel)).await;
+    failed += case("rpc_soak", rpc_soak(plain.clone())).await;
+    failed += case("channel_soak", channel_soak(address, certificate)).await;
+    // The last one: its connection says nothing any more.
+    failed +=
+        case("timeout_on_sleeping_server", timeout_on_sleeping_server(muted, plain, &tap)).await;
     failed
+}
+
+/// A way to the server on which what comes back is counted, and what goes there can be held back.
+struct Tap {
+    address: String,
+    /// Bytes that have come from the server.
+    came: Rc<Cell<usize>>,
+    is_mute: Rc<Cell<bool>>,
+}
+
+impl Tap {
+    /// Needs a runtime of one thread, which it takes a task of.
+    async fn to(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let (came, is_mute) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+        let (server, counted, mute) = (server.to_owned(), came.clone(), is_mute.clone());
+        tokio::task::spawn_local(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(upstream) = TcpStream::connect(&server).await else { return };
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = upstream.into_split();
+                let mute = mute.clone();
+                tokio::task::spawn_local(pass(from_client, to_server, move |_| !mute.get()));
+                let counted = counted.clone();
+                tokio::task::spawn_local(pass(from_server, to_client, move |count| {
+                    counted.set(counted.get() + count);
+                    true
+                }));
+            }
+        });
+        Tap { address, came, is_mute }
+    }
+
+    /// Whether so many bytes come for what `call` asks for. Framing, heads and acknowledgements may add a little.
+    async fn weigh(&self, wanted: usize, call: impl Future<Output = Outcome>) -> Outcome {
+        const SPARE: usize = 8 * 1024;
+        let before = self.came.get();
+        call.await?;
+        let came = self.came.get() - before;
+        let fits = (wanted..wanted + SPARE).contains(&came);
+        if fits { Ok(()) } else { Err(format!("{came} bytes came, and not about {wanted}")) }
+    }
+}
+
+/// Passes on what `may` lets pass, and throws the rest away.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, may: impl Fn(usize) -> bool) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        if may(count) && to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn case(name: &str, run: impl Future<Output = Outcome>) -> usize {
@@ -169,13 +245,18 @@ async fn client_compressed_unary(mut plain: Client, mut sends: Client) -> Outcom
     large_call(&mut plain, expecting(false)).await
 }
 
-async fn server_compressed_unary(mut takes: Client) -> Outcome {
+async fn server_compressed_unary(mut takes: Client, tap: &Tap) -> Outcome {
     for value in [true, false] {
         let request = SimpleRequest { response_compressed: flag(value), ..large() };
-        let response = takes.unary_call(request).await.map_err(text)?;
-        let encoding = response.metadata().get("grpc-encoding").map(|value| value.as_bytes());
-        same(encoding, value.then_some(&b"gzip"[..]))?;
-        same(response.into_inner().payload, zeros(LARGE_RESPONSE))?;
+        // Zeros in gzip are next to nothing.
+        let wanted = if value { 0 } else { LARGE_RESPONSE };
+        let call = async {
+            let response = takes.unary_call(request).await.map_err(text)?;
+            let encoding = response.metadata().get("grpc-encoding").map(|value| value.as_bytes());
+            same(encoding, value.then_some(&b"gzip"[..]))?;
+            same(response.into_inner().payload, zeros(LARGE_RESPONSE))
+        };
+        tap.weigh(wanted, call).await?;
     }
     Ok(())
 }
@@ -221,10 +302,13 @@ async fn server_streaming(mut client: Client) -> Outcome {
     same(output(&mut client, wanted.into()).await.map_err(text)?, RESPONSE_SIZES.into())
 }
 
-async fn server_compressed_streaming(mut takes: Client) -> Outcome {
+async fn server_compressed_streaming(mut takes: Client, tap: &Tap) -> Outcome {
     for first in [true, false] {
         let wanted = vec![parameters(31_415, flag(first)), parameters(92_653, flag(!first))];
-        same(output(&mut takes, wanted).await.map_err(text)?, vec![31_415, 92_653])?;
+        let plain = if first { 92_653 } else { 31_415 };
+        let call =
+            async { same(output(&mut takes, wanted).await.map_err(text)?, vec![31_415, 92_653]) };
+        tap.weigh(plain, call).await?;
     }
     Ok(())
 }
@@ -272,20 +356,37 @@ async fn cancel_after_first_response(mut client: Client) -> Outcome {
     large_unary(client).await
 }
 
-async fn timeout_on_sleeping_server(mut client: Client) -> Outcome {
+/// How many calls have ended under their handlers at the server.
+async fn expired(client: &mut Client) -> Result<u32, String> {
+    let response = client.empty_call(Empty {}).await.map_err(text)?;
+    let told = response.metadata().get("x-prism-expired").and_then(|value| value.to_str().ok());
+    told.and_then(|told| told.parse().ok()).ok_or_else(|| "the server does not say".to_owned())
+}
+
+/// tonic watches the time itself, and calls its own time-out CANCELLED; so it is kept from telling the server, which has to end the call
+/// by the field that it was sent.
+async fn timeout_on_sleeping_server(mut client: Client, mut other: Client, tap: &Tap) -> Outcome {
+    let before = expired(&mut other).await?;
     let (requests, queue) = mpsc::channel(1);
-    let first = StreamingOutputCallRequest { payload: zeros(27_182), ..Default::default() };
-    requests.send(first).await.map_err(|error| error.to_string())?;
+    requests.send(ask(1, 27_182)).await.map_err(|error| error.to_string())?;
     let mut request = Request::new(ReceiverStream::new(queue));
-    // Only the server is told: what ends the call is its answer. A handler that waits for a second message holds no one up.
-    request.metadata_mut().insert("grpc-timeout", MetadataValue::from_static("50m"));
-    let outcome = match client.full_duplex_call(request).await {
-        Ok(responses) => responses.into_inner().message().await.map(|_| ()),
-        Err(status) => Err(status),
+    request.metadata_mut().insert("grpc-timeout", MetadataValue::from_static("500m"));
+    let outcome = async {
+        let mut responses = client.full_duplex_call(request).await?.into_inner();
+        // The first answer shows that the server has the call.
+        let first = responses.message().await?;
+        tap.is_mute.set(true);
+        if first.is_none() {
+            return Err(Status::unknown("the call has ended"));
+        }
+        responses.message().await.map(|_| ())
     };
-    let status = outcome.err().ok_or("the call did not end")?;
-    // tonic watches the same field, and calls its own time-out CANCELLED.
-    same(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), true)
+    let status = outcome.await.err().ok_or("the call did not end")?;
+    same(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), true)?;
+    while expired(&mut other).await? == before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
 }
 
 fn check_echo(head: &MetadataMap, trailers: &MetadataMap) -> Outcome {
@@ -346,4 +447,95 @@ async fn unimplemented_method(mut client: Client) -> Outcome {
 async fn unimplemented_service(channel: Channel) -> Outcome {
     let mut client = UnimplementedServiceClient::new(channel);
     fails(client.unimplemented_call(Empty {}).await, Code::Unimplemented, None)
+}
+
+/// tonic has no interface for load reports: they are read where they are sent.
+async fn orca_per_rpc(mut client: Client) -> Outcome {
+    let report = TestOrcaReport {
+        cpu_utilization: 0.8210,
+        memory_utilization: 0.5847,
+        request_cost: [("cost".to_owned(), 3456.32)].into(),
+        utilization: [("util".to_owned(), 0.30499)].into(),
+    };
+    let request =
+        SimpleRequest { orca_per_query_report: Some(report.clone()), ..SimpleRequest::default() };
+    let response = client.unary_call(request).await.map_err(text)?;
+    let told = response.metadata().get_bin("endpoint-load-metrics-bin").ok_or("no report")?;
+    let told = told.to_bytes().map_err(|error| error.to_string())?;
+    let told = OrcaLoadReport::decode(told).map_err(|error| error.to_string())?;
+    same(told, as_told(report))
+}
+
+fn as_told(report: TestOrcaReport) -> OrcaLoadReport {
+    OrcaLoadReport {
+        cpu_utilization: report.cpu_utilization,
+        mem_utilization: report.memory_utilization,
+        request_cost: report.request_cost,
+        utilization: report.utilization,
+    }
+}
+
+async fn orca_oob(mut client: Client, channel: Channel) -> Outcome {
+    let mut watcher = OpenRcaServiceClient::new(channel);
+    let reports = watcher.stream_core_metrics(OrcaLoadReportRequest::default()).await;
+    let mut reports = reports.map_err(text)?.into_inner();
+    let (requests, queue) = mpsc::channel(1);
+    let call = client.full_duplex_call(ReceiverStream::new(queue));
+    let mut call = Some(call);
+    let mut responses = None;
+    for (cpu, memory, util) in [(0.8210, 0.5847, 0.30499), (0.29309, 0.2, 0.2039)] {
+        let report = TestOrcaReport {
+            cpu_utilization: cpu,
+            memory_utilization: memory,
+            utilization: [("util".to_owned(), util)].into(),
+            ..TestOrcaReport::default()
+        };
+        let request =
+            StreamingOutputCallRequest { orca_oob_report: Some(report.clone()), ..ask(1, 0) };
+        requests.send(request).await.map_err(|error| error.to_string())?;
+        if let Some(call) = call.take() {
+            responses = Some(call.await.map_err(text)?.into_inner());
+        }
+        let responses = responses.as_mut().ok_or("no call")?;
+        responses.message().await.map_err(text)?.ok_or("no answer")?;
+        let wanted = as_told(report);
+        while reports.message().await.map_err(text)?.ok_or("no report")? != wanted {}
+    }
+    Ok(())
+}
+
+/// Calls of each soak, and how many are under way at once.
+const SOAK: (usize, usize) = (200, 4);
+
+async fn rpc_soak(client: Client) -> Outcome {
+    let (calls, at_once) = SOAK;
+    let mut under_way = JoinSet::new();
+    for _ in 0..at_once {
+        let mut client = client.clone();
+        under_way.spawn(async move {
+            for _ in 0..calls / at_once {
+                large_call(&mut client, large()).await?;
+            }
+            Ok(())
+        });
+    }
+    while let Some(ended) = under_way.join_next().await {
+        ended.map_err(|error| error.to_string())??;
+    }
+    Ok(())
+}
+
+async fn channel_soak(address: &str, certificate: Option<&str>) -> Outcome {
+    let (calls, at_once) = SOAK;
+    for _ in 0..calls / at_once {
+        let mut under_way = JoinSet::new();
+        for _ in 0..at_once {
+            let channel = connect(address, certificate).await;
+            under_way.spawn(large_unary(TestServiceClient::new(channel)));
+        }
+        while let Some(ended) = under_way.join_next().await {
+            ended.map_err(|error| error.to_string())??;
+        }
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import connect, curl, grpc_js, grpcurl, keyvalue, lifecycle, transport  # noqa: F401: importing registers the checks
+from . import connect, connections, curl, grpc_js, grpcurl, keyvalue, lifecycle, transport  # noqa: F401: importing registers the checks
 from .client import Client
 from .run import CHECKS, Tally
 from .serving import Folder, Serving

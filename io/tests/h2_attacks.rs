@@ -495,7 +495,7 @@ fn idle_connections_are_asked_to_leave() {
     assert_eq!(at(&mut server, due_ns), ["GOAWAY 2147483647 NO_ERROR", "PING"]);
     assert_eq!(at(&mut server, due_ns + SECOND_NS), ["GOAWAY 3 NO_ERROR"]);
     assert!(server.grpc.is_closed());
-    assert_eq!(server.refused(), [("idle_time", 1)]);
+    assert_eq!(server.refused(), [("drain_time", 1), ("idle_time", 1)]);
 }
 
 #[test]

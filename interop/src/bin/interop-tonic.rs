@@ -516,7 +516,7 @@ async fn rpc_soak(client: Client) -> Outcome {
             for _ in 0..calls / at_once {
                 large_call(&mut client, large()).await?;
             }
-            Ok(())
+            Outcome::Ok(())
         });
     }
     while let Some(ended) = under_way.join_next().await {

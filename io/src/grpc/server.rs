@@ -5,21 +5,16 @@
 //! Unary and server-streaming calls appear as one `Event::Request` once their message is there; in the steady state such a
 //! call and its answer allocate nothing. No input makes it panic, and nothing it keeps is without a bound in `Limits`.
 
-use super::compress::{self, ACCEPTED, Compressing, GZIP, InflateError};
+use super::compress::{self, ACCEPTED, Compressing, InflateError};
 use super::counts::Counts;
-use super::head::{
-    CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, ContentType, GRPC_ENCODING, GRPC_STATUS,
-    custom_fields,
-};
-use super::message::{Deframer, FramingError, Message, PREFIX_BYTES, SendError, prefix, unshare};
-use super::metadata::encode_base64;
+use super::head::{CONTENT_TYPE, CONTENT_TYPE_GRPC, CachedBlock, ContentType, GRPC_STATUS};
+use super::message::{Deframer, FramingError, PREFIX_BYTES, unshare};
 use super::request::{Event, HeadSink, RequestHead, RouteFn};
 use super::status::{Code, Status, percent_encode};
 use crate::h2::connection::{Connection, Incoming, Role};
-use crate::h2::hpack::{Encoder, Indexing, encode::literal};
-use crate::h2::queue::REFERENCE_BYTES_MIN;
+use crate::h2::hpack::{Indexing, encode::literal};
 use crate::h2::stream::Recycle;
-use crate::h2::{CloseReason, ErrorCode, Fields, Limits, Output, Refusal, StreamId};
+use crate::h2::{CloseReason, ErrorCode, Limits, Output, Refusal, StreamId};
 use crate::web::Web;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -678,10 +673,11 @@ impl ServerConnection {
         let with_details =
             !status.details.is_empty() && details_bytes + status.message.len() <= room;
         let message_room = if with_details { room - details_bytes } else { room };
+        let mut is_whole = with_details || status.details.is_empty();
         self.put_trailers(stream, status.code, status.trailers, |out, scratch| {
             if !status.message.is_empty() {
                 scratch.clear();
-                percent_encode(status.message, message_room, scratch);
+                is_whole &= percent_encode(status.message, message_room, scratch);
                 out(b"grpc-message", scratch);
             }
             if with_details {
@@ -690,6 +686,9 @@ impl ServerConnection {
                 out(b"grpc-status-details-bin", scratch);
             }
         });
+        if !is_whole {
+            self.core.refusals.count(Refusal::TrailerSize);
+        }
         true
     }
 

@@ -129,16 +129,18 @@ impl<'a> Status<'a> {
     }
 }
 
-/// Appends `message` percent-encoded: everything but printable ASCII, and `%` itself. Stops before `bytes_max`.
-pub(crate) fn percent_encode(message: &str, bytes_max: usize, into: &mut Vec<u8>) {
+/// Appends `message` percent-encoded: everything but printable ASCII, and `%` itself. Stops before `bytes_max`; false: the message was
+/// cut there.
+pub(crate) fn percent_encode(message: &str, bytes_max: usize, into: &mut Vec<u8>) -> bool {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let start = into.len();
+    let (start, mut is_whole) = (into.len(), true);
     for c in message.chars() {
         let mut buffer = [0; 4];
         let bytes = c.encode_utf8(&mut buffer).as_bytes();
         let plain = bytes.len() == 1 && matches!(bytes[0], 0x20..=0x7e) && bytes[0] != b'%';
         let size = if plain { 1 } else { bytes.len() * 3 };
         if into.len() - start + size > bytes_max {
+            is_whole = false;
             break;
         }
         for &byte in bytes {
@@ -161,6 +163,7 @@ pub(crate) fn percent_encode(message: &str, bytes_max: usize, into: &mut Vec<u8>
     if into.get(start) == Some(&b' ') {
         into.splice(start..=start, *b"%20");
     }
+    is_whole
 }
 
 /// Decodes `grpc-message`; what is not a valid escape or not UTF-8 is kept as well as it can be.
@@ -214,7 +217,7 @@ mod tests {
             ("\t", "%09"),
         ] {
             let mut out = Vec::new();
-            percent_encode(plain, 1000, &mut out);
+            assert!(percent_encode(plain, 1000, &mut out));
             assert_eq!(String::from_utf8_lossy(&out), coded);
             assert_eq!(percent_decode(&out), plain);
         }
@@ -226,7 +229,7 @@ mod tests {
     #[test]
     fn a_long_message_is_cut_between_characters() {
         let mut out = Vec::new();
-        percent_encode("aöb", 6, &mut out);
+        assert!(!percent_encode("aöb", 6, &mut out));
         assert_eq!(out, b"a");
     }
 }

@@ -42,6 +42,8 @@ refusals! {
     MessageSize = "message_size",
     /// A message of a reply above `reply_bytes_max`: RESOURCE_EXHAUSTED.
     ReplySize = "reply_size",
+    /// Status message and details above `trailer_bytes_max`: the details are left out, then the message is cut.
+    TrailerSize = "trailer_size",
     /// Unfinished messages above `gather_bytes_max`: RESOURCE_EXHAUSTED.
     Gathered = "gathered",
     /// A stream whose queued messages reached `stream_queue_bytes`: its handler waits, nothing is lost.
@@ -78,6 +80,8 @@ refusals! {
     KeepaliveTime = "keepalive_time",
     /// A connection as old as `connection_age_max`: GOAWAY, then closed.
     ConnectionAge = "connection_age",
+    /// A drain whose PING was not answered within `drain_ping_timeout`: its second GOAWAY goes out all the same.
+    DrainTime = "drain_time",
     /// No call for `idle_timeout`: GOAWAY, then closed.
     IdleTime = "idle_time",
     /// A peer that reads less than `slow_reader_min`: its stream is reset, or its connection ended.

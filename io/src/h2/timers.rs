@@ -143,7 +143,10 @@ impl<T: Recycle> Connection<T> {
                 ErrorCode::ENHANCE_YOUR_CALM,
                 "a frame was not whole in time",
             ),
-            Timer::Drain => self.drain_last(),
+            Timer::Drain => {
+                self.refusals.count(Refusal::DrainTime);
+                self.drain_last();
+            }
             Timer::Idle => {
                 self.refusals.count(Refusal::IdleTime);
                 self.drain(self.now_ns);

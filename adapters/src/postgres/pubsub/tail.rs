@@ -15,6 +15,7 @@ use super::super::errors::Fault;
 use super::super::statements::Namespace;
 use super::rows::event;
 use super::{PubSubStatement, other};
+use crate::call::NO_DEADLINE_NS;
 use crate::memory::pubsub::Subscriptions;
 use crate::news::News;
 use crate::sources::Sources;
@@ -108,7 +109,7 @@ async fn ask(
     parameters: Parameters,
 ) -> Result<Answer, Fault> {
     let operations: Vec<Operation> = vec![other(statement, parameters)];
-    pool.of_reads(namespace.number, 0).call(namespace.clone(), operations).await
+    pool.of_reads(namespace.number, 0).call(namespace.clone(), operations, NO_DEADLINE_NS).await
 }
 
 /// What shares the events out.

@@ -444,3 +444,39 @@ fn a_drain_ends_idle_connections() {
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert_eq!(http.until_closed(), b"");
 }
+
+/// `/debug/connections` counts what passes over HTTP/1.1, whatever protocol it is.
+#[test]
+fn what_passes_over_http_1_is_counted() {
+    let directory = directory();
+    let server = server(directory.path());
+    let mut http = Http::to(&server);
+    let set = json!({"namespace": "keyvalue", "key": "counted", "value": "aGVsbG8="});
+    assert_eq!(http.call("Set", "", &set).status, 200);
+    assert_eq!(http.call("Get", "", &json!({"namespace": "nowhere", "key": "k"})).status, 404);
+    let scan = kv::ScanRequest { namespace: "keyvalue".into(), ..Default::default() };
+    let message = scan.encode_to_vec();
+    let framed = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    assert_eq!(http.post("Scan", "application/grpc-web", "", &framed).status, 200);
+    http.send(b"GET /no-such-page HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    assert_eq!(http.answer().status, 404);
+    // What others see of a connection is brought up to date four times a second.
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let page = server.admin_page("/debug/connections");
+        let body = page.split_once("\r\n\r\n").expect("a head").1;
+        let page: Value = serde_json::from_str(body).expect("JSON");
+        let one = &page["connections"][0];
+        let count = |name: &str| one[name].as_u64().expect("a number");
+        if count("streams_started") == 4 && count("streams_succeeded") == 2 {
+            assert_eq!((count("streams_failed"), count("streams_open")), (2, 0), "{one}");
+            assert_eq!((count("messages_received"), count("messages_sent")), (3, 2), "{one}");
+            assert!(one["last_stream_seconds_ago"].is_number(), "{one}");
+            break;
+        }
+        assert!(Instant::now() < end, "{page}");
+        std::thread::yield_now();
+    }
+    drop(http);
+    server.stop();
+}

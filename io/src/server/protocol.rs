@@ -243,12 +243,9 @@ impl Protocol {
         either!(self.buffered_bytes())
     }
 
-    /// What has passed since the start; over HTTP/1.1 only the bytes are counted.
+    /// What has passed since the start.
     pub(super) fn counts(&self) -> Counts {
-        match &self.spoken {
-            Spoken::Http2(connection) => connection.counts(),
-            Spoken::Http1(_) => Counts::default(),
-        }
+        either!(self.counts())
     }
 
     pub(super) fn open_streams(&self) -> usize {

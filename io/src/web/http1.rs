@@ -12,8 +12,8 @@ use super::{Answer, Asked, Coding, Exchange, Part, Verdict, Web, begin};
 use crate::grpc::compress::{Encoding, accepts_gzip};
 use crate::grpc::message::PREFIX_BYTES;
 use crate::grpc::{
-    CloseReason, Code, ErrorCode, Event, Limits, Message, Metadata, Output, RequestHead, RouteFn,
-    SendError, Status, StreamId, timeout,
+    CloseReason, Code, Counts, ErrorCode, Event, Limits, Message, Metadata, Output, RequestHead,
+    RouteFn, SendError, Status, StreamId, timeout,
 };
 use crate::h2::Refusal;
 use crate::h2::queue::REFERENCE_BYTES_MIN;
@@ -89,6 +89,7 @@ pub struct Http1Connection {
     /// When the connection became idle.
     idle_ns: u64,
     refusals: Refusals,
+    counts: Counts,
 }
 
 impl Http1Connection {
@@ -112,6 +113,7 @@ impl Http1Connection {
             now_ns,
             idle_ns: now_ns,
             refusals: Refusals::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -146,6 +148,7 @@ impl Http1Connection {
             }
             if !self.step() {
                 if self.input_ended && matches!(self.state, State::Head { .. } | State::Body(_)) {
+                    self.count_cut_off();
                     self.close(CloseReason::Lost);
                 }
                 return None;
@@ -222,6 +225,8 @@ impl Http1Connection {
     /// A whole head has come.
     fn begin(&mut self, head: &Head<'_>) {
         self.number = self.number.wrapping_add(1);
+        self.counts.streams_started += 1;
+        self.counts.last_stream_ns = self.now_ns;
         self.manner = Manner {
             close: head.close || self.draining,
             without_body: head.method == "HEAD",
@@ -255,6 +260,7 @@ impl Http1Connection {
         let purpose = match begin(&self.web, self.route_of, asked) {
             Verdict::Call(exchange, head) => Purpose::Call(exchange, head),
             Verdict::Refused(mut exchange, code, message) => {
+                self.counts.streams_failed += 1;
                 let status = Status::new(code, &message);
                 Purpose::Discard(exchange.fail(&self.web.schema, &status))
             }
@@ -262,6 +268,7 @@ impl Http1Connection {
                 if answer.status == 403 {
                     self.refusals.count(Refusal::Origin);
                 }
+                self.count_answered(answer.status);
                 Purpose::Discard(answer.into_part())
             }
         };
@@ -278,6 +285,7 @@ impl Http1Connection {
                 let status = Status::new(Code::ResourceExhausted, &message);
                 let part = exchange.fail(&self.web.schema, &status);
                 self.refusals.count(Refusal::MessageSize);
+                self.counts.streams_failed += 1;
                 self.end_early(part);
             }
             // A client that waits for leave to send a body does not send one that nobody wants.
@@ -311,6 +319,7 @@ impl Http1Connection {
                 if let Err((code, message)) = taken {
                     let part = exchange.fail(&self.web.schema, &Status::new(code, &message));
                     self.refusals.count(Refusal::MessageSize);
+                    self.counts.streams_failed += 1;
                     self.end_early(part);
                 }
             }
@@ -333,11 +342,14 @@ impl Http1Connection {
                     Ok(message) => {
                         let (stream, route) = (self.stream(), exchange.route_id());
                         self.state = State::Call(exchange);
+                        self.counts.messages_received += 1;
+                        self.counts.last_received_ns = self.now_ns;
                         self.events.push_back(Event::Request { stream, route, head, message });
                     }
                     Err((code, message)) => {
                         let status = Status::new(code, &message);
                         let part = exchange.fail(&self.web.schema, &status);
+                        self.counts.streams_failed += 1;
                         self.put_last(part);
                     }
                 }
@@ -353,9 +365,33 @@ impl Http1Connection {
     fn refuse(&mut self, refused: Refused, kind: Refusal) {
         let Refused(status, reason) = refused;
         self.refusals.count(kind);
+        self.count_cut_off();
         self.manner.without_body = false;
         self.end_early(Answer::text(status, format!("Refused: {reason}.")).into_part());
         self.state = State::Closed(CloseReason::Error(ErrorCode::PROTOCOL_ERROR, reason));
+    }
+
+    /// Counts a call that ends before its answer, if there is one.
+    fn count_cut_off(&mut self) {
+        let is_call = match &self.state {
+            State::Call(_) => true,
+            State::Body(reading) => matches!(reading.purpose, Purpose::Call(..)),
+            State::Head { .. } | State::Closed(_) => false,
+        };
+        self.counts.streams_failed += u64::from(is_call);
+    }
+
+    /// Counts a request by the status of its answer.
+    fn count_answered(&mut self, status: u16) {
+        match status {
+            400.. => self.counts.streams_failed += 1,
+            _ => self.counts.streams_succeeded += 1,
+        }
+    }
+
+    fn count_sent(&mut self) {
+        self.counts.messages_sent += 1;
+        self.counts.last_sent_ns = self.now_ns;
     }
 
     /// Answers a request that has not been read to its end, which the connection cannot outlive.
@@ -462,6 +498,10 @@ impl Http1Connection {
         let schema = self.web.schema;
         let Some(exchange) = self.exchange(stream) else { return false };
         let part = exchange.respond(&schema, message, trailers);
+        // What could not be put into the caller's format has failed after all.
+        let status = part.head.as_ref().map_or(200, |(status, _)| *status);
+        self.count_answered(status);
+        self.count_sent();
         self.put_last(part);
         true
     }
@@ -471,6 +511,7 @@ impl Http1Connection {
         let schema = self.web.schema;
         let Some(exchange) = self.exchange(stream) else { return false };
         let part = exchange.fail(&schema, status);
+        self.counts.streams_failed += 1;
         self.put_last(part);
         true
     }
@@ -505,10 +546,12 @@ impl Http1Connection {
         }
         let part = exchange.send(&schema, message);
         if part.end {
+            self.counts.streams_failed += 1;
             self.put_last(part);
             return Err(SendError::Closed);
         }
         self.put(part);
+        self.count_sent();
         let room = self.is_writable(stream);
         if !room && !std::mem::replace(&mut self.room_wanted, true) {
             self.refusals.count(Refusal::StreamQueue);
@@ -521,6 +564,7 @@ impl Http1Connection {
         let schema = self.web.schema;
         let Some(exchange) = self.exchange(stream) else { return false };
         let part = exchange.finish(&schema, trailers);
+        self.counts.streams_succeeded += 1;
         self.put_last(part);
         true
     }
@@ -568,6 +612,7 @@ impl Http1Connection {
         if matches!(self.state, State::Call(_)) {
             self.events.push_back(Event::Cancelled { stream: self.stream() });
         }
+        self.count_cut_off();
         self.close(CloseReason::Lost);
     }
 
@@ -617,6 +662,7 @@ impl Http1Connection {
         if matches!(self.state, State::Call(_)) {
             self.events.push_back(Event::Cancelled { stream: self.stream() });
         }
+        self.count_cut_off();
         self.close(CloseReason::Error(ErrorCode::ENHANCE_YOUR_CALM, reason));
     }
 
@@ -630,6 +676,11 @@ impl Http1Connection {
             _ => 0,
         };
         held + self.input.len() + self.output.len()
+    }
+
+    /// What has passed since the start.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Whether the socket is to be closed once the output is written.

@@ -69,12 +69,14 @@ impl ServerConnection {
                 Held::Call(exchange)
             }
             Verdict::Refused(mut exchange, code, message) => {
+                self.counts.streams_failed += 1;
                 Held::Answered(exchange.fail(&web.schema, &Status::new(code, &message)))
             }
             Verdict::Answer(answer) => {
                 if answer.status == 403 {
                     self.core.refusals.count(Refusal::Origin);
                 }
+                self.count_answered(answer.status);
                 let mut part = answer.into_part();
                 if without_body {
                     part.tail = Bytes::new();
@@ -88,6 +90,19 @@ impl ServerConnection {
             self.events.extend(event);
         }
         true
+    }
+
+    /// Counts a request by the status of its answer.
+    fn count_answered(&mut self, status: u16) {
+        match status {
+            400.. => self.counts.streams_failed += 1,
+            _ => self.counts.streams_succeeded += 1,
+        }
+    }
+
+    fn count_sent(&mut self) {
+        self.counts.messages_sent += 1;
+        self.counts.last_sent_ns = self.core.now_ns;
     }
 
     /// A piece of a request's body.
@@ -152,6 +167,8 @@ impl ServerConnection {
         match outcome {
             Ok(message) => {
                 call.shown = true;
+                self.counts.messages_received += 1;
+                self.counts.last_received_ns = self.core.now_ns;
                 let (head, route) = (std::mem::take(&mut call.head), exchange.route_id());
                 Some(Event::Request { stream, route, head, message })
             }
@@ -188,6 +205,12 @@ impl ServerConnection {
             let message = "carried out, but the reply did not fit: the client reads too slowly";
             let status = Status { trailers, ..Status::new(Code::ResourceExhausted, message) };
             part = exchange.fail(&web.schema, &status);
+            self.counts.streams_failed += 1;
+        } else {
+            // What could not be put into the caller's format has failed after all.
+            let status = part.head.as_ref().map_or(200, |(status, _)| *status);
+            self.count_answered(status);
+            self.count_sent();
         }
         self.put_part(stream, part);
         true
@@ -197,6 +220,7 @@ impl ServerConnection {
     pub(super) fn web_fail(&mut self, stream: StreamId, status: &Status<'_>) -> bool {
         let Some((mut exchange, web)) = self.end_exchange(stream) else { return false };
         let part = exchange.fail(&web.schema, status);
+        self.counts.streams_failed += 1;
         self.put_part(stream, part);
         true
     }
@@ -205,6 +229,7 @@ impl ServerConnection {
     pub(super) fn web_finish(&mut self, stream: StreamId, trailers: &[(&str, &[u8])]) -> bool {
         let Some((mut exchange, web)) = self.end_exchange(stream) else { return false };
         let part = exchange.finish(&web.schema, trailers);
+        self.counts.streams_succeeded += 1;
         self.put_part(stream, part);
         true
     }
@@ -233,10 +258,12 @@ impl ServerConnection {
         let part = exchange.send(&web.schema, message);
         if part.end {
             self.end_exchange(stream);
+            self.counts.streams_failed += 1;
             self.put_part(stream, part);
             return Err(SendError::Closed);
         }
         self.put_part(stream, part);
+        self.count_sent();
         Ok(self.core.is_writable(stream.slot()))
     }
 

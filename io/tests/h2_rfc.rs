@@ -3,7 +3,7 @@
 mod h2_support;
 
 use h2_support::{Server, Writer};
-use prism_io::grpc::Limits;
+use prism_io::grpc::{Event, Limits};
 
 /// Section, what is sent after the handshake, what is to be seen.
 const CASES: &[(&str, &str, &str)] = &[
@@ -262,6 +262,48 @@ const CASES: &[(&str, &str, &str)] = &[
         "GOAWAY 1 PROTOCOL_ERROR",
     ),
     (
+        "6.8 a second GOAWAY may name a stream as high as the first did",
+        "HEADERS 1 h @req
+         GOAWAY 2147483647 0
+         GOAWAY 0 0
+         DATA 1 e msg:a",
+        "Request 1 1
+         HEADERS 1 :status=200
+         DATA 1 6
+         HEADERS 1 end grpc-status=0",
+    ),
+    (
+        "6.8 a second GOAWAY that names a higher one changes nothing",
+        "HEADERS 1 h @req
+         GOAWAY 0 0
+         GOAWAY 8 0
+         DATA 1 e msg:a",
+        "Request 1 1
+         HEADERS 1 :status=200
+         DATA 1 6
+         HEADERS 1 end grpc-status=0",
+    ),
+    ("6.8 GOAWAY with an error ends the connection", "HEADERS 1 h @silent\nGOAWAY 0 2\nPING -", ""),
+    (
+        "7 an error code that is not known ends a stream like any other",
+        "HEADERS 1 h @silent
+         DATA 1 e msg:a
+         RST 1 305419896
+         PING -",
+        "Request 1 1
+         Cancelled 1
+         PING ack",
+    ),
+    (
+        "7 an error code that is not known ends a connection like any other",
+        "HEADERS 1 h @silent
+         DATA 1 e msg:a
+         GOAWAY 0 305419896
+         PING -",
+        "Request 1 1
+         Cancelled 1",
+    ),
+    (
         "8.1 trailers without END_STREAM",
         "HEADERS 1 h @silent\nHEADERS 1 h a=b",
         "RST_STREAM 1 PROTOCOL_ERROR",
@@ -318,6 +360,15 @@ const CASES: &[(&str, &str, &str)] = &[
         "RST_STREAM 1 PROTOCOL_ERROR",
     ),
     ("8.2.2 te other than trailers", "HEADERS 1 eh @req te=gzip", "RST_STREAM 1 PROTOCOL_ERROR"),
+    (
+        "8.2.3 cookies may come in several fields",
+        "HEADERS 1 h @req cookie=a=b cookie=c=d
+         DATA 1 e msg:a",
+        "Request 1 1
+         HEADERS 1 :status=200
+         DATA 1 6
+         HEADERS 1 end grpc-status=0",
+    ),
     ("8.3 an unknown pseudo-header", "HEADERS 1 eh :x=y @req", "RST_STREAM 1 PROTOCOL_ERROR"),
     (
         "8.3 a response's pseudo-header",
@@ -341,6 +392,24 @@ const CASES: &[(&str, &str, &str)] = &[
     (
         "8.3.1 a :path that is not absolute",
         "HEADERS 1 eh :method=POST :scheme=http :path=t",
+        "RST_STREAM 1 PROTOCOL_ERROR",
+    ),
+    (
+        "8.5 CONNECT is well-formed, and no call",
+        "HEADERS 1 eh :method=CONNECT :authority=a:1
+         PING -",
+        "HEADERS 1 :status=405 allow=POST
+         DATA 1 56 end
+         PING ack",
+    ),
+    (
+        "8.5 CONNECT without an authority",
+        "HEADERS 1 eh :method=CONNECT",
+        "RST_STREAM 1 PROTOCOL_ERROR",
+    ),
+    (
+        "8.5 CONNECT with a scheme",
+        "HEADERS 1 eh :method=CONNECT :scheme=http :authority=a:1",
         "RST_STREAM 1 PROTOCOL_ERROR",
     ),
     (
@@ -440,4 +509,43 @@ fn http_1_gets_an_answer_in_its_own_words() {
         assert!(text.contains("gRPC over HTTP/2 with prior knowledge"));
         assert!(server.grpc.is_closed());
     }
+}
+
+/// Section 7: every code that the peer may end a stream with does the same to its call.
+#[test]
+fn every_error_code_ends_a_stream() {
+    for code in (0..16).chain([0x7fff_ffff, u32::MAX]) {
+        let mut server = Server::new(&Limits::default());
+        server.say("HEADERS 1 h @silent\nDATA 1 e msg:a");
+        assert_eq!(server.say(&format!("RST 1 {code}")), ["Cancelled 1"], "{code}");
+        assert_eq!(server.say("PING -"), ["PING ack"], "{code}");
+    }
+}
+
+/// Section 8.2.3: who reads the fields of a head finds one cookie.
+#[test]
+fn cookies_are_put_together() {
+    let mut server = Server::new(&Limits::default());
+    let head = "HEADERS 1 h @stream cookie=a=b x=y cookie=c=d cookie=e=f";
+    let bytes = server.writer.frames(head);
+    server.input.extend_from_slice(&bytes);
+    server.grpc.receive(&mut server.input, 0);
+    let Some(Event::Open { head, .. }) = server.grpc.poll_event() else { panic!("no call") };
+    let cookies: Vec<_> = head.metadata.get_all("cookie").collect();
+    assert_eq!(cookies, [b"a=b; c=d; e=f"]);
+    assert_eq!(head.metadata.get("x"), Some(&b"y"[..]));
+}
+
+/// Section 6.8: the last stream that is named never becomes a higher one, whatever the connection ends of.
+#[test]
+fn a_goaway_never_names_more_than_the_one_before() {
+    let mut server = Server::new(&Limits::default());
+    server.say("HEADERS 1 h @silent\nDATA 1 e msg:a");
+    server.grpc.drain(0);
+    let mut lines = Vec::new();
+    server.turn(&mut lines);
+    assert_eq!(lines, ["GOAWAY 2147483647 NO_ERROR", "PING"]);
+    assert_eq!(server.say("RAW 6 1 0 647261696e6e6f77"), ["GOAWAY 1 NO_ERROR"]);
+    assert_eq!(server.say("HEADERS 3 h @silent\nHEADERS 5 h @silent"), [""; 0]);
+    assert_eq!(server.say("RAW 6 0 0 00"), ["Cancelled 1", "GOAWAY 1 FRAME_SIZE_ERROR"]);
 }

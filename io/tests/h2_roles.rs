@@ -348,6 +348,12 @@ const CLIENT: &[(&str, &str, &str)] = &[
         "GoAway 2147483647\nGoAway 3\nHead 3 end :status=200\nPING ack",
     ),
     (
+        "6.8 a second GOAWAY that names a higher stream brings nothing back",
+        "GOAWAY 1 0\nGOAWAY 3 0\nHEADERS 1 eh :status=200\nPING -",
+        "GoAway 1\nGoAway 3\nHead 1 end :status=200",
+    ),
+    ("7 an error code that is not known", "RST 3 305419896", "Reset 3 ErrorCode(0x12345678)"),
+    (
         "6.10 a response in parts",
         "HEADERS 1 e :status=200\nCONT 1 - a=b\nCONT 1 h c=d",
         "Head 1 end :status=200 a=b c=d",

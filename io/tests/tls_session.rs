@@ -187,26 +187,50 @@ fn one_flipped_bit_anywhere_ends_the_connection_with_an_alert() {
     assert!(server.sealed.is_empty());
 }
 
-/// A client that offers what ours never would.
-fn strange_client(
+/// What a client that trusts the authority of these files is made of.
+fn strange_client_config(
     files: &Files,
-    change: impl FnOnce(&mut ClientConfig),
-) -> rustls::ClientConnection {
+    provider: rustls::crypto::CryptoProvider,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     let pem = std::fs::read(files.path("ca.pem")).unwrap();
     use rustls::pki_types::pem::PemObject;
     for certificate in rustls::pki_types::CertificateDer::pem_slice_iter(&pem) {
         roots.add(certificate.unwrap()).unwrap();
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+    ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_no_client_auth()
+}
+
+/// A client that offers what ours never would.
+fn strange_client(
+    files: &Files,
+    change: impl FnOnce(&mut ClientConfig),
+) -> rustls::ClientConnection {
+    let provider = rustls::crypto::ring::default_provider();
+    let mut config = strange_client_config(files, provider, rustls::DEFAULT_VERSIONS);
     change(&mut config);
     let name = ServerName::try_from("localhost").unwrap();
     rustls::ClientConnection::new(Arc::new(config), name).unwrap()
+}
+
+/// A client that speaks these suites and no others.
+fn strange_client_of(
+    files: &Files,
+    suites: &[rustls::SupportedCipherSuite],
+) -> rustls::ClientConnection {
+    let provider = rustls::crypto::CryptoProvider {
+        cipher_suites: suites.to_vec(),
+        ..rustls::crypto::ring::default_provider()
+    };
+    let versions: Vec<_> = suites.iter().map(|suite| suite.version()).collect();
+    let connector = strange_client_config(files, provider, &versions);
+    let name = ServerName::try_from("localhost").unwrap();
+    rustls::ClientConnection::new(Arc::new(connector), name).unwrap()
 }
 
 #[test]
@@ -362,4 +386,95 @@ fn a_handshake_message_in_parts_after_the_handshake_is_refused_and_breaks_nothin
         let _ = server.take(&forger.record(23, b"late"));
         let _ = server.session.seal_whole(b"more", &mut server.sealed);
     }
+}
+
+/// A ClientHello that goes no higher than this version: what a client of long ago says.
+fn old_hello(version: [u8; 2]) -> Vec<u8> {
+    let mut body = version.to_vec();
+    body.extend_from_slice(&[7; 32]);
+    // No session, one suite of that time (TLS_RSA_WITH_AES_128_CBC_SHA), no compression, no extensions.
+    body.extend_from_slice(&[0, 0, 2, 0, 0x2f, 1, 0, 0, 0]);
+    let mut hello = vec![22, 3, 1];
+    hello.extend_from_slice(&(body.len() as u16 + 4).to_be_bytes());
+    hello.extend_from_slice(&[1, 0, 0, body.len() as u8]);
+    hello.extend_from_slice(&body);
+    hello
+}
+
+/// RFC 9113, section 9.2: TLS 1.2 at least.
+#[test]
+fn versions_before_1_2_are_refused() {
+    for version in [[3, 0], [3, 1], [3, 2]] {
+        let mut server = End::new(files().acceptor().session().unwrap());
+        assert!(server.take(&old_hello(version)).is_err(), "{version:?}");
+        let alert = server.words();
+        assert_eq!((alert[0], alert[5]), (21, 2), "a fatal alert for {version:?}: {alert:02x?}");
+    }
+}
+
+/// RFC 9113, section 9.2.2 and appendix A: of TLS 1.2 only suites with ephemeral keys and AEAD; and nothing of the kind that is
+/// prohibited is taken from a client that has nothing else.
+#[test]
+fn suites_that_http2_prohibits_are_not_spoken() {
+    let files = files();
+    let spoken = |suites: &[rustls::SupportedCipherSuite]| {
+        let mut client = strange_client_of(&files, suites);
+        let mut server = End::new(files.acceptor().session().unwrap());
+        for _ in 0..8 {
+            let mut said = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut said).unwrap();
+            }
+            if server.take(&said).is_err() {
+                return None;
+            }
+            let mut answer = &server.words()[..];
+            while !answer.is_empty() {
+                client.read_tls(&mut answer).unwrap();
+                client.process_new_packets().ok()?;
+            }
+        }
+        client.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()))
+    };
+    let all = rustls::crypto::ring::default_provider().cipher_suites;
+    let mut names: Vec<_> =
+        all.iter().filter_map(|suite| spoken(std::slice::from_ref(suite))).collect();
+    assert!(names.len() >= 6, "{names:?}");
+    names.retain(|name| !name.starts_with("TLS13_"));
+    for name in &names {
+        let is_ephemeral = name.starts_with("TLS_ECDHE_");
+        let is_aead = name.contains("_GCM_") || name.contains("_CHACHA20_POLY1305_");
+        assert!(is_ephemeral && is_aead, "{name}");
+    }
+    // One that knows TLS 1.2 and nothing that may be spoken.
+    let mut server = End::new(files.acceptor().session().unwrap());
+    assert!(server.take(&old_hello([3, 3])).is_err());
+    assert_eq!(server.words().first(), Some(&21), "it is told why");
+}
+
+/// RFC 9113, section 9.2.1: compression and renegotiation are off. TLS has the one no more, and the other is refused.
+#[test]
+fn a_client_that_begins_again_is_refused() {
+    let files = files();
+    let suites: Vec<_> = rustls::crypto::ring::default_provider()
+        .cipher_suites
+        .into_iter()
+        .filter(|suite| suite.tls13().is_none())
+        .collect();
+    let mut client = strange_client_of(&files, &suites);
+    let mut server = End::new(files.acceptor().session().unwrap());
+    while client.is_handshaking() {
+        let mut said = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut said).unwrap();
+        }
+        server.take(&said).unwrap();
+        let mut answer = &server.words()[..];
+        while !answer.is_empty() {
+            client.read_tls(&mut answer).unwrap();
+            client.process_new_packets().unwrap();
+        }
+    }
+    // In clear where everything is sealed by now: no server may take it for another beginning.
+    assert!(server.take(&old_hello([3, 3])).is_err());
 }

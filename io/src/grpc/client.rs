@@ -656,3 +656,22 @@ fn put_metadata(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_leaves_when_its_stream_numbers_are_used_up() {
+        let mut client = ClientConnection::new(&Limits::default(), "test:1", 0);
+        client.core.next_local_stream = STREAM_ID_MAX;
+        assert!(!client.is_leaving() && client.room() > 0);
+        let last = client.call(b"/t/Unary", Message::new(b"a"), &[], None).unwrap();
+        assert_eq!(last.number(), STREAM_ID_MAX);
+        // Whoever looks after it sees in time that another connection is needed; the last call goes on.
+        assert!(client.is_leaving() && client.room() == 0 && !client.is_closed());
+        let refused = client.call(b"/t/Unary", Message::new(b"a"), &[], None);
+        assert!(matches!(refused, Err(Busy::Leaving)));
+        assert_eq!(client.open_streams(), 1);
+    }
+}

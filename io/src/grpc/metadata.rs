@@ -56,6 +56,26 @@ impl Metadata {
         self.0.push_marked(name, value, sensitive);
     }
 
+    /// Appends a field, or its value to that of the name's first one, behind a separator: cookies may come in several fields, so that each
+    /// is indexed by itself (RFC 9113, section 8.2.3).
+    #[cold]
+    pub(crate) fn join(&mut self, name: &[u8], separator: &[u8], value: &[u8], sensitive: bool) {
+        if self.0.get(name).is_none() {
+            return self.push_marked(name, value, sensitive);
+        }
+        let mut joined = Fields::new();
+        let mut is_first = true;
+        for (known, known_value, known_sensitive) in self.0.iter_marked() {
+            if known == name && std::mem::take(&mut is_first) {
+                let whole = [known_value, separator, value].concat();
+                joined.push_marked(known, &whole, known_sensitive || sensitive);
+            } else {
+                joined.push_marked(known, known_value, known_sensitive);
+            }
+        }
+        self.0 = joined;
+    }
+
     /// Appends a field as it is.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         self.0.push(name, value);

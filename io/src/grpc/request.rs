@@ -227,6 +227,9 @@ impl Sink for HeadSink {
             | FieldKind::ContentLength
             | FieldKind::UserAgent => {}
             FieldKind::AcceptEncoding => facts.http_accepts_gzip |= accepts_gzip(field.value),
+            _ if field.name == b"cookie" => {
+                self.head.metadata.join(field.name, b"; ", field.value, field.sensitive);
+            }
             _ => self.head.metadata.push_marked(field.name, field.value, field.sensitive),
         }
     }

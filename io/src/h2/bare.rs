@@ -270,3 +270,25 @@ impl BareConnection {
         self.core.queue_bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 9113, section 5.1.1: a client whose numbers are used up opens no more streams; the last number is one that it can use.
+    #[test]
+    fn a_client_stops_when_its_stream_numbers_are_used_up() {
+        let mut client = BareConnection::new(Role::Client, &Limits::default(), 0);
+        client.core.next_local_stream = STREAM_ID_MAX - 2;
+        let mut head = Fields::new();
+        for (name, value) in [(":method", "GET"), (":scheme", "http"), (":path", "/")] {
+            head.push(name.as_bytes(), value.as_bytes());
+        }
+        let mut numbers = Vec::new();
+        while let Some(stream) = client.open(&head, true) {
+            numbers.push(stream.number());
+        }
+        assert_eq!(numbers, [STREAM_ID_MAX - 2, STREAM_ID_MAX]);
+        assert_eq!((client.open_streams(), client.close_reason()), (2, None), "they may end");
+    }
+}

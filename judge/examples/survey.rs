@@ -4,7 +4,7 @@
 //! `cargo run --release -p prism-judge --example survey [sequences] [seed]`
 
 use prism_judge::Role;
-use prism_judge::compare::{Verdict, compare};
+use prism_judge::compare::compare_on;
 use prism_judge::differences::DIFFERENCES;
 use prism_judge::frames::Sequence;
 use prism_judge::seed::Seed;
@@ -20,12 +20,10 @@ fn main() {
         let mut same = 0;
         for _ in 0..count {
             let bytes = 40 + seed.word() as usize % 600;
-            let finding = match compare(&Sequence::new(role, &seed.bytes(bytes))) {
-                Ok(verdict) => {
-                    same += u64::from(matches!(verdict, Verdict::Same { .. }));
-                    if let Verdict::Known { row, .. } = verdict {
-                        used[row] += 1;
-                    }
+            let finding = match compare_on(&Sequence::new(role, &seed.bytes(bytes))) {
+                Ok(compared) => {
+                    same += u64::from(compared.known.is_empty());
+                    compared.known.iter().for_each(|&row| used[row] += 1);
                     continue;
                 }
                 Err(finding) => finding,

@@ -42,6 +42,56 @@ impl std::fmt::Display for Finding {
     }
 }
 
+/// What came of a comparison that goes on behind known differences.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compared {
+    /// Frames that were compared, in the longest run.
+    pub frames: usize,
+    /// The known differences that were met, by their places in `DIFFERENCES`.
+    pub known: Vec<usize>,
+    /// The frames were compared to the last, but for those of `known`.
+    pub to_the_end: bool,
+}
+
+/// Known differences of one sequence behind which the comparison goes on.
+pub const KNOWN_MAX: usize = 12;
+
+/// As [`compare`], and where a known difference applies once more without the frames that brought it about: what comes behind them is
+/// compared too.
+///
+/// # Errors
+/// When they differ in a way that `DIFFERENCES` does not have.
+pub fn compare_on(sequence: &Sequence) -> Result<Compared, Finding> {
+    let mut compared = Compared { frames: 0, known: Vec::new(), to_the_end: false };
+    let mut rest = sequence.clone();
+    loop {
+        match compare(&rest)? {
+            Verdict::Same { frames } => {
+                compared.frames = compared.frames.max(frames);
+                compared.to_the_end = true;
+                return Ok(compared);
+            }
+            Verdict::Known { frames, row } => {
+                compared.frames = compared.frames.max(frames);
+                compared.known.push(row);
+                if compared.known.len() > KNOWN_MAX {
+                    return Ok(compared);
+                }
+                rest.frames.drain(beginning_of_block(&rest.frames, frames)..=frames);
+            }
+        }
+    }
+}
+
+/// Where the header block begins that the frame at `nth` is a part of; `nth` where it is none.
+fn beginning_of_block(frames: &[Frame], nth: usize) -> usize {
+    let mut begin = nth;
+    while frames[begin].kind == kind::CONTINUATION && begin > 0 {
+        begin -= 1;
+    }
+    if frames[begin].kind == kind::HEADERS { begin } else { nth }
+}
+
 /// Feeds both and compares after each frame.
 ///
 /// # Errors

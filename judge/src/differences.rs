@@ -146,7 +146,7 @@ pub struct Difference {
     pub applies: fn(&Case<'_>) -> bool,
 }
 
-/// All of them. A comparison ends at the first one that applies. Sections without a name are of RFC 9113.
+/// All of them. A comparison goes on without the frames that the first one that applies is about. Sections without a name are of RFC 9113.
 pub const DIFFERENCES: &[Difference] = &[
     Difference {
         name: "a HEADERS frame that depends on its own stream",

@@ -6,10 +6,11 @@
 
 mod output;
 pub(crate) mod ready;
+mod room;
 mod secured;
 
-use std::cell::Cell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -20,11 +21,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::rt::Flag;
 use ready::Reading;
-
-/// What one read brings at most. 8 KiB: some thirty small calls; what is more is read through larger buffers.
-pub(crate) const READ_BYTES: usize = 8 * 1024;
-/// Below this room a read begins a new buffer.
-const READ_BYTES_MIN: usize = 2 * 1024;
+pub(crate) use room::READ_BYTES;
+use room::make_room;
 
 /// Connections that the kernel may hold for a listener before `accept` takes them.
 pub const ACCEPT_BACKLOG: i32 = 4096;
@@ -185,10 +183,7 @@ impl ReadHalf {
             (false, _) => buffer,
             (true, true) => secured::keep_plain(buffer),
             (true, false) => {
-                // One that has grown would make small messages look as if they kept much.
-                if (1..=2 * READ_BYTES).contains(&buffer.capacity()) {
-                    SPARE.set(buffer);
-                }
+                room::keep(buffer);
                 BytesMut::new()
             }
         }
@@ -213,39 +208,19 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-thread_local! {
-    /// What is read into; one for all connections of a thread, because none waits with it: the processor's caches hold it.
-    static SPARE: Cell<BytesMut> = Cell::default();
-}
-
-/// Gives `buffer` room for a read.
-#[inline]
-fn make_room(buffer: &mut BytesMut) {
-    if buffer.capacity() == 0 {
-        *buffer = SPARE.take();
-    }
-    // From its front again, if nothing that came by it is still held somewhere: of a buffer that is walked through, the caches
-    // hold nothing.
-    let is_whole = buffer.is_empty() && buffer.try_reclaim(READ_BYTES);
-    if !is_whole && buffer.capacity() - buffer.len() < READ_BYTES_MIN {
-        buffer.reserve(READ_BYTES);
-    }
-}
-
 /// Reads what is there already behind what `buffer` holds, which has room; `WouldBlock` when that is nothing.
 fn receive_at_once(socket: RawFd, reading: &Reading, buffer: &mut BytesMut) -> io::Result<usize> {
-    let room = buffer.spare_capacity_mut();
-    debug_assert!(!room.is_empty(), "a read needs room");
-    // SAFETY: the kernel writes no more than the room that it is told of; a descriptor that is not open is an error and nothing
-    // worse.
-    let count =
-        unsafe { libc::recv(socket, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
-    let result = usize::try_from(count).map_err(|_| io::Error::last_os_error());
-    reading.note(&result, room.len());
-    let count = result?;
-    // SAFETY: the kernel has written that many bytes behind the ones that were there.
-    unsafe { buffer.set_len(buffer.len() + count) };
-    Ok(count)
+    let read = |room: &mut [MaybeUninit<u8>]| {
+        // SAFETY: the kernel writes no more than the room that it is told of; a descriptor that is not open is an error and
+        // nothing worse.
+        let count =
+            unsafe { libc::recv(socket, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
+        let result = usize::try_from(count).map_err(|_| io::Error::last_os_error());
+        reading.note(&result, room.len());
+        result
+    };
+    // SAFETY: the kernel has written as many bytes as it says.
+    unsafe { room::fill(buffer, read) }
 }
 
 /// The sending half of a socket.

@@ -7,6 +7,7 @@
 // Each test binary uses a part of this.
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
+pub mod attack;
 pub mod calls;
 pub mod certificates;
 pub mod frames;

@@ -59,7 +59,9 @@ fn read(files: &Tls) -> Result<(Identity, Option<ClientAuthorities>), IdentityEr
     if let Some((found, remedy)) = validity_concern(identity.validity(), wall_us() / 1_000_000) {
         tracing::warn!("{}: {found}; {remedy}", files.certificate.display());
     }
-    let load = |of: &TlsClients| ClientAuthorities::load(&of.authorities, of.required);
+    let load = |of: &TlsClients| {
+        ClientAuthorities::load(&of.authorities, of.required, of.revoked.as_deref())
+    };
     let clients = files.clients.as_ref().map(load).transpose()?;
     Ok((identity, clients))
 }

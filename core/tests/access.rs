@@ -2,6 +2,8 @@
 
 mod harness;
 
+use std::path::Path;
+
 use harness::certificates::{Authority, issue, replace};
 use harness::guarded::{DENIED, PERMISSION_DENIED, REQUESTS, UNKNOWN, codes, platform, setup};
 use harness::tokens::{Signer, claims, now_s, with};
@@ -305,13 +307,19 @@ struct Mutual {
 
 impl Mutual {
     fn start(wanted: &str) -> Self {
+        Self::start_with(wanted, |_, _| String::new())
+    }
+
+    /// With more about TLS in the configuration.
+    fn start_with(wanted: &str, more: impl FnOnce(&Path, &Authority) -> String) -> Self {
         let folder = directory();
         let authority = Authority::new();
+        let more = more(folder.path(), &authority);
         replace(&folder.path().join("clients.pem"), &authority.pem());
         issue(folder.path(), "server", |_| ());
         let path = |name: &str| folder.path().join(name).display().to_string();
         let tls = format!(
-            "tls: {{client_authorities: {}, client_certificates: {wanted}}}\n",
+            "tls: {{client_authorities: {}, client_certificates: {wanted}{more}}}\n",
             path("clients.pem")
         );
         let server = setup(folder.path(), &tls)
@@ -393,6 +401,44 @@ fn a_certificate_says_who_calls() {
     });
     assert_eq!(mutual.codes(Some("next")), Some((0, 0)));
     mutual.server.assert_well();
+    mutual.server.stop();
+}
+
+#[test]
+fn a_revoked_certificate_opens_nothing() {
+    let good = "spiffe://example.org/payments/checkout";
+    let mutual = Mutual::start_with("required", |folder, authority| {
+        replace(&folder.join("revoked.pem"), &authority.revoked(&[7]));
+        format!(", client_revocations: {}", folder.join("revoked.pem").display())
+    });
+    let folder = mutual.folder.path();
+    for (name, serial) in [("kept", 6_u64), ("gone", 7), ("next", 8)] {
+        mutual.authority.issue(folder, name, &[good], |params| {
+            params.serial_number = Some(rcgen::SerialNumber::from(serial));
+        });
+    }
+    assert_eq!(mutual.codes(Some("kept")), Some((0, 0)));
+    assert_eq!(mutual.codes(Some("next")), Some((0, 0)));
+    assert_eq!(mutual.codes(Some("gone")), None);
+
+    // A list that cannot be read leaves the one before in force; a new one counts from the signal on.
+    let reloads = |of: &str| mutual.server.errors().matches(of).count();
+    for (text, says) in [
+        ("no list".to_owned(), "the certificate was not replaced"),
+        (mutual.authority.revoked(&[7, 8]), "the certificate was read again"),
+    ] {
+        let before = reloads(says);
+        replace(&folder.join("revoked.pem"), &text);
+        mutual.server.signal("HUP");
+        let until = std::time::Instant::now() + harness::PATIENCE;
+        while reloads(says) == before {
+            assert!(std::time::Instant::now() < until, "{}", mutual.server.errors());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        assert_eq!(mutual.codes(Some("kept")), Some((0, 0)));
+        assert_eq!(mutual.codes(Some("gone")), None);
+    }
+    assert_eq!(mutual.codes(Some("next")), None, "not by a session of before either");
     mutual.server.stop();
 }
 

@@ -145,6 +145,8 @@ pub struct TlsClients {
     pub authorities: PathBuf,
     /// Whether one without a certificate is refused in the handshake.
     pub required: bool,
+    /// PEM: the authorities' lists of certificates that they have revoked; `None`: nobody looks.
+    pub revoked: Option<PathBuf>,
 }
 
 /// What is allowed in so many words although it protects nobody.
@@ -186,6 +188,24 @@ pub struct Namespace {
     /// Of a reader: the namespaces that it reads, by their places in the list, at most one of each model. Empty: what its
     /// backend holds under its own name.
     pub reads: Vec<usize>,
+}
+
+impl Namespace {
+    /// Whether it differs from `other` in nothing but its terms: what may change while it is served.
+    pub fn is_with_other_terms(&self, other: &Self) -> bool {
+        let Self { durability, max_message_size, in_flight_bytes_max, .. } = *other;
+        let Self { backlog_records_max, quotas, audit_logging, .. } = *other;
+        let terms = Self {
+            durability,
+            max_message_size,
+            in_flight_bytes_max,
+            backlog_records_max,
+            quotas,
+            audit_logging,
+            ..self.clone()
+        };
+        terms == *other
+    }
 }
 
 /// The client APIs that can be served.

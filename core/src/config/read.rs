@@ -324,9 +324,16 @@ fn read_tls(section: Option<Section<'_>>, flags: &Flags, report: &Report) -> Opt
         let remedy = "name the PEM file of those who sign the clients' certificates";
         report.error(required.origin, Problem::new(message, remedy));
     }
+    let revoked = section.optional("client_revocations", file);
+    if let (Some(revoked), true) = (&revoked, section.lacks("client_authorities")) {
+        let message = "tls.client_revocations without tls.client_authorities";
+        let remedy = "name the PEM file of those who sign the clients' certificates";
+        report.error(revoked.origin, Problem::new(message, remedy));
+    }
     let clients = authorities.map(|authorities| TlsClients {
         authorities: authorities.value,
         required: required.is_none_or(|required| required.value),
+        revoked: revoked.map(|revoked| revoked.value),
     });
     let (certificate_named, key_named) = (
         !section.lacks("certificate") || flags.tls_cert.is_some(),

@@ -27,6 +27,9 @@ impl fmt::Display for Config {
                 let wanted = if clients.required { "required" } else { "optional" };
                 writeln!(f, "  client_authorities: {}", quoted(&authorities)?)?;
                 writeln!(f, "  client_certificates: {wanted}")?;
+                if let Some(revoked) = &clients.revoked {
+                    writeln!(f, "  client_revocations: {}", quoted(&revoked.to_string_lossy())?)?;
+                }
             }
             writeln!(f, "  handshakes_max: {}", tls.handshakes_max)?;
             writeln!(f, "  handshake_timeout: {}", show_duration(tls.handshake_timeout))?;

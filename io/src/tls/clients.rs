@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
     SignatureScheme,
@@ -15,29 +15,48 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-use super::identity::{Validity, authorities};
+use super::identity::{Validity, authorities, revocation_lists};
 use super::{IdentityError, provider};
 
 /// Longest SPIFFE id, in bytes (SPIFFE-ID, section 2.3).
 const NAME_BYTES_MAX: usize = 2048;
 
-/// Whose certificates clients may show. A certificate that is shown has to hold, to lead to one of these authorities, and to have
-/// exactly one URI among its names, a SPIFFE id (X509-SVID, section 2); otherwise the handshake fails.
+/// Whose certificates clients may show. A certificate that is shown has to hold, to lead to one of these authorities, not to be on their
+/// lists of revoked ones where there are such, and to have exactly one URI among its names, a SPIFFE id (X509-SVID, section 2); otherwise
+/// the handshake fails.
 #[derive(Clone, Debug)]
 pub struct ClientAuthorities {
     verifier: Arc<dyn ClientCertVerifier>,
 }
 
 impl ClientAuthorities {
-    /// Reads the authorities of a PEM file. Where a certificate is not `required`, clients without one are taken too, as nobody.
-    pub fn load(path: &Path, required: bool) -> Result<Self, IdentityError> {
+    /// Reads the authorities of a PEM file. Where a certificate is not `required`, clients without one are taken too, as nobody. With
+    /// `revoked`, a PEM file of revocation lists (RFC 5280, section 5), a certificate on a list is refused, and so is one whose issuer has
+    /// none there.
+    pub fn load(
+        path: &Path,
+        required: bool,
+        revoked: Option<&Path>,
+    ) -> Result<Self, IdentityError> {
         let mut store = RootCertStore::empty();
         authorities(path, "client's", &mut store)?;
         let builder = WebPkiClientVerifier::builder_with_provider(store.into(), provider());
+        let builder = match revoked {
+            Some(revoked) => {
+                builder.with_crls(revocation_lists(revoked)?).only_check_end_entity_revocation()
+            }
+            None => builder,
+        };
         let builder = if required { builder } else { builder.allow_unauthenticated() };
-        let inner = builder.build().map_err(|error| {
-            let remedy = "give the certificates of the authorities that sign the clients'";
-            IdentityError::new(path, error.to_string(), remedy)
+        let inner = builder.build().map_err(|error| match (error, revoked) {
+            (VerifierBuilderError::InvalidCrl(error), Some(revoked)) => {
+                let message = format!("a revocation list in it is not valid: {error:?}");
+                IdentityError::new(revoked, message, "get it again from the authority")
+            }
+            (error, _) => {
+                let remedy = "give the certificates of the authorities that sign the clients'";
+                IdentityError::new(path, error.to_string(), remedy)
+            }
         })?;
         Ok(Self { verifier: Arc::new(Named { inner }) })
     }

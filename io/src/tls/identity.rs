@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_cert::der::Decode;
 
@@ -148,6 +148,21 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityErr
         return Err(IdentityError::new(path, message, remedy));
     }
     Ok(chain)
+}
+
+/// All revocation lists of a PEM file; at least one.
+pub(super) fn revocation_lists(
+    path: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, IdentityError> {
+    let text = read(path)?;
+    let all: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
+    let lists = all.map_err(|error| not_pem(path, &error))?;
+    if lists.is_empty() {
+        let message = "there is no revocation list in it";
+        let remedy = "give a PEM file with a part that begins with -----BEGIN X509 CRL-----";
+        return Err(IdentityError::new(path, message, remedy));
+    }
+    Ok(lists)
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {

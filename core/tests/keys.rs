@@ -107,6 +107,27 @@ fn keys_come_from_a_url_and_stay_while_it_is_away() {
     becomes(2, (0, 0));
     assert_eq!(codes_of(&server, 1, 3), UNKNOWN);
     server.assert_well();
+
+    // Over a death of the server, too, and a start while nobody gives any.
+    keys.set(None);
+    server.kill();
+    let server = setup.start();
+    server.wait_for_metric("prism_token_keys_failed_total", |failed| failed >= 1.0);
+    assert_eq!(codes_of(&server, 2, 4), (0, 0));
+    assert_eq!(codes_of(&server, 1, 5), UNKNOWN);
+    keys.set(Some(Signer::new(3).keys()));
+    server.signal("HUP");
+    let end = std::time::Instant::now() + harness::PATIENCE;
+    while codes_of(&server, 3, 6) != (0, 0) {
+        assert!(std::time::Instant::now() < end, "new keys are never in force");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    assert_eq!(codes_of(&server, 2, 7), UNKNOWN);
+    server.stop();
+    // What is kept is no secret, but has to be right: else keys are got anew.
+    std::fs::write(folder.path().join("data/keys.json"), "nonsense").unwrap();
+    let server = setup.start();
+    assert_eq!(codes_of(&server, 3, 8), (0, 0));
     server.stop();
 }
 
@@ -157,7 +178,9 @@ fn keys_come_over_tls_from_a_server_that_is_trusted() {
     assert_eq!(codes_of(&server, 1, 0), (0, 0));
     server.stop();
     // Its certificate leads to none of the authorities that the system trusts.
-    keys_at(folder.path(), &url, "");
+    let other = directory();
+    let setup = harness::guarded::setup(other.path(), "");
+    keys_at(other.path(), &url, "");
     let server = setup.start();
     server.wait_says("no token of this issuer is taken until they can");
     assert_eq!(codes_of(&server, 1, 0), UNKNOWN);

@@ -5,6 +5,8 @@
 //! nothing but its own namespace, and tries the same names, and those under which backends keep the victim's data.
 
 mod harness;
+#[path = "isolation/lasting.rs"]
+mod lasting;
 #[path = "../../adapters/tests/servers/mod.rs"]
 mod servers;
 
@@ -536,7 +538,8 @@ async fn other_names_lead_nowhere(address: SocketAddr, victim: &str) {
 
 /// Runs every attack on a backend that serves so much; `backend` is its entry in the configuration, `data` its name there.
 fn namespaces_stay_apart(backend: &str, serves: Interfaces) {
-    let models: Vec<Model> = [Model::KeyValue, Model::PubSub, Model::Queue, Model::Stream]
+    let all = [Model::KeyValue, Model::PubSub, Model::Queue, Model::Stream];
+    let models: Vec<Model> = all
         .into_iter()
         .filter(|model| serves.intersection(model.interfaces()) != Interfaces::NONE)
         .collect();
@@ -557,6 +560,19 @@ fn namespaces_stay_apart(backend: &str, serves: Interfaces) {
             config += &format!("  - {{name: {name}, client_api: {api}{on}}}\n");
         }
     }
+    let has_transactions = Method::TRANSACT_EXECUTE.offered_by(serves);
+    let transacting = ["", "-x"].map(|end| format!("{run_name}-transact{end}"));
+    if has_transactions {
+        for name in &transacting {
+            config += &format!("  - {{name: {name}, client_api: transact{on}}}\n");
+        }
+    }
+    let reading = format!("{run_name}-reader");
+    let has_reader = models.contains(&Model::Stream);
+    if has_reader {
+        let reads = format!("{run_name}-stream-x");
+        config += &format!("  - {{name: {reading}, client_api: reader, reads: [{reads}]}}\n");
+    }
     let directory = directory();
     let server = serve(directory.path()).shards(2).config(&config).start();
     let listen = server.listen;
@@ -571,10 +587,32 @@ fn namespaces_stay_apart(backend: &str, serves: Interfaces) {
             };
             match model {
                 Model::KeyValue => keys_stay_apart(&pair).await,
-                Model::PubSub => topics_stay_apart(&pair).await,
+                Model::PubSub => {
+                    topics_stay_apart(&pair).await;
+                    lasting::unsubscribe(&pair).await;
+                    if pair.offers(Method::PUBSUB_SUBSCRIBE_DURABLE) {
+                        lasting::durable_subscriptions(&pair).await;
+                    }
+                }
                 Model::Queue => queues_stay_apart(&pair).await,
-                _ => streams_stay_apart(&pair).await,
+                _ => {
+                    streams_stay_apart(&pair).await;
+                    if pair.offers(Method::STREAM_JOIN_CONSUMER_GROUP) {
+                        lasting::groups(&pair).await;
+                    }
+                    let of_attacker = pair.attacker.of(&reading);
+                    lasting::readers(&pair.victim.namespace, &of_attacker).await;
+                }
             }
+        }
+        if has_transactions {
+            let [victim, attacker] = &transacting;
+            let pair = Pair {
+                victim: Caller::to(listen, victim).await,
+                attacker: Caller::to(listen, attacker).await,
+                offers: serves,
+            };
+            lasting::transactions(&pair).await;
         }
         other_names_lead_nowhere(listen, &first).await;
     });

@@ -13,6 +13,7 @@ pub mod breaker;
 pub mod call;
 mod claims;
 pub mod conformance;
+pub mod ending;
 pub mod error;
 pub mod filter;
 pub mod glob;

@@ -253,6 +253,35 @@ impl Cluster {
         Ok(())
     }
 
+    /// The topics whose names begin so.
+    pub(super) fn topics_under(&self, prefix: &str) -> Result<Vec<String>, Fault> {
+        self.drain_events();
+        let timeout = self.config.answer_timeout;
+        let read = self.lookout.fetch_metadata(None, timeout).map_err(self.fault())?;
+        let names = read.topics().iter().map(|topic| topic.name());
+        Ok(names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect())
+    }
+
+    /// Deletes topics, and waits until they are not told of any more. One that is gone already is none.
+    pub(super) fn delete(&self, topics: &[String]) -> Result<(), Fault> {
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let deleted = wait(self.admin.delete_topics(&names, &self.options()));
+        for outcome in deleted.map_err(self.fault())? {
+            match outcome {
+                Ok(_) | Err((_, Code::UnknownTopicOrPartition | Code::UnknownTopic)) => {}
+                Err((_, code)) => return Err(Fault::of_code(code, &code.to_string())),
+            }
+        }
+        self.patiently(|| {
+            for topic in topics {
+                if self.partitions(topic)?.is_some() {
+                    return Err(Fault::not_yet());
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Where a topic's partitions begin, end, and pass a moment.
     pub(super) fn bounds(
         &self,

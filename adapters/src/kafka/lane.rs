@@ -83,7 +83,8 @@ impl Ways {
         self.0.borrow().get(&lane(context)).cloned()
     }
 
-    fn leave(&self, context: &Context<'_>) {
+    /// Ends the lane of a namespace, if it was begun.
+    pub(super) fn leave(&self, context: &Context<'_>) {
         let left = self.0.borrow_mut().remove(&lane(context));
         end(left.into_iter());
     }

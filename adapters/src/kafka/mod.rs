@@ -33,6 +33,9 @@ mod stream;
 mod tail;
 mod walk;
 
+// A namespace taken out.
+mod ending;
+
 use std::rc::Rc;
 
 use prism_proto::catalogue::Method;

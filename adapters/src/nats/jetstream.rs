@@ -143,6 +143,11 @@ impl Streams {
         }
     }
 
+    /// The same for all streams of the namespace.
+    pub(super) fn forget_all(&self, context: &Context<'_>) {
+        self.known.borrow_mut().remove(&context.namespace);
+    }
+
     async fn turn(&self) -> Turn<'_> {
         poll_fn(|task| {
             if self.is_busy.replace(true) {

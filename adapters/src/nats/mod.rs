@@ -23,7 +23,7 @@
 //! - `event`: events as messages, and back; `pubsub`: the interfaces of topics
 //! - `durable`: the interface of what lasts; `consumer`: subscriptions as consumers, `delivery`: what their streams have in hand
 //! - `stream`, `retention`: the interfaces of streams; `record`: records as messages, and back
-//! - `lane`: logged writes, a batch as one atomic publish; `lane_events`: logged events
+//! - `lane`: logged writes, a batch as one atomic publish; `lane_events`: logged events; `ending`: a namespace taken out
 //!
 //! What it has confirmed is as durable as the server's `sync_interval` makes it.
 
@@ -31,6 +31,7 @@ mod config;
 mod consumer;
 mod delivery;
 mod durable;
+mod ending;
 mod errors;
 mod event;
 mod holds;

@@ -42,6 +42,11 @@ pub(super) fn of_cell(namespace: &str, partition: u16) -> String {
     format!("$KV.{namespace}.=cell.{partition}")
 }
 
+/// The subjects of the cells of all lanes.
+pub(super) fn of_cells(namespace: &str) -> String {
+    format!("$KV.{namespace}.=cell.*")
+}
+
 /// Adds what all subjects of a namespace begin with.
 pub(super) fn put_bucket(out: &mut String, namespace: &str) {
     out.push_str("$KV.");

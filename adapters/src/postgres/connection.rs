@@ -152,6 +152,10 @@ impl Link {
         .await
     }
 
+    pub(super) fn config(&self) -> &PostgresConfig {
+        &self.config
+    }
+
     /// What it has done so far.
     pub(super) fn facts(&self) -> ConnectionFacts {
         let calls_under_way = self.waiting.borrow().len() + self.under_way.get();
@@ -296,6 +300,10 @@ impl Link {
         let mut ready = Vec::with_capacity(calls.len());
         let mut calls = calls.into_iter();
         while let Some(call) = calls.next() {
+            if call.namespace.has_ended() {
+                call.end(Err(Fault::Ended));
+                continue;
+            }
             match session.make_ready(&call.namespace, &call.operations).await {
                 Ok(()) => ready.push(call),
                 Err(Failure::Sql(error)) => call.end(Err(Fault::Sql(error))),

@@ -75,6 +75,11 @@ impl SqlError {
         matches!(&self.code, b"42P01" | b"3F000" | b"42883" | b"42703")
     }
 
+    /// Whether something was not dropped because something else needs it.
+    pub(super) fn is_still_used(&self) -> bool {
+        &self.code == b"2BP01"
+    }
+
     /// Kind, reason and advice.
     fn classify(&self) -> (Kind, &'static str, &'static str) {
         match &self.code {
@@ -253,6 +258,8 @@ pub(super) enum Fault {
     Busy(usize),
     /// Its deadline passed before it was sent.
     NotSent,
+    /// The namespace has ended.
+    Ended,
 }
 
 impl Fault {
@@ -279,6 +286,12 @@ impl Fault {
                 let (reason, message) = NOT_SENT;
                 failure(context, Kind::DeadlineExceeded, reason, message)
             }
+            Fault::Ended => failure(
+                context,
+                Kind::NotFound,
+                "NAMESPACE_DELETED",
+                "the namespace was deleted, and nothing of it is made again",
+            ),
         }
     }
 }

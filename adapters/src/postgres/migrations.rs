@@ -23,7 +23,26 @@ pub(super) enum Model {
     PubSub,
 }
 
+/// A table of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) name: &'static str,
+    /// Whether its rows are the namespace's data, and not what Prism needs beside them.
+    pub(super) is_data: bool,
+}
+
+const fn data(name: &'static str) -> Table {
+    Table { name, is_data: true }
+}
+
+const fn beside(name: &'static str) -> Table {
+    Table { name, is_data: false }
+}
+
 impl Model {
+    /// All of them.
+    pub(super) const ALL: [Self; 4] = [Self::Lane, Self::KeyValue, Self::Queue, Self::PubSub];
+
     /// Its name in `prism_meta.migrations`.
     fn name(self) -> &'static str {
         match self {
@@ -44,6 +63,58 @@ impl Model {
         }
     }
 
+    /// The tables that its files make.
+    pub(super) fn tables(self) -> &'static [Table] {
+        match self {
+            Model::Lane => const { &[beside("cell")] },
+            Model::KeyValue => const { &[data("keyvalue"), data("outbox")] },
+            Model::Queue => {
+                const { &[data("queue"), data("queue_dead_letter"), beside("queue_setting")] }
+            }
+            Model::PubSub => {
+                const {
+                    &[
+                        data("pubsub"),
+                        data("pubsub_subscription"),
+                        data("pubsub_delivery"),
+                        beside("pubsub_trimmed"),
+                    ]
+                }
+            }
+        }
+    }
+
+    /// The functions that its files make.
+    fn functions(self) -> &'static [&'static str] {
+        match self {
+            Model::Lane => &["move_cell"],
+            Model::KeyValue => &["transact"],
+            Model::Queue => &["queue_give_up", "queue_receive", "queue_redrive"],
+            Model::PubSub => &["pubsub_in_turn", "pubsub_subscribe", "pubsub_fetch"],
+        }
+    }
+
+    /// Drops everything that its files make in a namespace's schema; what is not there is left out. Indexes and triggers go with
+    /// their tables.
+    pub(super) fn drop_all(self, namespace: &Namespace) -> String {
+        let schema = &namespace.schema;
+        let mut text = String::new();
+        for table in self.tables() {
+            text += &format!("DROP TABLE IF EXISTS {schema}.{} CASCADE; ", table.name);
+        }
+        // By name and kind of arguments, whatever those are in the version that made it.
+        for function in self.functions() {
+            text += &format!(
+                "DO $$ DECLARE made regprocedure; BEGIN FOR made IN SELECT p.oid::regprocedure FROM pg_proc p \
+                 JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = {} AND p.proname = {} \
+                 LOOP EXECUTE 'DROP FUNCTION ' || made || ' CASCADE'; END LOOP; END $$; ",
+                literal(&namespace.name),
+                literal(function),
+            );
+        }
+        text
+    }
+
     /// Its files, from version 1 on.
     fn files(self) -> &'static [&'static str] {
         match self {
@@ -61,7 +132,7 @@ impl Model {
 const META_SCHEMA: &str = "prism_meta";
 
 /// Taken while a migration is applied: "prism" in ASCII.
-const LOCK: i64 = 0x70_7269_736d;
+pub(super) const LOCK: i64 = 0x70_7269_736d;
 
 /// Makes sure of `prism_meta`.
 pub(super) async fn bring_meta_up_to_date(session: &mut Session) -> Result<(), Outage> {
@@ -73,6 +144,18 @@ pub(super) async fn bring_meta_up_to_date(session: &mut Session) -> Result<(), O
     let noted = note(META_SCHEMA, model, 1);
     let apply = format!("SELECT pg_advisory_xact_lock({LOCK}); {} {noted}", files[0]);
     session.query(&apply).await?;
+    Ok(())
+}
+
+/// Makes sure of the table of texts that processes share.
+pub(super) async fn make_documents(session: &mut Session) -> Result<(), Outage> {
+    let found = session.query("SELECT to_regclass('prism_meta.documents')").await?;
+    if found.first().is_some_and(Option::is_some) {
+        return Ok(());
+    }
+    let noted = note(META_SCHEMA, "documents", 1);
+    let file = include_str!("documents_0001.sql");
+    session.query(&format!("SELECT pg_advisory_xact_lock({LOCK}); {file} {noted}")).await?;
     Ok(())
 }
 
@@ -143,6 +226,33 @@ fn note(schema: &str, model: &str, version: usize) -> String {
     )
 }
 
-fn literal(text: &str) -> String {
+/// A text as a literal.
+pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_a_model_makes_is_known_where_it_is_dropped() {
+        for model in Model::ALL {
+            let (mut tables, mut functions) = (Vec::new(), Vec::new());
+            for line in model.files().iter().flat_map(|file| file.lines()) {
+                let mut words = line.split(|c: char| c.is_whitespace() || c == '(');
+                let found = words.find_map(|word| word.strip_prefix("{schema}."));
+                match found {
+                    Some(name) if line.starts_with("CREATE TABLE ") => tables.push(name),
+                    Some(name) if line.starts_with("CREATE FUNCTION ") => functions.push(name),
+                    Some(name) if line.starts_with("CREATE OR REPLACE FUNCTION ") => {
+                        functions.push(name);
+                    }
+                    _ => {}
+                }
+            }
+            let known: Vec<_> = model.tables().iter().map(|table| table.name).collect();
+            assert_eq!((tables, functions), (known, model.functions().to_vec()), "{model:?}");
+        }
+    }
 }

@@ -13,7 +13,8 @@
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `keyvalue`, `scan`, `queue`, `pubsub`, `sweep`: the interfaces, and what has expired
 //! - `messages`: messages as rows; `outbox`: those of transactions
-//! - `lane`: logged records, each with one effect
+//! - `lane`: logged records, each with one effect; `ending`: a namespace taken out
+//! - `document`: a text that several processes share
 //!
 //! It does not speak TLS, and logs in by SCRAM-SHA-256 only.
 
@@ -21,6 +22,8 @@ mod batch;
 mod codec;
 mod config;
 mod connection;
+mod document;
+mod ending;
 mod errors;
 mod keyvalue;
 mod lane;
@@ -45,6 +48,7 @@ use self::batch::{Answer, Operation};
 pub use self::config::{POOL_MAX, PostgresConfig};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
+pub use self::document::Document;
 use self::errors::Fault;
 use self::lane::Group;
 use self::pubsub::{Streams, Topics};
@@ -103,6 +107,12 @@ impl Pool {
         let mut namespaces = self.namespaces.borrow_mut();
         let namespace = namespaces.entry(number);
         namespace.or_insert_with(|| Rc::new(Namespace::new(number, name))).clone()
+    }
+
+    /// No call of a namespace is carried out any more. It stays known, so that nobody who comes late makes it anew.
+    fn end(&self, number: u32) {
+        let mut namespaces = self.namespaces.borrow_mut();
+        namespaces.entry(number).or_insert_with(|| Rc::new(Namespace::new(number, ""))).end();
     }
 
     /// The connection of a lane's writes: always the same, so that they keep their order.

@@ -372,6 +372,11 @@ impl Shared {
     /// Takes every whole message that was read.
     fn take(&self, buffer: &mut BytesMut) -> Result<(), Outage> {
         while let Some(message) = codec::next_message(buffer).map_err(Outage::protocol)? {
+            if let Message::NotificationResponse(_) = message {
+                // Only who has asked for it is told something.
+                self.work.set();
+                continue;
+            }
             let mut waits = self.waits.borrow_mut();
             let is_over = match &mut *waits {
                 Waits::Batch(receiver) => receiver.take(message).map_err(Outage::protocol)?,
@@ -393,9 +398,7 @@ impl Shared {
                 Waits::Nothing | Waits::Over(_) => match message {
                     // It says why it ends the connection.
                     Message::ErrorResponse(body) => return Err(SqlError::read(&body).into()),
-                    Message::NoticeResponse(_)
-                    | Message::NotificationResponse(_)
-                    | Message::ParameterStatus(_) => false,
+                    Message::NoticeResponse(_) | Message::ParameterStatus(_) => false,
                     _ => return Err(Outage::protocol(ProtocolError("an answer to nothing"))),
                 },
             };

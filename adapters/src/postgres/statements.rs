@@ -20,6 +20,8 @@ pub(super) struct Namespace {
     pub(super) schema: String,
     /// What it was called for, as bits.
     models: Cell<u8>,
+    /// It was deleted: nothing of it is made any more.
+    has_ended: Cell<bool>,
 }
 
 impl Namespace {
@@ -29,12 +31,23 @@ impl Namespace {
             name: name.to_owned(),
             schema: format!("\"{}\"", name.replace('"', "\"\"")),
             models: Cell::new(0),
+            has_ended: Cell::new(false),
         }
     }
 
     /// Notes that it is called for a model.
     pub(super) fn note(&self, model: Model) {
         self.models.set(self.models.get() | 1 << model as u8);
+    }
+
+    /// From now on no call of it is carried out.
+    pub(super) fn end(&self) {
+        self.has_ended.set(true);
+    }
+
+    /// Whether it was deleted.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.get()
     }
 
     /// Whether it was called for a model.

@@ -15,13 +15,14 @@
 //! - `stream`, `walk`, `tail`, `retention`: streams as Redis Streams; appended to, read, waited for on a connection of its own, and
 //!   trimmed; `groups`, `members`: consumer groups as Redis's own, and a member's stream
 //! - `event`, `topics`, `pubsub`: topics as channels, and who hears them on this shard
-//! - `lane`: logged writes, a batch as one transaction
+//! - `lane`: logged writes, a batch as one transaction; `ending`: a namespace taken out
 //!
 //! It serves a Redis by itself, not yet a cluster.
 
 mod codec;
 mod config;
 mod connection;
+mod ending;
 mod errors;
 mod event;
 mod groups;

@@ -1,0 +1,150 @@
+//! The end of a namespace in Redis: its keys are found by SCAN and taken out by UNLINK, a bounded number at a time.
+//!
+//! Its keys are those under `<namespace>:` and what Prism keeps beside them, under `_prism:<kind>:<namespace>:` (lanes' cells, what is set
+//! for streams and groups). SCAN tells every key that is there from its begin to its end, and nobody makes new ones any more.
+
+use bytes::Bytes;
+
+use super::Redis;
+use super::codec;
+use super::errors;
+use super::keyvalue::Answer;
+use crate::call::Context;
+use crate::ending::Endings;
+use crate::error::Error;
+
+/// Keys that one SCAN looks at, about, and one UNLINK takes out at most: well below a millisecond of Redis's time.
+const PIECE_KEYS: u64 = 512;
+
+/// Of what Prism keeps beside a namespace's keys.
+const BESIDE: &[u8] = b"_prism:";
+
+/// Which keys are looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// Those that hold the namespace's data.
+    Data,
+    /// Those that Prism keeps beside them.
+    Beside,
+}
+
+impl Of {
+    fn put_pattern(self, out: &mut Vec<u8>, namespace: &[u8]) {
+        match self {
+            // No name of a namespace has a character that means something in a pattern.
+            Of::Data => codec::put_pieces(out, [namespace, b":*", b""]),
+            Of::Beside => codec::put_pieces(out, [b"_prism:*:", namespace, b":*"]),
+        }
+    }
+
+    /// Whether it is one: a pattern takes more than it should where a stream is called as the namespace is.
+    fn is_of(self, key: &[u8], namespace: &[u8]) -> bool {
+        let rest = match self {
+            Of::Data => Some(key),
+            Of::Beside => key.strip_prefix(BESIDE).and_then(|rest| {
+                let kind = rest.iter().position(|byte| *byte == b':')?;
+                rest.get(kind + 1..)
+            }),
+        };
+        rest.and_then(|rest| rest.strip_prefix(namespace))
+            .is_some_and(|rest| rest.starts_with(b":"))
+    }
+}
+
+impl Endings for Redis {
+    async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
+        let mut cursor = 0;
+        loop {
+            let (next, keys) = self.scan_of(context, Of::Data, cursor).await?;
+            if !keys.is_empty() || next == 0 {
+                return Ok(!keys.is_empty());
+            }
+            cursor = next;
+        }
+    }
+
+    async fn erase(&self, context: &Context<'_>) -> Result<(), Error> {
+        // What is kept beside the data goes after it.
+        for of in [Of::Data, Of::Beside] {
+            let mut cursor = 0;
+            loop {
+                let (next, keys) = self.scan_of(context, of, cursor).await?;
+                for piece in keys.chunks(PIECE_KEYS as usize) {
+                    self.unlink(context, piece).await?;
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Redis {
+    /// The keys of one SCAN, and where the next one goes on; 0 when there is none.
+    async fn scan_of(
+        &self,
+        context: &Context<'_>,
+        of: Of,
+        cursor: u64,
+    ) -> Result<(u64, Vec<Bytes>), Error> {
+        let namespace = context.namespace_name.as_bytes();
+        let write = |out: &mut Vec<u8>| {
+            codec::put_command(out, 6);
+            codec::put(out, b"SCAN");
+            codec::put_number(out, cursor);
+            codec::put(out, b"MATCH");
+            of.put_pattern(out, namespace);
+            codec::put(out, b"COUNT");
+            codec::put_number(out, PIECE_KEYS);
+        };
+        let read = self.link.call(context, 1, write).await?;
+        let mut answer = Answer::new(context, &read);
+        answer.array()?;
+        let next = answer.blob()?.and_then(|digits| std::str::from_utf8(digits).ok());
+        let next: Option<u64> = next.and_then(|digits| digits.parse().ok());
+        let next = next.ok_or_else(|| errors::unexpected(context))?;
+        let mut keys = Vec::new();
+        for _ in 0..answer.array()? {
+            if let Some(key) = answer.blob()?.filter(|key| of.is_of(key, namespace)) {
+                keys.push(read.slice_ref(key));
+            }
+        }
+        Ok((next, keys))
+    }
+
+    async fn unlink(&self, context: &Context<'_>, keys: &[Bytes]) -> Result<(), Error> {
+        let write = |out: &mut Vec<u8>| {
+            codec::put_command(out, 1 + keys.len());
+            codec::put(out, b"UNLINK");
+            keys.iter().for_each(|key| codec::put(out, key));
+        };
+        let read = self.link.call(context, 1, write).await?;
+        // How many were there still.
+        Answer::new(context, &read).integer().map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_namespace_s_own_keys_are_its_own() {
+        let of = |of: Of, key: &str| of.is_of(key.as_bytes(), b"orders");
+        assert!(of(Of::Data, "orders:") && of(Of::Data, "orders:a:b"));
+        assert!(
+            !of(Of::Data, "orders-eu:a") && !of(Of::Data, "orders") && !of(Of::Data, "xorders:a")
+        );
+        assert!(
+            of(Of::Beside, "_prism:cell:orders:0") && of(Of::Beside, "_prism:group:orders:s:g")
+        );
+        for other in
+            ["_prism:cell:orders-eu:0", "_prism:group:mail:orders:g", "_prism:cell", "orders:a"]
+        {
+            assert!(!of(Of::Beside, other), "{other}");
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! What was applied: the requests of namespaces as they were sent, and approvals. Part of the registry of a data directory.
+//! What was applied: the requests of namespaces as they were sent, and approvals. Part of the registry of a data directory, and where
+//! several servers share it ([`crate::shared`]) the same on each.
 //!
 //! Keeps texts, so that a start plans from what teams wrote and not from what an older version made of it. Decides nothing.
 
@@ -31,6 +32,9 @@ pub(crate) struct Request {
     pub(crate) text: String,
     /// How many requests for the namespace took effect, this among them.
     pub(crate) generation: u64,
+    /// The change that made the namespace: another one of the name has another.
+    #[serde(default)]
+    pub(crate) made: u64,
     /// Who applied it; empty where nobody is known.
     pub(crate) by: String,
     /// On which day.
@@ -90,12 +94,21 @@ impl Applied {
         self.requests.get(name)
     }
 
+    /// The namespaces that are no more in `next`, or are others of the same name there.
+    pub(crate) fn ended_in(&self, next: &Self) -> Vec<String> {
+        let is_same = |name: &str, made| next.request(name).is_some_and(|of| of.made == made);
+        let ended = self.requests.iter().filter(|(name, request)| !is_same(name, request.made));
+        ended.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Takes a request for a namespace in the place of the one before.
     pub(crate) fn set(&mut self, name: &str, text: &str, by: &str, at: &str) {
         self.version += 1;
-        let generation = self.request(name).map_or(0, |before| before.generation) + 1;
+        let (generation, made) =
+            self.request(name).map_or((0, self.version), |before| (before.generation, before.made));
         let (text, by, at) = (text.to_owned(), by.to_owned(), at.to_owned());
-        self.requests.insert(name.to_owned(), Request { text, generation, by, at });
+        let request = Request { text, generation: generation + 1, made, by, at };
+        self.requests.insert(name.to_owned(), request);
     }
 
     /// Forgets the request of a namespace and what was approved for it.
@@ -156,6 +169,22 @@ mod tests {
         assert_eq!(applied.texts(), [("orders (applied)".to_owned(), "two".to_owned())]);
         applied.forget("orders");
         assert!(applied.texts().is_empty() && !applied.is_empty());
+    }
+
+    #[test]
+    fn another_namespace_of_the_name_is_told_from_a_change() {
+        let mut applied = Applied::default();
+        for name in ["orders", "mail", "jobs"] {
+            applied.set(name, "one", "", "2026-01-01");
+        }
+        let mut next = applied.clone();
+        next.set("orders", "two", "", "2026-01-02");
+        assert!(applied.ended_in(&next).is_empty());
+        next.forget("mail");
+        next.forget("jobs");
+        next.set("jobs", "one", "", "2026-01-03");
+        assert_eq!(applied.ended_in(&next), ["jobs", "mail"]);
+        assert!(next.ended_in(&next).is_empty());
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub mod config;
 mod control;
 pub mod doctor;
 pub mod logging;
+#[doc(hidden)]
+pub mod measure;
 pub mod metrics;
 mod namespaces;
 pub mod plan;
@@ -25,5 +27,6 @@ pub mod serve;
 mod served;
 mod services;
 mod shard;
+mod shared;
 mod status;
 mod web;

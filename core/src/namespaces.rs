@@ -17,7 +17,6 @@ use added::Added;
 pub(crate) use terms::Terms;
 
 use crate::config::{self, ClientApi, Config, Durability};
-use crate::quota::Quota;
 use crate::registry::Registry;
 
 /// Namespaces that may come between two starts, where they are planned from files.
@@ -48,8 +47,6 @@ pub(crate) struct Namespace {
     pub(crate) home: usize,
     /// Most bytes that the store may hold for it.
     pub(crate) memory_bytes_max: u64,
-    /// What it may use at a time besides.
-    pub(crate) quota: Quota,
     /// How long an idempotency key is remembered, in µs of log time.
     pub(crate) idempotency_window_us: u64,
     /// Whether its backend stores messages with the data of a transaction.
@@ -123,7 +120,6 @@ impl Namespaces {
                 .intersection(namespace.client_api.model().interfaces()),
             home,
             memory_bytes_max: namespace.memory_bytes_max,
-            quota: Quota::new(namespace.quotas),
             idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
             has_outbox: config.backends[namespace.backend].has_outbox(namespace.client_api),
             reads: namespace.reads.as_slice().into(),
@@ -175,7 +171,7 @@ impl Namespaces {
         }
     }
 
-    /// The namespace with that id, if it is served.
+    /// The namespace with that id, if there is one since the start.
     pub(crate) fn by_id(&self, id: u32) -> Option<&Namespace> {
         self.iter().find(|namespace| namespace.id == id)
     }

@@ -9,14 +9,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use prism_adapters::postgres::PostgresConfig;
+
 use crate::access::Access;
 use crate::access::keys::KeyStore;
 use crate::config::platform::{Platform, Purpose, load_platform};
 use crate::config::request::{Document, load_requests, read_requests};
 use crate::config::units::{Date, show_bytes};
 use crate::config::{
-    BACKLOG_RECORDS, ClientApi, Config, IDEMPOTENCY_WINDOW, MESSAGE_BYTES_MIN, NAMESPACES_MAX,
-    Namespace, PlannedFrom,
+    BACKLOG_RECORDS, BackendKind, ClientApi, Config, IDEMPOTENCY_WINDOW, MESSAGE_BYTES_MIN,
+    NAMESPACES_MAX, Namespace, PlannedFrom,
 };
 use crate::namespaces::Namespaces;
 use crate::plan::{
@@ -24,6 +26,7 @@ use crate::plan::{
     is_of_authority, plan_all,
 };
 use crate::registry::Registry;
+use crate::shared::SharedConfig;
 
 /// Puts what is planned into the configuration, where it plans; or tells everything that stands in the way.
 pub(crate) fn resolve(config: &mut Config) -> Result<(), Vec<String>> {
@@ -89,6 +92,25 @@ pub(crate) fn platform(
     let (platform, warnings) = load_platform(path, purpose).map_err(|errors| errors.to_string())?;
     let warnings = warnings.iter().map(|warning| format!("{}: {warning}", path.display()));
     Ok((platform, warnings.collect()))
+}
+
+/// Where what is applied is shared with other servers; `None`: nowhere, or a file decides.
+pub(crate) fn shared(config: &Config) -> Result<Option<SharedConfig>, String> {
+    let Some(from) = config.planned.as_ref().filter(|from| from.requests.is_none()) else {
+        return Ok(None);
+    };
+    let (platform, _) = platform(from, Purpose::Serve)?;
+    let Some(registry) = platform.registry else { return Ok(None) };
+    let backend = registry.value.backend.value.0;
+    let mut configured = platform.backends.configured.into_iter();
+    let found = configured.find(|configured| configured.name == backend);
+    let Some(BackendKind::Postgres(postgres)) = found.map(|found| found.kind) else {
+        return Err(format!("the registry's backend `{backend}` is no PostgreSQL"));
+    };
+    let name = registry.value.name.map_or_else(|| "platform".to_owned(), |name| name.value.0);
+    let application_name = "prism-registry".to_owned();
+    let postgres = PostgresConfig { application_name, ..*postgres };
+    Ok(Some(SharedConfig { postgres, backend, name }))
 }
 
 /// What is asked for: in the files, or of the data directory.

@@ -4,9 +4,11 @@
 //! time at which a call came in. Each rate is kept as the time until which what was used is paid for (the generic cell rate
 //! algorithm, ITU-T I.371): it may run ahead of the clock by [`BURST_NS`], so that in any span of t seconds no more than t + 1
 //! seconds' worth passes. A message larger than a second's worth passes when there is any room, and is paid for afterwards.
-//! A refusal says when the next call has a chance.
+//! A refusal says when the next call has a chance. A quota may be another one from one moment to the next ([`QuotaInForce`]): what was
+//! counted by the one before is forgotten then.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prism_adapters::{Error, Kind};
@@ -22,36 +24,103 @@ const SUBSCRIPTION_RETRY: Duration = Duration::from_secs(1);
 /// The reason of a refusal for want of requests.
 pub(crate) const QUOTA_REQUESTS: &str = "QUOTA_REQUESTS";
 
-/// The quota of a namespace, as it is counted.
+/// The quota of a namespace as it is counted: what its requests and bytes are worth.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Quota {
-    asked: Quotas,
     /// What one request is worth; 0: requests are not counted.
     request_ns: u64,
-    /// How far requests may run ahead of the clock.
-    requests_ahead_ns: u64,
     /// What one byte is worth; 0: bytes are not counted.
     byte_ns: f64,
+    /// Which of the namespace's quotas it is.
+    epoch: u32,
 }
 
 impl Quota {
-    pub(crate) fn new(asked: Quotas) -> Self {
+    fn new(asked: Quotas, epoch: u32) -> Self {
         let second_ns = BURST_NS as f64;
         // Rounded up: never more than was asked for.
         let request_ns =
             asked.requests_per_second.map_or(0.0, |rate| second_ns / rate).ceil() as u64;
-        Self {
-            asked,
-            request_ns,
-            requests_ahead_ns: BURST_NS.saturating_sub(request_ns),
-            byte_ns: asked.bytes_per_second.map_or(0.0, |rate| second_ns / rate as f64),
-        }
+        let byte_ns = asked.bytes_per_second.map_or(0.0, |rate| second_ns / rate as f64);
+        Self { request_ns, byte_ns, epoch }
     }
 
     /// Whether calls are counted at all.
     #[inline]
     pub(crate) fn counts_calls(&self) -> bool {
         self.request_ns != 0 || self.byte_ns != 0.0
+    }
+}
+
+/// The quota of a namespace that is served, which may change meanwhile: one thread sets it, every shard reads it without a lock.
+#[derive(Debug)]
+pub(crate) struct QuotaInForce {
+    request_ns: AtomicU64,
+    /// As bits.
+    byte_ns: AtomicU64,
+    epoch: AtomicU32,
+    asked: Asked,
+}
+
+/// As it was asked for, each number as bits; [`NOTHING`]: not at all.
+#[derive(Debug)]
+struct Asked {
+    requests_per_second: AtomicU64,
+    bytes_per_second: AtomicU64,
+    subscriptions: AtomicU64,
+}
+
+/// No rate and no number is written so.
+const NOTHING: u64 = u64::MAX;
+
+impl QuotaInForce {
+    pub(crate) fn new(asked: Quotas) -> Self {
+        let number = || AtomicU64::new(NOTHING);
+        let of = || Asked {
+            requests_per_second: number(),
+            bytes_per_second: number(),
+            subscriptions: number(),
+        };
+        let (request_ns, byte_ns) = (AtomicU64::new(0), AtomicU64::new(0));
+        let in_force = Self { request_ns, byte_ns, epoch: AtomicU32::new(0), asked: of() };
+        in_force.set(asked);
+        in_force
+    }
+
+    /// From now on it is this one. For one thread alone.
+    pub(crate) fn set(&self, asked: Quotas) {
+        if self.epoch.load(Relaxed) != 0 && self.asked() == asked {
+            return;
+        }
+        let quota = Quota::new(asked, 0);
+        let bits = |number: Option<u64>| number.unwrap_or(NOTHING);
+        let of = &self.asked;
+        of.requests_per_second.store(bits(asked.requests_per_second.map(f64::to_bits)), Relaxed);
+        of.bytes_per_second.store(bits(asked.bytes_per_second), Relaxed);
+        of.subscriptions.store(bits(asked.subscriptions.map(u64::from)), Relaxed);
+        self.request_ns.store(quota.request_ns, Relaxed);
+        self.byte_ns.store(quota.byte_ns.to_bits(), Relaxed);
+        self.epoch.fetch_add(1, Relaxed);
+    }
+
+    /// As it is counted now.
+    #[inline]
+    pub(crate) fn now(&self) -> Quota {
+        Quota {
+            request_ns: self.request_ns.load(Relaxed),
+            byte_ns: f64::from_bits(self.byte_ns.load(Relaxed)),
+            epoch: self.epoch.load(Relaxed),
+        }
+    }
+
+    /// As it was asked for.
+    fn asked(&self) -> Quotas {
+        let number = |of: &AtomicU64| Some(of.load(Relaxed)).filter(|bits| *bits != NOTHING);
+        Quotas {
+            requests_per_second: number(&self.asked.requests_per_second).map(f64::from_bits),
+            bytes_per_second: number(&self.asked.bytes_per_second),
+            subscriptions: number(&self.asked.subscriptions).map(|count| count as u32),
+        }
     }
 }
 
@@ -71,6 +140,8 @@ pub(crate) struct Usage {
     bytes_ns: Cell<u64>,
     /// Its home has no room for a request before this time, in ns.
     closed_until_ns: Cell<u64>,
+    /// The quota that all of these were counted by.
+    epoch: Cell<u32>,
     subscriptions: Cell<u32>,
 }
 
@@ -78,10 +149,12 @@ impl Usage {
     /// Counts a request of so many bytes that came at `now_ns`, unless there is no room for it.
     #[inline]
     pub(crate) fn charge(&self, quota: &Quota, bytes: usize, now_ns: u64) -> Result<(), Exceeded> {
+        self.count_by(quota);
         let requests_ns = self.requests_ns.get().max(now_ns);
         let ahead_ns = requests_ns - now_ns;
-        if quota.request_ns != 0 && ahead_ns > quota.requests_ahead_ns {
-            return Err(Exceeded::Requests(ahead_ns - quota.requests_ahead_ns));
+        let ahead_max_ns = BURST_NS.saturating_sub(quota.request_ns);
+        if quota.request_ns != 0 && ahead_ns > ahead_max_ns {
+            return Err(Exceeded::Requests(ahead_ns - ahead_max_ns));
         }
         let bytes_ns = self.bytes_ns.get().max(now_ns);
         let ahead_ns = bytes_ns - now_ns;
@@ -93,6 +166,17 @@ impl Usage {
         Ok(())
     }
 
+    /// Forgets what was counted by another quota.
+    #[inline]
+    fn count_by(&self, quota: &Quota) {
+        if self.epoch.get() != quota.epoch {
+            self.epoch.set(quota.epoch);
+            self.requests_ns.set(0);
+            self.bytes_ns.set(0);
+            self.closed_until_ns.set(0);
+        }
+    }
+
     /// Has calls refused here that would cross to the namespace's home in vain.
     pub(crate) fn close(&self, until_ns: u64) {
         self.closed_until_ns.set(until_ns);
@@ -100,7 +184,8 @@ impl Usage {
 
     /// Whether the home has room for a request, as far as is known here.
     #[inline]
-    pub(crate) fn look(&self, now_ns: u64) -> Result<(), Exceeded> {
+    pub(crate) fn look(&self, quota: &Quota, now_ns: u64) -> Result<(), Exceeded> {
+        self.count_by(quota);
         match self.closed_until_ns.get().checked_sub(now_ns) {
             None | Some(0) => Ok(()),
             Some(left_ns) => Err(Exceeded::Requests(left_ns)),
@@ -108,9 +193,13 @@ impl Usage {
     }
 
     /// Counts one more streamed call, for as long as its place is held.
-    pub(crate) fn subscribe(&self, quota: &Quota, name: &str) -> Result<Subscription<'_>, Error> {
+    pub(crate) fn subscribe(
+        &self,
+        quota: &QuotaInForce,
+        name: &str,
+    ) -> Result<Subscription<'_>, Error> {
         let open = self.subscriptions.get();
-        if let Some(most) = quota.asked.subscriptions.filter(|most| open >= *most) {
+        if let Some(most) = quota.asked().subscriptions.filter(|most| open >= *most) {
             let text = format!(
                 "namespace {name} has its {most} subscriptions open; end one, or have the platform's owner raise the quota `subscriptions`"
             );
@@ -134,14 +223,15 @@ impl Drop for Subscription<'_> {
 
 /// The refusal of a call for which a namespace's quota has no room.
 #[cold]
-pub(crate) fn refused(quota: &Quota, name: &str, exceeded: Exceeded) -> Error {
+pub(crate) fn refused(quota: &QuotaInForce, name: &str, exceeded: Exceeded) -> Error {
+    let asked = quota.asked();
     let (reason, key, most, left_ns) = match exceeded {
         Exceeded::Requests(left_ns) => {
-            let rate = Rate(quota.asked.requests_per_second.unwrap_or_default());
+            let rate = Rate(asked.requests_per_second.unwrap_or_default());
             (QUOTA_REQUESTS, "requests", format!("{rate} requests"), left_ns)
         }
         Exceeded::Bytes(left_ns) => {
-            let rate = ByteRate(quota.asked.bytes_per_second.unwrap_or_default());
+            let rate = ByteRate(asked.bytes_per_second.unwrap_or_default());
             ("QUOTA_BYTES", "bytes", format!("{rate} of requests"), left_ns)
         }
     };
@@ -166,12 +256,13 @@ mod tests {
 
     const SECOND_NS: u64 = 1_000_000_000;
 
+    fn asked(requests: Option<f64>, bytes: Option<u64>) -> Quotas {
+        let (requests_per_second, bytes_per_second) = (requests, bytes);
+        Quotas { requests_per_second, bytes_per_second, subscriptions: Some(2) }
+    }
+
     fn quota(requests: Option<f64>, bytes: Option<u64>) -> Quota {
-        Quota::new(Quotas {
-            requests_per_second: requests,
-            bytes_per_second: bytes,
-            subscriptions: Some(2),
-        })
+        Quota::new(asked(requests, bytes), 1)
     }
 
     /// How many of `asked` requests of so many bytes pass at a moment.
@@ -231,16 +322,16 @@ mod tests {
 
     #[test]
     fn a_door_that_is_closed_opens_at_its_time() {
-        let usage = Usage::default();
-        assert_eq!(usage.look(0), Ok(()));
+        let (usage, quota) = (Usage::default(), quota(Some(1.0), None));
+        assert_eq!(usage.look(&quota, 0), Ok(()));
         usage.close(2 * SECOND_NS);
-        assert_eq!(usage.look(SECOND_NS), Err(Exceeded::Requests(SECOND_NS)));
-        assert_eq!(usage.look(2 * SECOND_NS), Ok(()));
+        assert_eq!(usage.look(&quota, SECOND_NS), Err(Exceeded::Requests(SECOND_NS)));
+        assert_eq!(usage.look(&quota, 2 * SECOND_NS), Ok(()));
     }
 
     #[test]
     fn subscriptions_have_places() {
-        let (usage, quota) = (Usage::default(), quota(None, None));
+        let (usage, quota) = (Usage::default(), QuotaInForce::new(asked(None, None)));
         let first = usage.subscribe(&quota, "orders").expect("a place");
         let _second = usage.subscribe(&quota, "orders").expect("a place");
         let error = usage.subscribe(&quota, "orders").expect_err("no place");
@@ -251,11 +342,33 @@ mod tests {
 
     #[test]
     fn a_refusal_says_whose_quota_how_much_and_when() {
-        let error = refused(&quota(Some(5000.0), None), "orders", Exceeded::Requests(1_500_000));
+        let quota = QuotaInForce::new(asked(Some(5000.0), None));
+        let error = refused(&quota, "orders", Exceeded::Requests(1_500_000));
         assert_eq!((error.kind(), error.reason()), (Kind::ResourceExhausted, QUOTA_REQUESTS));
         assert!(error.message().contains("5k/s requests; try again in 2 ms"), "{error}");
         let violation = error.quota_violation().expect("a quota");
         assert_eq!(violation.subject, "namespace:orders");
         assert_eq!(error.retry_delay(), Some(Duration::from_nanos(1_500_000)));
+    }
+
+    #[test]
+    fn another_quota_counts_from_the_moment_on_that_it_is_set() {
+        let (usage, quota) =
+            (Usage::default(), QuotaInForce::new(asked(Some(10.0 / 3600.0), Some(1))));
+        assert!(quota.now().counts_calls());
+        assert_eq!(pass(&usage, &quota.now(), 4000, SECOND_NS, 5), 1);
+        usage.close(900 * SECOND_NS);
+        // The same again changes nothing.
+        quota.set(asked(Some(10.0 / 3600.0), Some(1)));
+        assert!(usage.look(&quota.now(), SECOND_NS).is_err());
+        assert_eq!(pass(&usage, &quota.now(), 1, SECOND_NS, 5), 0);
+        quota.set(asked(Some(100.0), Some(1_000_000)));
+        assert_eq!(usage.look(&quota.now(), SECOND_NS), Ok(()));
+        assert_eq!(pass(&usage, &quota.now(), 1, SECOND_NS, 500), 100);
+        quota.set(asked(Some(4.0), None));
+        assert_eq!(pass(&usage, &quota.now(), 1, SECOND_NS, 500), 4);
+        quota.set(asked(None, None));
+        assert!(!quota.now().counts_calls());
+        assert_eq!(quota.asked(), asked(None, None));
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct Registry {
     /// What was applied.
     #[serde(default, skip_serializing_if = "Applied::is_empty")]
     pub(crate) applied: Applied,
+    /// The document that it is shared by with other servers ([`crate::shared::Shared::id`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) shared: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +56,19 @@ struct Placed {
     /// It was deleted: what the logs and snapshots still hold of it is nothing any more, and another may have its name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_deleted: bool,
+    /// It was deleted, and its backend outside may still hold some of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    to_erase: bool,
+}
+
+/// A namespace that was deleted, and of which its backend may still hold something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ToErase {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) home: usize,
+    /// What the backend is called.
+    pub(crate) backend: String,
 }
 
 impl Registry {
@@ -67,6 +83,7 @@ impl Registry {
                 shards: 0,
                 namespaces: Vec::new(),
                 applied: Applied::default(),
+                shared: None,
             });
         };
         let path = directory.join(FILE);
@@ -120,11 +137,29 @@ impl Registry {
         self.namespaces.iter().filter(|placed| !placed.is_deleted)
     }
 
-    /// From now on the namespace of that name is no more.
-    pub(crate) fn delete(&mut self, name: &str) {
-        for placed in self.namespaces.iter_mut().filter(|placed| placed.name == name) {
-            placed.is_deleted = true;
+    /// From now on the namespace of that name is no more; `is_outside`: its backend has to take it out.
+    pub(crate) fn delete(&mut self, name: &str, is_outside: bool) {
+        let is_it = |placed: &&mut Placed| placed.name == name && !placed.is_deleted;
+        for placed in self.namespaces.iter_mut().filter(is_it) {
+            (placed.is_deleted, placed.to_erase) = (true, is_outside);
         }
+    }
+
+    /// The backend of a deleted namespace has taken it out.
+    pub(crate) fn erased(&mut self, id: u32) {
+        self.namespaces.iter_mut().filter(|of| of.id == id).for_each(|of| of.to_erase = false);
+    }
+
+    /// The namespaces that their backends have to take out.
+    pub(crate) fn to_erase(&self) -> Vec<ToErase> {
+        let found = self.namespaces.iter().filter(|placed| placed.to_erase);
+        let of = |placed: &Placed| ToErase {
+            id: placed.id,
+            name: placed.name.clone(),
+            home: placed.home,
+            backend: placed.backend.clone().unwrap_or_default(),
+        };
+        found.map(of).collect()
     }
 
     /// The ids of the namespaces that were deleted.
@@ -164,7 +199,8 @@ impl Registry {
         let home = pin.filter(|pin| *pin < shards).unwrap_or_else(|| rendezvous(name, shards));
         let backend = Some(backend.to_owned());
         let name = name.to_owned();
-        self.namespaces.push(Placed { id, name, home, backend, is_deleted: false });
+        let (is_deleted, to_erase) = (false, false);
+        self.namespaces.push(Placed { id, name, home, backend, is_deleted, to_erase });
         (id, home)
     }
 }

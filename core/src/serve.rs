@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use prism_adapters::Error;
 use prism_io::disk::{Directory, DirectoryError};
 use prism_io::rt::{self, Flag};
 use prism_io::{mesh, net};
@@ -24,16 +25,18 @@ use crate::audit::{self, Audit};
 use crate::certificates::Certificates;
 use crate::cli::{Exit, Serving, first_screen};
 use crate::config::{Backend, Config, Tls};
+use crate::control::shared::{START_PATIENCE, SharedState};
 use crate::control::{Ask, Question};
 use crate::metrics::{Labels, Metrics};
 use crate::namespaces::Namespaces;
 use crate::planned;
 use crate::registry::Registry;
 use crate::remote::RING_MESSAGES;
-use crate::served::Served;
+use crate::served::{Served, TellErased};
 use crate::shard::{
     self, Ended, Errands, Launch, OpenError, REFUSAL_REASONS, Report, directory_options, log_config,
 };
+use crate::shared::{Seen, SharedStore};
 
 /// How long a shard may take to end once it was told that everybody has drained.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +52,10 @@ enum News {
     Shard(Report),
     /// About namespaces; whoever asks bounds how many there are at a time.
     Question(Question),
+    /// What was seen of the registry that is shared with other servers.
+    Shared(Seen),
+    /// The backend of a namespace that was deleted, by its id, has taken it out, or cannot for now.
+    Erased(u32, Result<(), Error>),
 }
 
 /// Serves until a signal or a failure.
@@ -88,7 +95,7 @@ fn serve(config: Config) -> Result<Exit, Failure> {
     let deleted: Arc<[u32]> = registry.deleted().into();
     let errands: Vec<Arc<Errands>> = (0..shards).map(|_| Arc::default()).collect();
     let outside: Arc<[u32]> = registry.outside(&Backend::embedded().name).into();
-    let keys = Arc::new(KeyStore::default());
+    let keys = Arc::new(KeyStore::kept_in(&config.data_dir));
     let access = planned::access(&config, &namespaces, &registry, &keys)
         .map_err(|error| (Exit::Config, error))?;
     check_exposure(&config, access.is_some())?;
@@ -161,7 +168,16 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         };
         spawn(format!("shard-{index}"), move || shard::run(launch))?;
     }
-    drop((tell, ask));
+    let tell_shared = tell.clone();
+    let tell_erased: TellErased = {
+        let tell = Mutex::new(tell);
+        Arc::new(move |id, told| {
+            let tell = tell.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody hears it where the server is stopping; its next start goes on.
+            let _ = tell.send(News::Erased(id, told));
+        })
+    };
+    drop(ask);
     let stop_admin =
         admin.stop_handle().map_err(|error| (Exit::Failure, format!("admin port: {error}")))?;
     spawn("admin".to_owned(), move || {
@@ -185,6 +201,9 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         orphans: Vec::new(),
         metrics,
         shown,
+        tell_erased,
+        erasing: Vec::new(),
+        shared: None,
     };
     let exit = Exit::Ok;
     let mut control =
@@ -200,6 +219,8 @@ fn serve(config: Config) -> Result<Exit, Failure> {
         ready_after: began.elapsed(),
     };
     if let Some(ready) = control.wait_ready(&news) {
+        control.served.go_on_erasing();
+        control.share(&news, tell_shared)?;
         let registry = &mut control.served.registry;
         if registry.logs != shards {
             registry.logs = shards;
@@ -293,6 +314,8 @@ impl Control {
                 News::Shard(Report::Drained) => {}
                 News::Signal(SIGHUP) => self.reload(),
                 News::Question(question) => self.served.answer(question),
+                News::Erased(id, told) => self.served.hear_erased(id, told),
+                News::Shared(seen) => self.served.hear_shared(seen),
                 News::Signal(_) => {
                     self.stop_all(news, self.shards, Duration::ZERO);
                     return None;
@@ -308,6 +331,8 @@ impl Control {
             match one {
                 News::Signal(SIGHUP) => self.reload(),
                 News::Question(question) => self.served.answer(question),
+                News::Erased(id, told) => self.served.hear_erased(id, told),
+                News::Shared(seen) => self.served.hear_shared(seen),
                 News::Signal(signal) => {
                     tracing::info!(signal, "stopping: no new calls, those that run may finish");
                     return self.stop_all(news, self.shards, drain_timeout);
@@ -319,6 +344,42 @@ impl Control {
                 News::Shard(_) => {}
             }
         }
+    }
+
+    /// Begins to share what is applied with other servers, where the platform says so, and waits a while for what they have applied.
+    fn share(&mut self, news: &Receiver<News>, tell: Sender<News>) -> Result<(), Failure> {
+        let served = &mut self.served;
+        let shared = planned::shared(&served.config).map_err(|error| (Exit::Config, error))?;
+        let Some(shared) = shared else { return Ok(()) };
+        let known = served.registry.applied.version();
+        // What was applied to this server alone is no version of the document.
+        let known = served.registry.shared.as_ref().map_or(0, |_| known);
+        let of_store = tell.clone();
+        let store = SharedStore::start(shared, known, move |seen| {
+            let _ = of_store.send(News::Shared(seen));
+        });
+        let store = store.map_err(|error| {
+            (Exit::Failure, format!("thread registry cannot be started: {error}"))
+        })?;
+        served.shared = Some(SharedState::new(store));
+        let until = Instant::now() + START_PATIENCE;
+        let mut later = Vec::new();
+        while !self.served.shared.as_ref().is_none_or(SharedState::is_known) {
+            match news.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(News::Shared(seen)) => self.served.hear_shared(seen),
+                Ok(other) => later.push(other),
+                Err(_) => {
+                    tracing::error!(
+                        version = known,
+                        "the shared registry has not answered yet: what is served is what was known last"
+                    );
+                    break;
+                }
+            }
+        }
+        // What came meanwhile is heard after it.
+        later.into_iter().for_each(|one| drop(tell.send(one)));
+        Ok(())
     }
 
     /// Tells all shards to stop and waits for those of them that have not ended.
@@ -342,6 +403,8 @@ impl Control {
                 }
                 Ok(News::Signal(SIGHUP)) => {}
                 Ok(News::Question(question)) => drop(question),
+                Ok(News::Erased(id, told)) => self.served.hear_erased(id, told),
+                Ok(News::Shared(_)) => {}
                 Ok(News::Signal(_)) => {
                     tracing::warn!("a second signal: stopping at once; what is logged is safe");
                     self.fail(Exit::Undrained);
@@ -384,10 +447,10 @@ impl Control {
         }
     }
 
-    /// Writes down what a reload has come to: what was added, or why it was refused.
+    /// Writes down what a reload has come to: what it has changed, or why it was refused.
     fn tell_reload(&self, of: &str, outcome: Result<Vec<String>, Vec<String>>) {
         let (is_applied, key, mut texts) = match outcome {
-            Ok(added) => ("applied", "added", added),
+            Ok(changes) => ("applied", "changes", changes),
             Err(errors) => ("refused", "errors", errors),
         };
         let left_out = texts.len().saturating_sub(TOLD_MAX);

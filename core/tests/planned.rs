@@ -128,12 +128,21 @@ fn the_example_is_served() {
 
 /// Sends one message to the queue `q` of a namespace: the level reached, or the code that refused it.
 fn sent(address: std::net::SocketAddr, namespace: &'static str) -> Result<String, String> {
+    sent_of(address, namespace, 5)
+}
+
+/// The same with a message of so many bytes.
+fn sent_of(
+    address: std::net::SocketAddr,
+    namespace: &'static str,
+    bytes: usize,
+) -> Result<String, String> {
     run(async move {
         let caller = Caller::to(address, namespace).await;
         let request = queue::SendRequest {
             namespace: namespace.to_owned(),
             queue: "q".to_owned(),
-            message: Some(Message { payload: "hello".into(), ..Default::default() }),
+            message: Some(Message { payload: vec![b'x'; bytes].into(), ..Default::default() }),
         };
         let sent = caller.call::<queue::SendResponse>(Method::QUEUE_SEND, &[], &request).await;
         let (_, trailers) = sent.map_err(|error| format!("{error:?}"))?;
@@ -204,15 +213,17 @@ fn a_reload_that_is_refused_changes_nothing_and_says_why() {
     let server = planned(path.path(), PLATFORM, REQUESTS).start();
     let file = path.path().join("namespaces/all.yaml");
     let mail = "---\nnamespace: mail\nteam: payments\nclient_api: queue\n";
-    let shorter = REQUESTS.split("---\n").next().unwrap();
     let cases = [
         (format!("{REQUESTS}{mail}taem: web\n"), "all.yaml:14:1: unknown key `taem`"),
         (format!("{REQUESTS}{mail}{mail}"), "all.yaml:15:12: "),
         (format!("{REQUESTS}{mail}needs: {{write_rps: 2k}}\n"), "all.yaml:14:20: LIMIT_WRITES"),
-        (format!("{shorter}{mail}"), "namespace `sessions` is not asked for any more"),
         (
-            REQUESTS.replace("strong", "eventual") + mail,
-            "namespace `orders` is asked for in another way",
+            REQUESTS.replace("client_api: queue", "client_api: pubsub") + mail,
+            "namespace `orders` is asked for with another API or backend",
+        ),
+        (
+            REQUESTS.replace("64KiB", "32KiB") + mail,
+            "namespace `orders` is a queue, and its messages are asked for with another size",
         ),
     ];
     for (number, (requests, says)) in cases.iter().enumerate() {
@@ -231,5 +242,65 @@ fn a_reload_that_is_refused_changes_nothing_and_says_why() {
     server.signal("HUP");
     server.wait_says("serving also mail");
     assert_eq!(sent(server.listen, "mail").as_deref(), Ok("wal"));
+    server.stop();
+}
+
+#[test]
+fn terms_change_and_namespaces_end_and_come_back_without_a_restart() {
+    let path = directory();
+    let setup = planned(path.path(), PLATFORM, REQUESTS);
+    let server = setup.start();
+    let file = path.path().join("namespaces/all.yaml");
+    let reloads = |count: usize| {
+        server.signal("HUP");
+        let applied = format!("prism_config_reloads_total{{outcome=\"applied\"}} {count}");
+        let end = std::time::Instant::now() + harness::PATIENCE;
+        while !server.admin_page("/metrics").contains(&applied) {
+            assert!(std::time::Instant::now() < end, "{}", server.admin_page("/metrics"));
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    assert_eq!(sent(server.listen, "orders").as_deref(), Ok("strong"));
+    std::fs::write(&file, REQUESTS.replace("strong", "eventual")).unwrap();
+    reloads(1);
+    assert_eq!(sent(server.listen, "orders").as_deref(), Ok("wal"));
+
+    // A quota of the platform: one message is more than a second's worth, and paid for in an hour; then as many as come.
+    let narrow = PLATFORM.replace("quotas: {", "quotas: {bytes: 1B/s, ");
+    std::fs::write(path.path().join("platform.yaml"), narrow).unwrap();
+    reloads(2);
+    let first = sent_of(server.listen, "orders", 4000);
+    assert_eq!(first.as_deref(), Ok("wal"), "there is room for the first");
+    let refusal = sent(server.listen, "orders").expect_err("it is not paid for yet");
+    assert!(refusal.contains("QUOTA_BYTES"), "{refusal}");
+    std::fs::write(path.path().join("platform.yaml"), PLATFORM).unwrap();
+    reloads(3);
+    assert_eq!(sent(server.listen, "orders").as_deref(), Ok("wal"), "at once");
+
+    // Not asked for any more, and again: the data is still there.
+    let sessions = REQUESTS.split("---\n").nth(1).unwrap();
+    std::fs::write(&file, sessions).unwrap();
+    reloads(4);
+    let refusal = sent(server.listen, "orders").expect_err("it has ended");
+    assert!(refusal.contains("NAMESPACE_UNKNOWN"), "{refusal}");
+    std::fs::write(&file, REQUESTS).unwrap();
+    reloads(5);
+    assert_eq!(sent(server.listen, "orders").as_deref(), Ok("strong"));
+    server.kill();
+    let server = setup.start();
+    run({
+        let address = server.listen;
+        async move {
+            let caller = Caller::to(address, "orders").await;
+            let request = queue::ReceiveRequest {
+                namespace: "orders".to_owned(),
+                queue: "q".to_owned(),
+                max_messages: 10,
+                ..Default::default()
+            };
+            let got = caller.call::<queue::ReceiveResponse>(Method::QUEUE_RECEIVE, &[], &request);
+            assert_eq!(got.await.expect("received").0.deliveries.len(), 5, "all of them");
+        }
+    });
     server.stop();
 }

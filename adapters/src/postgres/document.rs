@@ -11,7 +11,7 @@ use super::config::PostgresConfig;
 use super::errors::{Fault, Outage};
 use super::migrations::{self, literal};
 use super::session::{Failure, Session};
-use crate::call::{Context, Revision};
+use crate::call::{Context, NO_DEADLINE_NS, Revision};
 use crate::error::Error;
 use crate::limits::Limits;
 
@@ -137,6 +137,7 @@ impl Document {
             now_us: 0,
             revision: Revision::default(),
             limits: &limits,
+            deadline_ns: NO_DEADLINE_NS,
         };
         fault.error(&context, self.config.backoff.delay_min)
     }

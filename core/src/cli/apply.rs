@@ -179,7 +179,16 @@ fn try_delete(args: &DeleteArgs) -> Result<Exit, Exit> {
     let answer = args.server.ask(Method::Delete.path(), &request)?;
     let told = match args.output {
         Format::Json => json(Method::Delete, &answer)?,
-        Format::Text => format!("{name} is deleted\n"),
+        Format::Text => {
+            let was = decoded::<proto::DeleteResponse>(&answer)?.namespace.unwrap_or_default();
+            match was.state() {
+                proto::State::Ending => format!(
+                    "{name} is deleted; {} cannot take out what it held for now, and is asked again until it has\n",
+                    was.backend
+                ),
+                _ => format!("{name} is deleted\n"),
+            }
+        }
     };
     Ok(shown(&told, Exit::Ok))
 }

@@ -50,6 +50,18 @@ section! {
         pub grants: Vec<Grant>,
         /// What callers may do who do not say who they are.
         pub anonymous: Option<Setting<Anonymous>>,
+        /// Where what is applied is kept, for all servers of this platform. Without the key each has its own.
+        pub registry: Option<Setting<SharedRegistry>>,
+    }
+}
+
+section! {
+    /// Where what is applied is kept.
+    pub struct SharedRegistry {
+        /// A PostgreSQL among `backends`.
+        pub backend: Setting<Name>,
+        /// What it is called there, where several platforms use one database; `platform` unless said otherwise.
+        pub name: Option<Setting<Name>>,
     }
 }
 
@@ -497,6 +509,16 @@ fn check(platform: &Platform, report: &Report) {
         if platform.placement[..index].iter().any(|other| other.namespace.value == name.value) {
             let message = format!("the namespace `{}` is placed twice", name.value);
             report.error(name.origin, Problem::new(message, "leave one of them out"));
+        }
+    }
+    if let Some(registry) = &platform.registry {
+        let backend = &registry.value.backend;
+        let is_it = |of: &&PlatformBackend| of.name == backend.value.0;
+        let declared = platform.backends.declared.iter().find(is_it);
+        if declared.is_none_or(|of| of.kind != BackendType::Postgres) {
+            let message = format!("`{}` is no PostgreSQL among `backends`", backend.value);
+            let remedy = "declare one there, and write its name";
+            report.error(backend.origin, Problem::new(message, remedy));
         }
     }
     if let Some(fsync) = platform.patterns.0.wal.fsync.filter(|fsync| !fsync.value.0) {

@@ -29,6 +29,12 @@ const PAGE_MAX: usize = 1000;
 impl Served {
     /// Answers a question.
     pub(crate) fn answer(&mut self, question: Question) {
+        if question.method == Method::Delete {
+            return match decoded(&question.message) {
+                Ok(request) => self.delete(question, &request),
+                Err(error) => question.answer(Err(error)),
+            };
+        }
         let told = self.told(&question);
         question.answer(told);
     }
@@ -47,7 +53,7 @@ impl Served {
             Method::Plan => self.plan(asker, &decoded(message)?)?.encode_to_vec(),
             Method::Apply => self.apply(asker, &decoded(message)?)?.encode_to_vec(),
             Method::Approve => self.approve(asker, &decoded(message)?)?.encode_to_vec(),
-            Method::Delete => self.delete(asker, &decoded(message)?)?.encode_to_vec(),
+            Method::Delete => unreachable!("it is answered when it is done"),
         };
         Ok(encoded)
     }
@@ -185,6 +191,18 @@ impl Served {
                 remedy: "serve it once by `requests:` or `namespaces:` in the configuration until they have arrived, or take \
                          another name"
                     .to_owned(),
+            });
+        }
+        if self.is_erasing(&outcome.namespace) {
+            let name = &document.request.namespace;
+            hindrances.push(Hindrance {
+                obstacle: Obstacle::StillEnding,
+                origin: name.origin,
+                message: format!(
+                    "a namespace `{}` was deleted, and its backend has still to take out what it held",
+                    name.value
+                ),
+                remedy: "try again later, or take another name; the server's log says what it waits for".to_owned(),
             });
         }
         let mut asked = None;

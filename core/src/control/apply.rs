@@ -18,6 +18,7 @@ use crate::config::{Config, NAMESPACES_MAX, Namespace, Origin};
 use crate::namespaces::Namespaces;
 use crate::plan::{Asked, Obstacle};
 use crate::planned;
+use crate::registry::Registry;
 use crate::served::Served;
 
 /// The longest text of one request that is remembered.
@@ -110,9 +111,7 @@ impl Served {
             config.asked.push(asked);
             match config.namespaces.iter_mut().find(|served| served.name == *name) {
                 Some(served) => {
-                    // The platform's quotas are those of the start.
-                    let quotas = served.quotas;
-                    *served = Namespace { quotas, ..namespace.clone() };
+                    *served = namespace.clone();
                     changed.push(namespace);
                 }
                 None => {
@@ -149,10 +148,16 @@ impl Served {
         Ok(self.outcomes(changes))
     }
 
-    /// Puts what is applied on the disk; from then on it is so.
-    pub(super) fn remember(&mut self, registry: crate::registry::Registry) -> Result<(), Error> {
+    /// Puts what is applied where it is shared, and on the disk; from then on it is so.
+    pub(super) fn remember(&mut self, mut registry: Registry) -> Result<(), Error> {
+        self.share(&mut registry)?;
         registry.store(&self.config.data_dir).map_err(|error| {
             tracing::error!("{} cannot be written: {error}", self.config.data_dir.display());
+            if registry.applied.version() != self.registry.applied.version()
+                && let Some(shared) = &mut self.shared
+            {
+                shared.stop();
+            }
             let message =
                 "the data directory cannot be written, so nothing was changed; who runs this server finds the reason in its log";
             Error::new(Kind::Unavailable, "REGISTRY_UNWRITABLE", message)

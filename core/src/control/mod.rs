@@ -7,8 +7,9 @@
 mod answers;
 mod apply;
 mod approve;
-mod delete;
+pub(crate) mod delete;
 mod describe;
+pub(crate) mod shared;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;

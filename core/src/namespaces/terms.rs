@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::config::{self, Durability};
+use crate::quota::QuotaInForce;
 
 /// The terms.
 #[derive(Debug)]
@@ -14,8 +15,10 @@ pub(crate) struct Terms {
     message_bytes_max: AtomicUsize,
     bytes_in_flight_max: AtomicU64,
     backlog_records_max: AtomicU64,
+    quota: QuotaInForce,
     is_audited: AtomicBool,
     is_served: AtomicBool,
+    has_ended: AtomicBool,
 }
 
 impl Terms {
@@ -26,8 +29,10 @@ impl Terms {
             message_bytes_max: AtomicUsize::new(0),
             bytes_in_flight_max: AtomicU64::new(0),
             backlog_records_max: AtomicU64::new(0),
+            quota: QuotaInForce::new(namespace.quotas),
             is_audited: AtomicBool::new(false),
             is_served: AtomicBool::new(true),
+            has_ended: AtomicBool::new(false),
         };
         terms.set(namespace);
         terms.is_audited.store(is_audited, Relaxed);
@@ -40,6 +45,7 @@ impl Terms {
         self.message_bytes_max.store(namespace.max_message_size as usize, Relaxed);
         self.bytes_in_flight_max.store(namespace.in_flight_bytes_max, Relaxed);
         self.backlog_records_max.store(namespace.backlog_records_max, Relaxed);
+        self.quota.set(namespace.quotas);
         self.is_audited.store(namespace.audit_logging, Relaxed);
     }
 
@@ -77,9 +83,27 @@ impl Terms {
         self.is_audited.load(Relaxed)
     }
 
+    /// What it may use at a time besides.
+    #[inline]
+    pub(crate) fn quota(&self) -> &QuotaInForce {
+        &self.quota
+    }
+
     /// From now on it takes calls, or none any more. For the control thread alone.
     pub(crate) fn serve(&self, is_served: bool) {
         self.is_served.store(is_served, Relaxed);
+    }
+
+    /// It has come to its end, or takes calls again: those that are open end then as well, once they are told
+    /// ([`crate::shard::Endings`]). For the control thread alone.
+    pub(crate) fn end(&self, has_ended: bool) {
+        self.has_ended.store(has_ended, Relaxed);
+        self.serve(!has_ended);
+    }
+
+    /// Whether calls that are open end.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Relaxed)
     }
 
     /// Whether it takes calls.

@@ -73,12 +73,6 @@ fn facts(asked: &Asked) -> BTreeMap<String, String> {
         for key in ["namespace", "decisions", "notes", "homes"] {
             plan.remove(key);
         }
-        // Nor do quotas, which are the platform's and hold from the start of a server.
-        if let Some(limits) = plan.get_mut("limits").and_then(Value::as_object_mut) {
-            for key in ["requests_per_second_max", "bytes_per_second_max", "subscriptions_max"] {
-                limits.remove(key);
-            }
-        }
     }
     flatten("", &plan, &mut facts);
     let request = &asked.document.request;
@@ -154,6 +148,8 @@ choices! {
         BackendUnknown = "BACKEND_UNKNOWN",
         /// The log holds writes of it for its backend, from a time when it was served.
         WritesPending = "WRITES_PENDING",
+        /// One of the name was deleted, and its backend has still to take it out.
+        StillEnding = "NAMESPACE_ENDING",
         /// The server has room for no more namespaces until it is started again.
         NoRoom = "NO_ROOM",
     }

@@ -45,7 +45,7 @@ pub(crate) use audited::LateAnswer;
 pub(crate) use durability::{LsnToken, level_from_number, offers_key};
 pub(crate) use logged::Logged;
 pub(crate) use own::OwnAnswer;
-pub(crate) use permit::permit;
+pub(crate) use permit::{Door, NAMESPACE_UNKNOWN, permit};
 use retry::Admission;
 pub(crate) use trace::{LineBudget, trace_id};
 
@@ -326,7 +326,7 @@ async fn write(
     // It may have been deleted while the call waited: then nothing may be written any more.
     let check_is_served = || match namespace.terms.is_served() {
         true => Ok(()),
-        false => Err(permit::unknown(shard, &namespace.name)),
+        false => Err(permit::unknown(&shard.namespaces, &namespace.name)),
     };
     if level == Durability::Memory
         && key.is_empty()

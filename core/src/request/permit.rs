@@ -8,27 +8,42 @@ use prism_proto::catalogue::{Interface, Method};
 use prism_proto::wire;
 
 use super::Call;
+use crate::access::Gate;
 use crate::config::ClientApi;
-use crate::namespaces::Namespace;
-use crate::shard::Shard;
+use crate::namespaces::{Namespace, Namespaces};
+
+/// The reason of a refusal because no such namespace is served.
+pub(crate) const NAMESPACE_UNKNOWN: &str = "NAMESPACE_UNKNOWN";
+
+/// Where calls come in: the namespaces that there are, who may call them, and what they may use.
+pub(crate) trait Door {
+    fn namespaces(&self) -> &Namespaces;
+
+    /// Who may what; `None`: everybody everything.
+    fn gate(&self) -> Option<&Gate>;
+
+    /// Counts a call of so many bytes against its namespace's quota, or refuses it.
+    fn charge(&self, namespace: &Namespace, call: &Call, bytes: usize) -> Result<(), Error>;
+}
 
 /// The namespace that a call is about, if it offers the method and its caller may call it: the one that the request names, or of
 /// a reader the one that holds the source, which its caller has to be allowed to read too. `seen` learns which it names.
-pub(crate) fn permit<'a>(
-    shard: &'a Shard,
+#[inline]
+pub(crate) fn permit<'a, D: Door>(
+    door: &'a D,
     call: &Call,
     message: &[u8],
     seen: &Cell<Option<usize>>,
 ) -> Result<&'a Namespace, Error> {
     let method = call.method;
     let name = wire::namespace_of(message).map_err(malformed)?;
-    let namespace = shard.namespaces.get(name);
+    let namespace = door.namespaces().get(name);
     seen.set(namespace.map(|namespace| namespace.index));
-    if let Some(gate) = &shard.gate {
+    if let Some(gate) = door.gate() {
         gate.admit(call, name, namespace)?;
     }
     let Some(namespace) = namespace else {
-        return Err(unknown(shard, name));
+        return Err(unknown(door.namespaces(), name));
     };
     let is_reader = namespace.api == ClientApi::Reader;
     if is_reader && !reader::serves(method) {
@@ -37,8 +52,8 @@ pub(crate) fn permit<'a>(
     let called = namespace;
     let namespace = match is_reader && !called.reads.is_empty() {
         true => {
-            let source = read_by(shard, called, message)?;
-            if let Some(gate) = &shard.gate {
+            let source = read_by(door.namespaces(), called, message)?;
+            if let Some(gate) = door.gate() {
                 gate.admit(call, &source.name, Some(source))?;
             }
             source
@@ -61,18 +76,18 @@ pub(crate) fn permit<'a>(
         )
         .with("namespace", called.name.to_string()));
     }
-    shard.charge(namespace, call, message.len())?;
+    door.charge(namespace, call, message.len())?;
     Ok(namespace)
 }
 
 /// Which of the namespaces that a reader reads holds the source of a request.
 fn read_by<'a>(
-    shard: &'a Shard,
+    namespaces: &'a Namespaces,
     reader: &Namespace,
     message: &[u8],
 ) -> Result<&'a Namespace, Error> {
     let model = reader::model_of(message)?;
-    let mut read = reader.reads.iter().map(|at| shard.namespaces.at(*at));
+    let mut read = reader.reads.iter().map(|at| namespaces.at(*at));
     read.find(|namespace| namespace.api.model() == model).ok_or_else(|| {
         let message = format!(
             "namespace {} reads none that holds {model} data: add one to its `reads`, or call that namespace itself",
@@ -96,7 +111,7 @@ pub(crate) fn malformed(error: wire::DecodeError) -> Error {
 }
 
 #[cold]
-pub(super) fn unknown(shard: &Shard, name: &str) -> Error {
+pub(super) fn unknown(namespaces: &Namespaces, name: &str) -> Error {
     if name.is_empty() {
         return Error::field(
             "NAMESPACE_MISSING",
@@ -104,13 +119,13 @@ pub(super) fn unknown(shard: &Shard, name: &str) -> Error {
             "set field 1, namespace, in every request",
         );
     }
-    let served = shard.namespaces.iter().filter(|namespace| namespace.terms.is_served());
+    let served = namespaces.iter().filter(|namespace| namespace.terms.is_served());
     let served: Vec<&str> = served.take(5).map(|namespace| &*namespace.name).collect();
     // The name is the caller's: it is shown, cut, but never becomes a label.
     let shown: String = name.chars().filter(|character| !character.is_control()).take(63).collect();
     Error::new(
         Kind::NotFound,
-        "NAMESPACE_UNKNOWN",
+        NAMESPACE_UNKNOWN,
         format!("namespace {shown:?} is not served here; served are: {}", served.join(", ")),
     )
     .with("namespace", shown)

@@ -37,7 +37,7 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
         let seen = std::cell::Cell::new(None);
         let mut sink = CallerSink { shard: &shard, stream: &stream };
         let served = within(&call, stream.closed(), async {
-            let namespace = permit(&shard, &call, &call.message, &seen)?;
+            let namespace = permit(&*shard, &call, &call.message, &seen)?;
             audited::begin_stream(&shard, &call, &seen).await?;
             while_granted(&shard, &call, (seen.get(), namespace), async {
                 let _held = shard.hold(namespace, &call, call.message.len())?;
@@ -73,17 +73,19 @@ pub(crate) fn start(shard: &Rc<Shard>, stream: StreamCall, mut call: Call) {
     });
 }
 
-/// Does the work of a stream on the namespace that it has `seen` and the one that holds its data, for as long as its caller may
-/// have it done.
+/// Does the work of a stream on the namespace that it has `seen` and the one that holds its data, for as long as there are both and
+/// its caller may have it done.
 pub(super) async fn while_granted<T>(
     shard: &Shard,
     call: &Call,
     (seen, namespace): (Option<usize>, &Namespace),
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    match (&shard.gate, seen.map(|index| shard.namespaces.at(index))) {
-        (Some(gate), Some(called)) => gate.over(call, [called, namespace], work).await,
-        _ => work.await,
+    let called = seen.map_or(namespace, |index| shard.namespaces.at(index));
+    let work = shard.endings.unless_ended([called, namespace], work);
+    match &shard.gate {
+        Some(gate) => gate.over(call, [called, namespace], work).await,
+        None => work.await,
     }
 }
 
@@ -98,9 +100,10 @@ pub(crate) fn start_remote(shard: &Rc<Shard>, call: Call) {
         let seen = std::cell::Cell::new(None);
         let mut sink = RemoteSink::new(&shard, to, ticket);
         let served = within(&call, std::future::pending(), async {
-            let namespace = permit(&shard, &call, &call.message, &seen)?;
+            let namespace = permit(&*shard, &call, &call.message, &seen)?;
             let _held = shard.hold(namespace, &call, call.message.len())?;
-            serve(&shard, namespace, &call, &mut sink).await
+            let work = serve(&shard, namespace, &call, &mut sink);
+            shard.endings.unless_ended([namespace, namespace], work).await
         })
         .await;
         drop(sink);

@@ -60,8 +60,10 @@ pub(super) async fn ready(
         return Waited::InVain;
     }
     let mut stopped = pin!(shard.stopping.wait());
+    // Then the call is refused as a write of a namespace that is not served.
+    let mut ended = pin!(shard.endings.wait([namespace, namespace]));
     let either = std::future::poll_fn(|task| {
-        if ready.as_mut().poll(task).is_ready() {
+        if ready.as_mut().poll(task).is_ready() || ended.as_mut().poll(task).is_ready() {
             return Poll::Ready(Waited::Ready);
         }
         stopped.as_mut().poll(task).map(|()| Waited::InVain)

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use prism_adapters::ending::Endings as _;
 use prism_adapters::kafka::Kafka;
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::memory::Memstore;
@@ -260,6 +261,28 @@ impl Attached {
             Attached::Kafka(kafka) => kafka.apply(owner, records, outcomes).await,
             Attached::Nats(nats) => nats.apply(owner, records, outcomes).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
+        }
+    }
+
+    /// As [`prism_adapters::ending::Endings::holds_data`].
+    pub(crate) async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
+        match self {
+            Attached::Redis(redis) => redis.holds_data(context).await,
+            Attached::Postgres(postgres) => postgres.holds_data(context).await,
+            Attached::Kafka(kafka) => kafka.holds_data(context).await,
+            Attached::Nats(nats) => nats.holds_data(context).await,
+            Attached::Memory(_) | Attached::Unused => unreachable!("no data lies outside"),
+        }
+    }
+
+    /// As [`prism_adapters::ending::Endings::erase`].
+    pub(crate) async fn erase(&self, context: &Context<'_>) -> Result<(), Error> {
+        match self {
+            Attached::Redis(redis) => redis.erase(context).await,
+            Attached::Postgres(postgres) => postgres.erase(context).await,
+            Attached::Kafka(kafka) => kafka.erase(context).await,
+            Attached::Nats(nats) => nats.erase(context).await,
+            Attached::Memory(_) | Attached::Unused => unreachable!("no data lies outside"),
         }
     }
 

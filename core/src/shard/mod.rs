@@ -7,6 +7,7 @@ mod backends;
 mod control;
 mod dead_letters;
 mod deadlines;
+mod endings;
 mod errands;
 pub(crate) mod lanes;
 mod log;
@@ -32,7 +33,8 @@ use prism_proto::catalogue::Method;
 use backends::Attached;
 pub(crate) use dead_letters::DeadLetters;
 pub(crate) use deadlines::Deadlines;
-pub(crate) use errands::{Errand, Errands};
+pub(crate) use endings::{Endings, has_ended};
+pub(crate) use errands::{Ending, Errand, Errands};
 use lanes::Lanes;
 pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
@@ -47,10 +49,10 @@ use crate::config::Config;
 use crate::control::Ask;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
-use crate::quota::{self, QUOTA_REQUESTS, Subscription, Usage};
+use crate::quota::{self, Exceeded, QUOTA_REQUESTS, Subscription, Usage};
 use crate::remote::Peers;
 use crate::request::stream::STREAMS_MAX;
-use crate::request::{self, Call, LineBudget, LsnToken, Origin, Target};
+use crate::request::{self, Call, Door, LineBudget, LsnToken, Origin, Target};
 use crate::services::Health;
 
 /// Reply buffers that a shard keeps.
@@ -129,6 +131,7 @@ pub(crate) struct Shard {
     calls: OnceCell<Rc<dyn StartCall<Call>>>,
     streams: Cell<usize>,
     pub(crate) stopping: Stopping,
+    pub(crate) endings: Endings,
     /// Number of this start of the process on this data directory, from 1.
     start: u32,
     unlogged: Cell<u64>,
@@ -181,36 +184,14 @@ impl Shard {
         Ok(Held { of_namespace, of_connection, bytes })
     }
 
-    /// Counts a call of so many bytes against its namespace's quota, at its home, or refuses it.
-    #[inline]
-    pub(crate) fn charge(
-        &self,
-        namespace: &Namespace,
-        call: &Call,
-        bytes: usize,
-    ) -> Result<(), Error> {
-        let quota = &namespace.quota;
-        // What a stream writes of its own nobody has asked for.
-        let is_own = matches!(call.origin, Origin::Own(_)) && call.method.server_streaming();
-        if !quota.counts_calls() || is_own {
-            return Ok(());
-        }
-        let usage = &self.usage[namespace.index];
-        let charged = match namespace.home == self.index {
-            true => usage.charge(quota, bytes, call.received_ns),
-            false => usage.look(call.received_ns),
-        };
-        charged.map_err(|exceeded| quota::refused(quota, &namespace.name, exceeded))
-    }
-
     /// Counts a step of a transaction, on the shard where its stream is: the transaction has a home only when it commits.
     pub(crate) fn charge_step(&self, namespace: &Namespace, bytes: usize) -> Result<(), Error> {
-        let quota = &namespace.quota;
+        let quota = namespace.terms.quota().now();
         if !quota.counts_calls() {
             return Ok(());
         }
-        let charged = self.usage[namespace.index].charge(quota, bytes, clock::monotonic_ns());
-        charged.map_err(|exceeded| quota::refused(quota, &namespace.name, exceeded))
+        let charged = self.usage[namespace.index].charge(&quota, bytes, clock::monotonic_ns());
+        charged.map_err(|exceeded| refused(namespace, exceeded))
     }
 
     /// Learns from a home's refusal until when it need not be asked again.
@@ -223,7 +204,7 @@ impl Shard {
 
     /// A place among the namespace's subscriptions, at its home.
     pub(crate) fn subscribe(&self, namespace: &Namespace) -> Result<Subscription<'_>, Error> {
-        self.usage[namespace.index].subscribe(&namespace.quota, &namespace.name)
+        self.usage[namespace.index].subscribe(namespace.terms.quota(), &namespace.name)
     }
 
     /// Gives back the room of a call for which it was kept ([`Held::keep`]).
@@ -291,11 +272,13 @@ impl Shard {
 
     /// The backend of a namespace whose home is here.
     pub(crate) fn backend(&self, namespace: &Namespace) -> &Attached {
-        match &self.backends[namespace.backend] {
-            Attached::Unused => {
-                let late = &self.late_backends[namespace.backend];
-                late.get_or_init(|| self.attach(namespace.backend))
-            }
+        self.backend_at(namespace.backend)
+    }
+
+    /// The backend at that place of the configuration.
+    fn backend_at(&self, backend: usize) -> &Attached {
+        match &self.backends[backend] {
+            Attached::Unused => self.late_backends[backend].get_or_init(|| self.attach(backend)),
             attached => attached,
         }
     }
@@ -336,6 +319,51 @@ impl Shard {
     pub(crate) fn bytes_in_flight(&self) -> u64 {
         self.in_flight.iter().map(Cell::get).sum()
     }
+}
+
+impl Door for Shard {
+    #[inline]
+    fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    #[inline]
+    fn gate(&self) -> Option<&Gate> {
+        self.gate.as_ref()
+    }
+
+    #[inline]
+    fn charge(&self, namespace: &Namespace, call: &Call, bytes: usize) -> Result<(), Error> {
+        charge(&self.usage, self.index, namespace, call, bytes)
+    }
+}
+
+/// Counts a call of so many bytes against its namespace's quota, at its home, or refuses it. `usage` is the shard's `index`.
+#[inline]
+pub(crate) fn charge(
+    usage: &[Usage],
+    index: usize,
+    namespace: &Namespace,
+    call: &Call,
+    bytes: usize,
+) -> Result<(), Error> {
+    let quota = namespace.terms.quota().now();
+    // What a stream writes of its own nobody has asked for.
+    let is_own = matches!(call.origin, Origin::Own(_)) && call.method.server_streaming();
+    if !quota.counts_calls() || is_own {
+        return Ok(());
+    }
+    let usage = &usage[namespace.index];
+    let charged = match namespace.home == index {
+        true => usage.charge(&quota, bytes, call.received_ns),
+        false => usage.look(&quota, call.received_ns),
+    };
+    charged.map_err(|exceeded| refused(namespace, exceeded))
+}
+
+#[cold]
+fn refused(namespace: &Namespace, exceeded: Exceeded) -> Error {
+    quota::refused(namespace.terms.quota(), &namespace.name, exceeded)
 }
 
 #[cold]

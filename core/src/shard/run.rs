@@ -21,7 +21,8 @@ use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
 use super::{
-    DeadLetters, Deadlines, OpenError, Outbox, Refusals, Replies, Shard, Stopping, open, outbox,
+    DeadLetters, Deadlines, Endings, OpenError, Outbox, Refusals, Replies, Shard, Stopping, open,
+    outbox,
 };
 use crate::access::{Gate, InForce};
 use crate::audit::{AuditPort, ShardAudit};
@@ -275,6 +276,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         calls: OnceCell::new(),
         streams: Cell::new(0),
         stopping: Stopping::default(),
+        endings: Endings::default(),
         start: launch.start,
         unlogged: Cell::new(0),
         hash_key: launch.hash_key,

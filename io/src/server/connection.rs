@@ -148,6 +148,12 @@ impl Connection {
         }
     }
 
+    /// One that leads nowhere, and a stream on it: to measure what is done with a call before it is carried out.
+    pub fn to_nowhere(options: &Options, peer: SocketAddr) -> (Rc<Self>, StreamId) {
+        let traffic = Rc::new(Traffic::default());
+        (Rc::new(Self::new(options, peer, None, traffic)), StreamId::new(1, 0))
+    }
+
     /// The address at the other end.
     pub fn peer(&self) -> SocketAddr {
         self.peer

@@ -20,11 +20,18 @@ const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// How long a lane waits that does not go on by itself, but only when somebody acts.
 const STOPPED_PAUSE: Duration = Duration::from_secs(5);
 
-/// Brings records to the backend for ever.
+/// Brings records to the backend until the lane is closed.
 pub(in crate::shard) async fn drive(shard: Rc<Shard>, lane: Rc<OutsideLane>) {
+    bring(&shard, &lane).await;
+    // A step that was under way may have moved it.
+    lane.queue.borrow_mut().give_up();
+    lane.is_at_rest.set(true);
+}
+
+async fn bring(shard: &Shard, lane: &OutsideLane) {
     let (mut again, mut failures) = (None, 0u32);
     let mut said = "";
-    loop {
+    while !lane.is_closed.get() {
         let is_idle = {
             let queue = lane.queue.borrow();
             queue.is_drained() && (queue.is_resumed || queue.last_seq == 0)
@@ -34,7 +41,7 @@ pub(in crate::shard) async fn drive(shard: Rc<Shard>, lane: Rc<OutsideLane>) {
             lane.work.wait().await;
             continue;
         }
-        match step(&shard, &lane, &mut again).await {
+        match step(shard, lane, &mut again).await {
             // That the watermark could be read does not say yet that writes are taken.
             Ok(false) => {}
             Ok(true) => {
@@ -49,6 +56,9 @@ pub(in crate::shard) async fn drive(shard: Rc<Shard>, lane: Rc<OutsideLane>) {
             }
             Err(error) => {
                 again = None;
+                if lane.is_closed.get() {
+                    return;
+                }
                 lane.queue.borrow_mut().is_resumed = false;
                 shard.count_backend_error(lane.namespace, &error);
                 if said != error.reason() {

@@ -10,7 +10,7 @@ mod again;
 mod drive;
 mod queue;
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::config::Durability;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::request::{Logged, reply_from_log};
-use crate::shard::Shard;
+use crate::shard::{Shard, has_ended};
 
 pub(super) use drive::drive;
 pub(crate) use queue::FoundLanes;
@@ -72,6 +72,10 @@ pub(crate) struct OutsideLane {
     readers: RefCell<Slab<(u64, Waker)>>,
     /// Why it does not go on.
     stalled: RefCell<Option<Error>>,
+    /// Its namespace has ended: nothing more is brought to the backend.
+    is_closed: Cell<bool>,
+    /// Its task has ended.
+    is_at_rest: Cell<bool>,
 }
 
 impl Lanes {
@@ -117,6 +121,8 @@ impl Lanes {
                 work: Signal::default(),
                 readers: RefCell::default(),
                 stalled: RefCell::new(None),
+                is_closed: Cell::new(false),
+                is_at_rest: Cell::new(false),
             });
             // There are as many places as namespaces.
             let free = self.there.iter().find(|place| place.get().is_none());
@@ -236,6 +242,10 @@ impl OutsideLane {
         record: &Record<'_>,
         now_ns: u64,
     ) {
+        if self.is_closed.get() {
+            let name = &shard.namespaces.at(self.namespace).name;
+            return logged.fail(shard, has_ended(name), now_ns);
+        }
         self.queue.borrow_mut().push(batch, index, record);
         self.work.set();
         let mut reply = shard.replies.take();
@@ -328,6 +338,22 @@ impl OutsideLane {
         for waiting in calls {
             waiting.logged.fail(shard, error(), now_ns);
         }
+    }
+
+    /// Its namespace has ended: what is pending is given up, and who waits for it hears so.
+    pub(crate) fn close(&self, shard: &Shard) {
+        self.is_closed.set(true);
+        self.queue.borrow_mut().give_up();
+        let name = &shard.namespaces.at(self.namespace).name;
+        self.fail(shard, || has_ended(name), monotonic_ns());
+        self.stalled.replace(None);
+        self.wake_readers();
+        self.work.set();
+    }
+
+    /// Whether nothing of it is on its way to the backend any more, once it is closed.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.is_at_rest.get()
     }
 
     fn wake_readers(&self) {

@@ -211,6 +211,16 @@ impl Queue {
         self.barrier_seq = self.last_seq;
     }
 
+    /// What is pending goes nowhere any more, and the log need not keep it.
+    pub(super) fn give_up(&mut self) {
+        self.window.clear();
+        self.window_bytes = 0;
+        self.keys.clear();
+        self.history.clear();
+        (self.confirmed_seq, self.confirmed_lsn) = (self.last_seq, self.last_lsn);
+        self.is_resumed = true;
+    }
+
     /// The log may be trimmed up to this record; what was confirmed within the last `window_ns` stays.
     pub(super) fn trimmable_lsn(&mut self, now_ns: u64, window_ns: u64) -> u64 {
         while self

@@ -253,13 +253,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// The topics whose names begin so.
-    pub(super) fn topics_under(&self, prefix: &str) -> Result<Vec<String>, Fault> {
+    /// The topics of which this is so.
+    pub(super) fn topics_where(&self, is_so: impl Fn(&str) -> bool) -> Result<Vec<String>, Fault> {
         self.drain_events();
         let timeout = self.config.answer_timeout;
         let read = self.lookout.fetch_metadata(None, timeout).map_err(self.fault())?;
         let names = read.topics().iter().map(|topic| topic.name());
-        Ok(names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect())
+        Ok(names.filter(|name| is_so(name)).map(str::to_owned).collect())
     }
 
     /// Deletes topics, and waits until they are not told of any more. One that is gone already is none.

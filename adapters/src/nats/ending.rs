@@ -1,7 +1,7 @@
 //! The end of a namespace in NATS: its streams of JetStream are deleted, the lane's cell with the values among them.
 //!
-//! Its streams are `KV_<namespace>`, `EVENTS_<namespace>` and those that begin with `STREAM_<namespace>_` (no namespace has a `_` in its
-//! name); consumers go with their streams.
+//! Its streams are `KV_<namespace>`, `EVENTS_<namespace>` and those that begin with `STREAM_<namespace>_`, `QUEUE_<namespace>_` or
+//! `DEAD_<namespace>_` (no namespace has a `_` in its name); consumers go with their streams.
 
 use serde_json::{Value, json};
 
@@ -12,6 +12,9 @@ use super::subject;
 use crate::call::Context;
 use crate::ending::Endings;
 use crate::error::Error;
+
+/// What the names of streams begin with of which a namespace may have many.
+const KINDS: [&str; 3] = ["STREAM", "QUEUE", "DEAD"];
 
 impl Endings for Nats {
     async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
@@ -50,7 +53,7 @@ impl Nats {
     /// The names of the namespace's streams.
     async fn streams_of(&self, context: &Context<'_>) -> Result<Vec<String>, Error> {
         let whole = [Holds::Values, Holds::Events].map(|holds| holds.stream(context));
-        let begin = Holds::Records("").stream(context);
+        let begins = KINDS.map(|kind| format!("{kind}_{}_", context.namespace_name));
         let (mut found, mut offset) = (Vec::new(), 0);
         loop {
             let subject = "$JS.API.STREAM.NAMES".to_owned();
@@ -60,7 +63,8 @@ impl Nats {
             let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
             offset += names.len() as u64;
             let is_of = |name: &&&str| {
-                whole.iter().any(|whole| whole == **name) || name.starts_with(&begin)
+                whole.iter().any(|whole| whole == **name)
+                    || begins.iter().any(|begin| name.starts_with(begin))
             };
             found.extend(names.iter().filter(is_of).map(|name| (*name).to_owned()));
             let total = page["total"].as_u64().ok_or_else(|| errors::unexpected(context))?;

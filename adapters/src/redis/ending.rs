@@ -1,7 +1,7 @@
 //! The end of a namespace in Redis: its keys are found by SCAN and taken out by UNLINK, a bounded number at a time.
 //!
-//! Its keys are those under `<namespace>:` and what Prism keeps beside them, under `_prism:<kind>:<namespace>:` (lanes' cells, what is set
-//! for streams and groups). SCAN tells every key that is there from its begin to its end, and nobody makes new ones any more.
+//! Its keys are those under `<namespace>:` and what Prism keeps beside them, under `_prism:<kind>:<namespace>` (lanes' cells, what is set
+//! for streams and groups, messages of transactions). SCAN tells every key that is there from its begin to its end, and nobody makes new ones any more.
 
 use bytes::Bytes;
 
@@ -18,6 +18,8 @@ const PIECE_KEYS: u64 = 512;
 
 /// Of what Prism keeps beside a namespace's keys.
 const BESIDE: &[u8] = b"_prism:";
+/// Of what it keeps of messages that transactions send.
+const OUTBOX: &[u8] = b"_prism:outbox:";
 
 /// Which keys are looked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,7 +35,7 @@ impl Of {
         match self {
             // No name of a namespace has a character that means something in a pattern.
             Of::Data => codec::put_pieces(out, [namespace, b":*", b""]),
-            Of::Beside => codec::put_pieces(out, [b"_prism:*:", namespace, b":*"]),
+            Of::Beside => codec::put_pieces(out, [b"_prism:*:", namespace, b"*"]),
         }
     }
 
@@ -46,21 +48,32 @@ impl Of {
                 rest.get(kind + 1..)
             }),
         };
-        rest.and_then(|rest| rest.strip_prefix(namespace))
-            .is_some_and(|rest| rest.starts_with(b":"))
+        let rest = rest.and_then(|rest| rest.strip_prefix(namespace));
+        rest.is_some_and(|rest| match rest.first() {
+            Some(next) => *next == b':',
+            None => self == Of::Beside,
+        })
     }
 }
 
 impl Endings for Redis {
     async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
-        let mut cursor = 0;
-        loop {
-            let (next, keys) = self.scan_of(context, Of::Data, cursor).await?;
-            if !keys.is_empty() || next == 0 {
-                return Ok(!keys.is_empty());
+        for of in [Of::Data, Of::Beside] {
+            let mut cursor = 0;
+            loop {
+                let (next, keys) = self.scan_of(context, of, cursor).await?;
+                // Of what is kept beside the data, messages on their way would be missed.
+                let is_missed = |key: &Bytes| of == Of::Data || key.starts_with(OUTBOX);
+                if keys.iter().any(is_missed) {
+                    return Ok(true);
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
             }
-            cursor = next;
         }
+        Ok(false)
     }
 
     async fn erase(&self, context: &Context<'_>) -> Result<(), Error> {
@@ -139,11 +152,18 @@ mod tests {
             !of(Of::Data, "orders-eu:a") && !of(Of::Data, "orders") && !of(Of::Data, "xorders:a")
         );
         assert!(
-            of(Of::Beside, "_prism:cell:orders:0") && of(Of::Beside, "_prism:group:orders:s:g")
+            of(Of::Beside, "_prism:cell:orders:0")
+                && of(Of::Beside, "_prism:group:orders:s:g")
+                && of(Of::Beside, "_prism:outbox:orders")
         );
-        for other in
-            ["_prism:cell:orders-eu:0", "_prism:group:mail:orders:g", "_prism:cell", "orders:a"]
-        {
+        for other in [
+            "_prism:cell:orders-eu:0",
+            "_prism:outbox:orders-eu",
+            "_prism:outbox:mail",
+            "_prism:group:mail:orders:g",
+            "_prism:cell",
+            "orders:a",
+        ] {
             assert!(!of(Of::Beside, other), "{other}");
         }
     }

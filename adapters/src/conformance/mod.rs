@@ -28,6 +28,7 @@ mod stream;
 mod stream_groups;
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -136,6 +137,11 @@ impl Drop for Running {
     }
 }
 
+/// A case on the heap: all of them in one future, and in one frame of a build without optimization, would not fit on a thread's stack.
+fn boxed<F: Future>(case: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::pin(case())
+}
+
 async fn run_case(name: &'static str, case: impl Future<Output = ()>, ran: &mut Vec<&'static str>) {
     let _running = Running(name);
     case.await;
@@ -148,7 +154,8 @@ macro_rules! cases {
         $(
             let name = concat!(stringify!($suite), "::", stringify!($case));
             let caller = $crate::conformance::caller::Caller::new($client, name);
-            $crate::conformance::run_case(name, $case(&caller), $ran).await;
+            let case = $crate::conformance::boxed(|| $case(&caller));
+            $crate::conformance::run_case(name, case, $ran).await;
         )*
     };
 }

@@ -407,7 +407,7 @@ fn namespaces_on_kafka_conform_also_across_the_mesh() {
     // A lane belongs to one data directory: on a server that others use too its namespace has a name that no other run has used.
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
     let kind = format!("kafka-{since:x}");
-    messages_conform(&kind, &backend, &models, Kafka::SERVES);
+    messages_conform(2, &kind, &backend, &models, Kafka::SERVES);
 }
 
 /// The same on a real NATS, also by way of the log.
@@ -416,7 +416,7 @@ fn topics_on_nats_conform_also_across_the_mesh() {
     let nats = OwnNats::start("");
     let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
     let models = [(Model::PubSub, "memory"), (Model::PubSub, "wal"), (Model::PubSub, "strong")];
-    messages_conform("nats", &backend, &models, Nats::SERVES);
+    messages_conform(4, "nats", &backend, &models, Nats::SERVES);
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn streams_on_nats_conform_also_across_the_mesh() {
     let nats = OwnNats::start("");
     let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
     let models = [(Model::Stream, "memory"), (Model::Stream, "strong")];
-    messages_conform("nats", &backend, &models, Nats::SERVES);
+    messages_conform(4, "nats", &backend, &models, Nats::SERVES);
 }
 
 /// Streams on a real Redis, answered by it and by way of the log.
@@ -433,7 +433,7 @@ fn streams_on_redis_conform_also_across_the_mesh() {
     let redis = OwnRedis::start(&[]);
     let backend = format!("{{name: log, type: redis, address: \"{}\"}}", redis.address);
     let models = [(Model::Stream, "memory"), (Model::Stream, "wal")];
-    messages_conform("redis", &backend, &models, Redis::SERVES);
+    messages_conform(4, "redis", &backend, &models, Redis::SERVES);
 }
 
 /// Topics on a real Redis, published to it at once and by way of the log.
@@ -442,17 +442,23 @@ fn topics_on_redis_conform_also_across_the_mesh() {
     let redis = OwnRedis::start(&[]);
     let backend = format!("{{name: log, type: redis, address: \"{}\"}}", redis.address);
     let models = [(Model::PubSub, "memory"), (Model::PubSub, "wal")];
-    messages_conform("redis", &backend, &models, Redis::SERVES);
+    messages_conform(4, "redis", &backend, &models, Redis::SERVES);
 }
 
-/// Four namespaces for each model and level.
-fn messages_conform(kind: &str, backend: &str, models: &[(Model, &str)], serves: Interfaces) {
+/// So many namespaces for each model and level.
+fn messages_conform(
+    each: usize,
+    kind: &str,
+    backend: &str,
+    models: &[(Model, &str)],
+    serves: Interfaces,
+) {
     let directory = directory();
     let mut config = format!("backends:\n  - {backend}\nnamespaces:\n");
     let mut names = Vec::new();
     for (model, level) in models {
         let api = model.name();
-        for number in 0..4 {
+        for number in 0..each {
             let name = format!("on-{kind}-{api}-{level}-{number}");
             config += &format!(
                 "  - {{name: {name}, client_api: {api}, backend: log, durability: {level}}}\n"

@@ -3,8 +3,8 @@
 //! What is asked here blocks its thread: never a shard's, but one beside them ([`super::link`]). Sending does not block: it copies
 //! the record into the client's queue.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
-use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::config::{KafkaConfig, RECORD_BYTES_MAX};
@@ -46,6 +46,8 @@ static CLUSTERS: Mutex<Vec<Weak<Cluster>>> = Mutex::new(Vec::new());
 pub(super) struct Health {
     /// The last trouble, in the client's words. Locked only when there is trouble.
     said: Mutex<String>,
+    /// Why nobody is let in, until somebody is.
+    refusal: Mutex<Option<Fault>>,
     /// Of the shards, to be rung when no broker is to be reached.
     bells: Mutex<Vec<Weak<Bell>>>,
 }
@@ -53,6 +55,16 @@ pub(super) struct Health {
 impl Health {
     pub(super) fn said(&self) -> String {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why nobody is let in, if that is so.
+    pub(super) fn refusal(&self) -> Option<Fault> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why no broker is to be reached.
+    fn outage(&self) -> Fault {
+        self.refusal().unwrap_or_else(|| Fault::unreachable(&self.said()))
     }
 
     /// A bell that rings when something is wrong with the whole cluster.
@@ -67,7 +79,12 @@ impl Health {
     fn note(&self, error: &KafkaError, reason: &str) {
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = reason.to_owned();
         let fault = Fault::of(error);
-        if !fault.is_outage && fault.reason != "BACKEND_CREDENTIALS_REFUSED" {
+        let is_refusal = matches!(fault.reason, "BACKEND_CREDENTIALS_REFUSED" | "BACKEND_TLS");
+        if is_refusal && let Some(code) = error.rdkafka_error_code() {
+            let mut refusal = Fault::of_code(code, reason);
+            refusal.is_outage = true;
+            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+        } else if !fault.is_outage {
             return;
         }
         let bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,16 +92,37 @@ impl Health {
     }
 }
 
+/// What Kafka does with the partitions of a consumer that has joined a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Given(Vec<u32>),
+    TakenBack,
+}
+
 /// Hears what a client has to say beside its answers.
 pub(super) struct Watcher {
     health: Arc<Health>,
     /// Counts what a look at the client's queue took out and did not hand on.
     pub(super) served: AtomicU64,
+    /// Of a consumer in a group: what is to be followed. Touched when its partitions change, never by a call.
+    turns: Mutex<VecDeque<Turn>>,
+    /// Nobody follows any more: partitions that are given are declined.
+    pub(super) is_leaving: AtomicBool,
 }
 
 impl Watcher {
     pub(super) fn new(health: &Arc<Health>) -> Self {
-        Watcher { health: health.clone(), served: AtomicU64::new(0) }
+        Watcher {
+            health: health.clone(),
+            served: AtomicU64::new(0),
+            turns: Mutex::default(),
+            is_leaving: AtomicBool::new(false),
+        }
+    }
+
+    /// What is to be followed next.
+    pub(super) fn next_turn(&self) -> Option<Turn> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }
 
@@ -103,7 +141,29 @@ impl ClientContext for Watcher {
     }
 }
 
-impl ConsumerContext for Watcher {}
+impl ConsumerContext for Watcher {
+    /// Takes note of it: assigning takes a while, and is done by whoever follows, which the client waits for.
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        what: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        if self.is_leaving.load(Ordering::Relaxed) {
+            let _ = consumer.unassign();
+            return;
+        }
+        let turn = match what {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                let numbers = partitions.elements();
+                Turn::Given(numbers.iter().map(|one| one.partition() as u32).collect())
+            }
+            _ => Turn::TakenBack,
+        };
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).push_back(turn);
+    }
+}
 
 impl ProducerContext for Watcher {
     type DeliveryOpaque = Box<Parcel>;
@@ -188,11 +248,14 @@ impl Cluster {
     /// Whether anybody answers.
     pub(super) fn probe(&self, timeout: Duration) -> Result<(), Fault> {
         self.drain_events();
-        let probed = self.lookout.fetch_metadata(Some(PROBE), timeout);
-        probed.map(drop).map_err(|error| match Fault::of(&error) {
-            fault if fault.is_outage => Fault::unreachable(&self.health.said()),
-            fault => fault,
-        })
+        self.lookout.fetch_metadata(Some(PROBE), timeout).map_err(|error| {
+            match Fault::of(&error) {
+                fault if fault.is_outage => self.health.outage(),
+                fault => fault,
+            }
+        })?;
+        *self.health.refusal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
     }
 
     /// The partitions of a topic; absent where there is none of this name.
@@ -315,7 +378,7 @@ impl Cluster {
     }
 
     /// Asks again as long as a topic's leaders are being chosen, as they are when it is new or a broker has gone.
-    fn patiently<T>(&self, ask: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
+    pub(super) fn patiently<T>(&self, ask: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
         let until = Instant::now() + self.config.answer_timeout;
         loop {
             match ask() {
@@ -394,6 +457,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// Deletes a group of Kafka's, with what it has committed; whether there was one. Its last member may be leaving yet.
+    pub(super) fn delete_group(&self, group: &str) -> Result<bool, Fault> {
+        self.patiently(|| {
+            let deleted = wait(self.admin.delete_groups(&[group], &self.options()));
+            match deleted.map_err(self.fault())?.into_iter().next() {
+                None | Some(Ok(_)) => Ok(true),
+                Some(Err((_, Code::GroupIdNotFound))) => Ok(false),
+                Some(Err((_, code))) => Err(Fault::of_code(code, &code.to_string())),
+            }
+        })
+    }
+
     /// The settings of a topic, with whether they are its own.
     pub(super) fn settings(&self, topic: &str) -> Result<BTreeMap<String, (String, bool)>, Fault> {
         let resources = [ResourceSpecifier::Topic(topic)];
@@ -439,9 +514,7 @@ impl Cluster {
     /// The failure of a question, with what is known beside it.
     pub(super) fn fault(&self) -> impl Fn(KafkaError) -> Fault + '_ {
         |error| match Fault::of(&error) {
-            fault if fault.reason == "BACKEND_UNREACHABLE" => {
-                Fault::unreachable(&self.health.said())
-            }
+            fault if fault.reason == "BACKEND_UNREACHABLE" => self.health.outage(),
             fault => fault,
         }
     }

@@ -205,7 +205,25 @@ impl KafkaConfig {
             .set("queued.max.messages.kbytes", (self.fetched_bytes_max / 1024).max(1).to_string());
         client
     }
+
+    /// A consumer that takes part in a group of Kafka's; what it commits is told it each time.
+    pub(super) fn member(&self, group: &str) -> ClientConfig {
+        let mut client = self.consumer();
+        client
+            .set("group.id", group)
+            .set("session.timeout.ms", SESSION_TIMEOUT_MS.to_string())
+            .set("heartbeat.interval.ms", HEARTBEAT_MS.to_string())
+            .set("auto.offset.reset", "earliest")
+            .set("enable.partition.eof", "false");
+        client
+    }
 }
+
+/// So long after a Prism has died its partitions go to the others of a group.
+const SESSION_TIMEOUT_MS: u64 = 10_000;
+
+/// How soon a member of a group hears that others have come or gone.
+const HEARTBEAT_MS: u64 = 500;
 
 /// How long a broker keeps a fetch that finds nothing: so much later a reader is told that it has caught up.
 const FETCH_WAIT_MS: u64 = 100;

@@ -29,12 +29,22 @@ pub(super) struct Fault {
     pub(super) is_missing: bool,
     /// It passes by itself, and soon.
     pub(super) is_passing: bool,
+    /// The members of the group have changed, or are others.
+    pub(super) is_regrouped: bool,
 }
 
 impl Fault {
     fn new(kind: Kind, reason: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Fault { kind, reason, message, is_outage: false, is_missing: false, is_passing: false }
+        Fault {
+            kind,
+            reason,
+            message,
+            is_outage: false,
+            is_missing: false,
+            is_passing: false,
+            is_regrouped: false,
+        }
     }
 
     /// No broker can be reached; `said` is what the client says of it.
@@ -111,6 +121,14 @@ impl Fault {
                 code,
                 Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition
             ),
+            is_regrouped: matches!(
+                code,
+                Code::UnknownMemberId
+                    | Code::IllegalGeneration
+                    | Code::RebalanceInProgress
+                    | Code::NonEmptyGroup
+                    | Code::AssignmentLost
+            ),
             ..Fault::new(kind, reason, format!("{advice}{}", quoted(said)))
         }
     }
@@ -141,6 +159,18 @@ pub(super) fn too_large(context: &Context<'_>, partition: u32, offset: i64) -> E
         context.limits.max_message_size
     );
     Error::new(Kind::ResourceExhausted, "REPLY_TOO_LARGE", message)
+        .with("backend", BACKEND)
+        .with("namespace", name.to_owned())
+}
+
+/// A namespace has as many groups and durable subscriptions as it may have.
+#[cold]
+pub(super) fn too_many_groups(context: &Context<'_>, groups_max: usize) -> Error {
+    let name = context.namespace_name;
+    let message = format!(
+        "{name} has {groups_max} groups or durable subscriptions, and no more may be: delete some of them"
+    );
+    Error::new(Kind::ResourceExhausted, "BACKEND_GROUPS_MAX", message)
         .with("backend", BACKEND)
         .with("namespace", name.to_owned())
 }
@@ -211,6 +241,12 @@ fn classify(code: Code) -> (Kind, &'static str, &'static str) {
         | Code::NotCoordinator
         | Code::ReplicaNotAvailable
         | Code::NotController
+        | Code::WaitingForCoordinator
+        | Code::UnknownMemberId
+        | Code::IllegalGeneration
+        | Code::RebalanceInProgress
+        | Code::NonEmptyGroup
+        | Code::AssignmentLost
         | Code::NetworkException => {
             (Unavailable, "BACKEND_NOT_READY", "it cannot serve this at the moment")
         }

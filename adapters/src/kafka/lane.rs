@@ -36,8 +36,8 @@ const CELL_KEY: &[u8] = b"cell";
 /// The key of the record that each start of the lane leaves in the cell's topic.
 const BEGUN_KEY: &[u8] = b"begun";
 
-/// Bytes of a segment of a cell's topic: of what is older only the last record stays.
-const CELL_SEGMENT_BYTES: &str = "16777216";
+/// Bytes of a segment of a topic of Prism's own: of what is older only the last record of each key stays.
+const COMPACTED_SEGMENT_BYTES: &str = "16777216";
 
 /// A lane that was begun.
 pub(super) struct Way {
@@ -149,6 +149,8 @@ fn is_refusal(error: &Error) -> bool {
                 | "BACKEND_REFUSES_RECORD"
                 | "BACKEND_NAME_TAKEN"
                 | "GROUP_ACTIVE"
+                | "SUBSCRIPTION_MISMATCH"
+                | "BACKEND_GROUPS_MAX"
                 | "SHARING_NOT_OFFERED"
                 | "RETENTION_NOT_OFFERED"
         )
@@ -164,7 +166,7 @@ impl LaneBackend for Kafka {
         // One question after the other: each has its own time, and what one has made is there for the next attempt.
         let cell_topic = cell_topic(context);
         let name = cell_topic.clone();
-        self.link.ask_in_turn(context, move |cluster| make_cell_topic(cluster, &name)).await?;
+        self.link.ask_in_turn(context, move |cluster| make_compacted(cluster, &name)).await?;
         // What was begun before is ended by this: so the cell stands still when it is read.
         let way = self.begin_lane(context, owner, cell_topic.clone(), 0).await?;
         let text = self.settled_cell(context, &way).await;
@@ -386,14 +388,14 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Makes a cell's topic, if it is not there. Blocks, as all below.
-fn make_cell_topic(cluster: &Cluster, topic: &str) -> Result<(), Fault> {
+/// Makes a topic of Prism's own, of which the last record of each key stays, if it is not there. Blocks, as all below.
+pub(super) fn make_compacted(cluster: &Cluster, topic: &str) -> Result<(), Fault> {
     if cluster.partitions(topic)?.is_some() {
         return Ok(());
     }
     let settings = [
         ("cleanup.policy", "compact"),
-        ("segment.bytes", CELL_SEGMENT_BYTES),
+        ("segment.bytes", COMPACTED_SEGMENT_BYTES),
         ("retention.ms", "-1"),
     ];
     cluster.make(topic, 1, &settings)?;

@@ -20,7 +20,7 @@ use super::cluster::{Cluster, Outlet};
 use super::config::KafkaConfig;
 use super::delivery::{Duty, Group, Landed, Parcel};
 use super::errors::Fault;
-use super::lane::Ways;
+use super::lane::{Way, Ways};
 use super::reader::{Idle, Lease, Reader};
 use crate::breaker::{Breaker, Circuit};
 use crate::call::Context;
@@ -145,6 +145,10 @@ impl Link {
         &self.config
     }
 
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
     pub(super) fn facts(&self) -> KafkaFacts {
         let appends_under_way = self.deliveries.facts().under_way;
         KafkaFacts { appends_under_way, ..self.facts.get() }
@@ -240,7 +244,10 @@ impl Link {
         });
         let timeout = self.config.answer_timeout;
         match rt::timeout(timeout, self.questions.call(question)).await {
-            None => Err(Fault::unresponsive(timeout)),
+            None => {
+                let refusal = self.cluster.as_ref().ok().and_then(|known| known.health.refusal());
+                Err(refusal.unwrap_or_else(|| Fault::unresponsive(timeout)))
+            }
             Some(Err(Failure::Full)) => Err(Fault::busy()),
             Some(Err(Failure::Lost)) => Err(Fault::closed()),
             Some(Ok(())) => told.try_recv().unwrap_or_else(|_| Err(Fault::closed())),
@@ -256,12 +263,30 @@ impl Link {
         count: usize,
         send: impl FnOnce(Outlet<'_>, Parcels),
     ) -> Result<Vec<Result<(u32, i64), Fault>>, Error> {
+        let way = self.ways.of_call(context);
+        let landed = self.deliver_by(context, way.as_deref(), count, send).await?;
+        if let Some(way) = way {
+            if let Some(fault) = landed.iter().find_map(|landed| landed.as_ref().err()) {
+                return Err(self.error(context, fault));
+            }
+            way.note(topic, landed.iter().flatten().copied());
+        }
+        Ok(landed)
+    }
+
+    /// The same by this lane's producer, or by everybody's.
+    pub(super) async fn deliver_by(
+        &self,
+        context: &Context<'_>,
+        way: Option<&Way>,
+        count: usize,
+        send: impl FnOnce(Outlet<'_>, Parcels),
+    ) -> Result<Vec<Result<(u32, i64), Fault>>, Error> {
         let cluster = self.cluster(context)?;
         self.check_in_time(context)?;
         self.count(|facts| facts.records += count as u64);
-        let way = self.ways.of_call(context);
         let landed = self.deliveries.hand_over(|duty| {
-            let outlet = way.as_ref().map_or_else(|| cluster.outlet(), |way| way.outlet());
+            let outlet = way.map_or_else(|| cluster.outlet(), Way::outlet);
             send(outlet, Parcels::new(count, duty));
         });
         let landed = landed.await.map_err(|failure| match failure {
@@ -275,12 +300,6 @@ impl Link {
         self.count(|facts| facts.confirmed += confirmed);
         if landed.iter().any(|landed| landed.as_ref().is_err_and(|fault| fault.is_outage)) {
             self.doubt();
-        }
-        if let Some(way) = way {
-            if let Some(fault) = landed.iter().find_map(|landed| landed.as_ref().err()) {
-                return Err(self.error(context, fault));
-            }
-            way.note(topic, landed.iter().flatten().copied());
         }
         Ok(landed)
     }
@@ -338,15 +357,24 @@ impl Link {
         topic: &str,
         places: Vec<(u32, i64)>,
     ) -> Result<Lease, Error> {
-        let readers_max = self.config.readers_max;
-        if self.facts.get().readers >= readers_max {
-            return Err(self.error(context, &Fault::too_many_readers(readers_max)));
-        }
-        let counted = Counted::new(self.clone());
+        let counted = self.count_reader().map_err(|fault| self.error(context, &fault))?;
         let (topic, idle) = (topic.to_owned(), self.idle.resting.borrow_mut().pop());
         let reader =
             self.ask(context, move |cluster| Reader::at(idle, cluster, &topic, &places)).await?;
         Ok(Lease::new(reader, counted))
+    }
+
+    /// Whether one more may read.
+    pub(super) fn has_room_for_a_reader(&self) -> bool {
+        self.facts.get().readers < self.config.readers_max
+    }
+
+    /// Has one more reader counted, as long as that is held.
+    pub(super) fn count_reader(self: &Rc<Self>) -> Result<Counted, Fault> {
+        match self.has_room_for_a_reader() {
+            true => Ok(Counted::new(self.clone())),
+            false => Err(Fault::too_many_readers(self.config.readers_max)),
+        }
     }
 
     /// Asks something that takes a reader for as long as the question lasts.

@@ -10,9 +10,10 @@
 //! - `cluster`: the clients of a cluster, shared by the process; what blocks
 //! - `link`: a shard's way there, over the bridge, and what it does while the cluster is away (with [`crate::breaker`])
 //! - `delivery`: records on their way; `reader`: a consumer per reader
-//! - `names`, `record`, `tail`: topics, partitions, and what lies in them, to the last
+//! - `names`, `record`, `since`, `tail`: topics, partitions, and what lies in them, from a moment on and to the last
 //! - `errors`: what goes wrong, as failures that name backend and namespace
-//! - `stream`, `walk`, `retention`, `pubsub`: the interfaces
+//! - `stream`, `walk`, `retention`, `groups`, `replay`, `pubsub`, `durable`: the interfaces
+//! - `session`, `crowd`: this shard's part in a group of Kafka's, and how it is shared; `offsets`, `notes`: what is kept of a group
 //! - `lane`: logged records, in transactions
 //!
 //! The binding copies every value once, into the client's queue, when it is sent; on the way back it is copied once, from the
@@ -20,15 +21,23 @@
 
 mod cluster;
 mod config;
+mod crowd;
 mod delivery;
+mod durable;
 mod errors;
+mod groups;
 mod lane;
 mod link;
 mod names;
+mod notes;
+mod offsets;
 mod pubsub;
 mod reader;
 mod record;
+mod replay;
 mod retention;
+mod session;
+mod since;
 mod stream;
 mod tail;
 mod walk;
@@ -45,7 +54,9 @@ pub use self::config::{
 };
 pub use self::link::KafkaFacts;
 use self::link::Link;
+use self::notes::Notes;
 use self::pubsub::Topics;
+use self::session::Sessions;
 use crate::backend::Admission;
 use crate::error::Error;
 
@@ -53,14 +64,19 @@ use crate::error::Error;
 pub struct Kafka {
     link: Rc<Link>,
     topics: Rc<Topics>,
+    notes: Notes,
+    sessions: Rc<Sessions>,
 }
 
 crate::backend! {
     Kafka: "kafka" =>
         stream_basic,
+        stream_consumer_groups,
+        stream_replay,
         stream_retention,
         stream_partitioning,
         pubsub_basic,
+        pubsub_persistent,
         pubsub_filtering,
         pubsub_ordering,
 }
@@ -68,7 +84,12 @@ crate::backend! {
 impl Kafka {
     /// Begins to look for the cluster; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: KafkaConfig) -> Self {
-        Kafka { link: Link::start(config), topics: Rc::default() }
+        Kafka {
+            link: Link::start(config),
+            topics: Rc::default(),
+            notes: Notes::default(),
+            sessions: Rc::default(),
+        }
     }
 
     /// What it has done so far.
@@ -79,6 +100,7 @@ impl Kafka {
 
 impl Drop for Kafka {
     fn drop(&mut self) {
+        self.sessions.stop();
         self.link.stop();
     }
 }

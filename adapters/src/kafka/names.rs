@@ -22,6 +22,21 @@ pub(super) fn topic_of(namespace: &str, stream: &str) -> String {
     topic
 }
 
+/// The group of Kafka's that a consumer group is: `<namespace>.<stream>:<group>`. No name has a colon.
+pub(super) fn group_of(namespace: &str, stream: &str, group: &str) -> String {
+    format!("{namespace}.{stream}:{group}")
+}
+
+/// The group of Kafka's that a durable subscription is: `<namespace>:<id>`. No namespace has a dot.
+pub(super) fn subscription_of(namespace: &str, id: &str) -> String {
+    format!("{namespace}:{id}")
+}
+
+/// The topic that holds what Prism keeps of a namespace's groups and durable subscriptions. No namespace begins with `_`.
+pub(super) fn notes_topic(namespace: &str) -> String {
+    format!("_prism.groups.{namespace}")
+}
+
 /// The partition of a key: that of its first `{…}`, else of the whole, as Kafka's own clients choose it. Records without a key
 /// are in partition 0, in the order of their appends.
 pub(super) fn partition_of(key: Option<&str>, partitions: u32) -> u32 {

@@ -26,7 +26,7 @@ use super::Kafka;
 use super::cluster::Outgoing;
 use super::errors::Fault;
 use super::link::Link;
-use super::names::{partition_of, topic_of};
+use super::names::{partition_of, subscription_of, topic_of};
 use super::reader::{Found, Lease};
 use super::record::{ReadHeaders, headers, own_header, read_headers};
 use super::stream::position;
@@ -40,7 +40,7 @@ use crate::memory::pubsub::{Event, Heard, Subscriptions, deliver};
 use crate::shared::{Key, Shared};
 
 /// The headers of Prism's own.
-const MESSAGE_ID: &str = "prism.message-id";
+pub(super) const MESSAGE_ID: &str = "prism.message-id";
 /// Milliseconds since the epoch.
 const EXPIRES_AT: &str = "prism.expires-at";
 
@@ -108,9 +108,16 @@ impl PubSubBasic for Kafka {
         &self,
         context: &Context<'_>,
         request: UnsubscribeRequest<'_>,
-        _: &mut Reply,
+        reply: &mut Reply,
     ) -> Result<(), Error> {
-        self.topics.subscriptions.delete(context.namespace, request.subscription_id);
+        let id = request.subscription_id;
+        self.topics.subscriptions.delete(context.namespace, id);
+        let group = subscription_of(context.namespace_name, id);
+        let existed = self.delete_group(context, &group).await?;
+        let existed = existed.map_err(|fault| self.link.error(context, &fault))?;
+        // Only of a durable one is it said: of others each host knows its own.
+        let existed = existed.then_some(true);
+        reply::UnsubscribeResponse { existed }.encode_raw(&mut reply.head);
         Ok(())
     }
 
@@ -168,7 +175,7 @@ impl PubSubOrdering for Kafka {
 }
 
 impl Kafka {
-    async fn publish_one(
+    pub(super) async fn publish_one(
         &self,
         context: &Context<'_>,
         topic: &str,
@@ -291,7 +298,8 @@ impl Follower {
                     let is_new = self.places.get(number).is_some_and(|at| record.offset() >= *at);
                     if is_new {
                         self.places[number] = record.offset() + 1;
-                        self.topics.subscriptions.publish(self.namespace, self.event(&record));
+                        let event = event_of(&self.topic, &record);
+                        self.topics.subscriptions.publish(self.namespace, event);
                     }
                 }
                 Found::Record(_) | Found::End(_) => {}
@@ -344,30 +352,49 @@ impl Follower {
         *tail.upgrade()?.bell.borrow_mut() = reader.bell();
         Some(reader)
     }
+}
 
-    fn event(&self, record: &rdkafka::message::BorrowedMessage<'_>) -> Event {
-        let ReadHeaders { content_type, attributes } = read_headers(record);
-        let key = record.key().map(|key| String::from_utf8_lossy(key).into_owned());
-        let place = position(record.partition() as u32, record.offset());
-        let expires_ms = own_header(record, EXPIRES_AT).and_then(|text| text.parse::<u64>().ok());
-        let sent_ms = record.timestamp().to_millis().unwrap_or(0).max(0) as u64;
-        let id = own_header(record, MESSAGE_ID)
-            .unwrap_or_else(|| format!("{}-{}", place.partition, place.offset));
-        Event {
-            topic: self.topic.clone(),
-            sent_us: sent_ms.saturating_mul(1000),
-            expires_us: expires_ms.map_or(u64::MAX, |ms| ms.saturating_mul(1000)),
-            message: Message {
-                id,
-                content_type,
-                attributes,
-                ordering_key: key.unwrap_or_default(),
-                expires_at: expires_ms.map(|ms| time(ms.saturating_mul(1000))),
-                payload: bytes::Bytes::copy_from_slice(record.payload().unwrap_or_default()),
-                ..Default::default()
-            },
-        }
+/// The event that a record is.
+pub(super) fn event_of<M: rdkafka::Message>(topic: &str, record: &M) -> Event {
+    let ReadHeaders { content_type, attributes } = read_headers(record);
+    let key = record.key().map(|key| String::from_utf8_lossy(key).into_owned());
+    let place = position(record.partition() as u32, record.offset());
+    let expires_us = expiry_us(record);
+    let sent_ms = record.timestamp().to_millis().unwrap_or(0).max(0) as u64;
+    let id = own_header(record, MESSAGE_ID)
+        .unwrap_or_else(|| format!("{}-{}", place.partition, place.offset));
+    Event {
+        topic: topic.into(),
+        sent_us: sent_ms.saturating_mul(1000),
+        expires_us,
+        message: Message {
+            id,
+            content_type,
+            attributes,
+            ordering_key: key.unwrap_or_default(),
+            expires_at: (expires_us != u64::MAX).then(|| time(expires_us)),
+            payload: bytes::Bytes::copy_from_slice(record.payload().unwrap_or_default()),
+            ..Default::default()
+        },
     }
+}
+
+/// From when on an event is not delivered; `u64::MAX`: it always is.
+fn expiry_us<M: rdkafka::Message>(record: &M) -> u64 {
+    let ms = own_header(record, EXPIRES_AT).and_then(|text| text.parse::<u64>().ok());
+    ms.map_or(u64::MAX, |ms| ms.saturating_mul(1000))
+}
+
+/// Whether a subscription with this filter hears an event at this time.
+pub(super) fn is_heard<M: rdkafka::Message>(filter: &Filter, record: &M, now_us: u64) -> bool {
+    if expiry_us(record) <= now_us {
+        return false;
+    }
+    if filter.is_empty() {
+        return true;
+    }
+    let attributes = read_headers(record).attributes;
+    filter.matches(|name| attributes.get(name).map(String::as_str))
 }
 
 fn headers_of(message: &view::Message<'_>, id: &str) -> OwnedHeaders {

@@ -12,11 +12,15 @@ use prism_io::bell::Bell;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::cluster::{Cluster, Watcher};
+use super::cluster::{Cluster, Turn, Watcher};
 use super::errors::Fault;
 use super::link::Counted;
+
+/// How often it is looked whether anything has to be answered before a member leaves its group, and for how long each time.
+const LEAVING_LOOKS_MAX: usize = 1000;
+const LEAVING_LOOK: Duration = Duration::from_millis(20);
 
 /// What a look found.
 pub(super) enum Found<'a> {
@@ -34,17 +38,86 @@ pub(super) enum Found<'a> {
 pub(super) struct Reader {
     consumer: BaseConsumer<Watcher>,
     bell: Arc<Bell>,
+    /// It takes part in a group.
+    is_member: bool,
+}
+
+impl Drop for Reader {
+    /// Leaves its group. The client closes only once what Kafka does with its partitions is answered, and does not once it closes: so
+    /// that is served first.
+    fn drop(&mut self) {
+        self.consumer.context().is_leaving.store(true, Ordering::Relaxed);
+        if !self.is_member {
+            return;
+        }
+        let _ = self.consumer.unassign();
+        self.consumer.unsubscribe();
+        for _ in 0..LEAVING_LOOKS_MAX {
+            let served = self.consumer.context().served.load(Ordering::Relaxed);
+            let polled = self.consumer.poll(LEAVING_LOOK).is_some();
+            if !polled && self.consumer.context().served.load(Ordering::Relaxed) == served {
+                return;
+            }
+        }
+    }
 }
 
 impl Reader {
     fn new(cluster: &Cluster) -> Result<Self, Fault> {
-        let config = cluster.config().consumer();
+        Reader::start(cluster, &cluster.config().consumer(), Arc::default())
+    }
+
+    fn start(cluster: &Cluster, config: &ClientConfig, bell: Arc<Bell>) -> Result<Self, Fault> {
         let mut consumer: BaseConsumer<Watcher> =
             config.create_with_context(Watcher::new(&cluster.health)).map_err(cluster.fault())?;
-        let bell = Arc::new(Bell::default());
         let ring = bell.clone();
         consumer.set_nonempty_callback(move || ring.ring());
-        Ok(Reader { consumer, bell })
+        Ok(Reader { consumer, bell, is_member: false })
+    }
+
+    /// One that takes part in a group of Kafka's, and rings this bell. It reads nothing before [`Reader::go_to`] has followed
+    /// [`Reader::next_turn`]. Blocks.
+    pub(super) fn member(
+        cluster: &Cluster,
+        group: &str,
+        topic: &str,
+        bell: Arc<Bell>,
+    ) -> Result<Self, Fault> {
+        let mut reader = Reader::start(cluster, &cluster.config().member(group), bell)?;
+        reader.is_member = true;
+        reader.consumer.subscribe(&[topic]).map_err(cluster.fault())?;
+        Ok(reader)
+    }
+
+    /// One in the name of a group of Kafka's that does not take part in it. Blocks.
+    pub(super) fn clerk(cluster: &Cluster, group: &str) -> Result<Self, Fault> {
+        Reader::start(cluster, &cluster.config().member(group), Arc::default())
+    }
+
+    /// The client itself, to ask what its group has committed.
+    pub(super) fn consumer(&self) -> &BaseConsumer<Watcher> {
+        &self.consumer
+    }
+
+    /// What Kafka has done with the partitions of a member; each is to be followed by [`Reader::go_to`] or [`Reader::rest`].
+    pub(super) fn next_turn(&self) -> Option<Turn> {
+        self.consumer.context().next_turn()
+    }
+
+    /// Stops the fetch of these partitions of a topic, or has it go on. Does not block.
+    pub(super) fn pause(&self, topic: &str, partitions: &[u32], pauses: bool) {
+        if partitions.is_empty() {
+            return;
+        }
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            list.add_partition(topic, *partition as i32);
+        }
+        // A partition that is not read any more needs neither.
+        let _ = match pauses {
+            true => self.consumer.pause(&list),
+            false => self.consumer.resume(&list),
+        };
     }
 
     /// One that reads these partitions of a topic from these offsets. Blocks.

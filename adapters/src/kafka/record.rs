@@ -83,14 +83,13 @@ pub(super) fn own_header<M: Message>(message: &M, name: &str) -> Option<String> 
     String::from_utf8(found.to_vec()).ok()
 }
 
-/// Adds a record to a page of answers (`ReadResponse` and `ReplayRangeResponse` alike): its value is copied once, from where the
-/// client has put it.
-pub(super) fn put_record<M: Message>(page: &mut Vec<u8>, message: &M) {
+/// A record as callers see it, but for its value.
+fn beside<M: Message>(message: &M) -> StreamRecord {
     let ReadHeaders { content_type, attributes } = read_headers(message);
     let key = message.key().map(|key| String::from_utf8_lossy(key).into_owned());
     let partition = message.partition() as u32;
     let time_ms = message.timestamp().to_millis().unwrap_or(0).max(0) as u64;
-    let beside = StreamRecord {
+    StreamRecord {
         position: Some(Position { partition, offset: message.offset().to_string() }),
         timestamp: Some(time(time_ms.saturating_mul(1000))),
         tombstone: message.payload().is_none() && key.is_some(),
@@ -98,7 +97,19 @@ pub(super) fn put_record<M: Message>(page: &mut Vec<u8>, message: &M) {
         content_type,
         attributes,
         value: Default::default(),
-    };
+    }
+}
+
+/// A record as callers see it; its value is copied.
+pub(super) fn stream_record<M: Message>(message: &M) -> StreamRecord {
+    let value = bytes::Bytes::copy_from_slice(message.payload().unwrap_or_default());
+    StreamRecord { value, ..beside(message) }
+}
+
+/// Adds a record to a page of answers (`ReadResponse` and `ReplayRangeResponse` alike): its value is copied once, from where the
+/// client has put it.
+pub(super) fn put_record<M: Message>(page: &mut Vec<u8>, message: &M) {
+    let beside = beside(message);
     let value = message.payload().unwrap_or_default();
     let value_bytes = match value.len() {
         0 => 0,

@@ -16,6 +16,7 @@ use super::link::Parcels;
 use super::names::{partition_of, topic_of};
 use super::reader::Reader;
 use super::record::headers_of;
+use super::since::pass_older;
 use super::tail::last_records;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::{Error, Kind};
@@ -181,9 +182,20 @@ impl Kafka {
             return Ok(None);
         };
         let name = topic.to_owned();
-        let bounds =
-            self.link.ask(context, move |cluster| cluster.bounds(&name, partitions, since_ms));
-        bounds.await.map(Some).inspect_err(|error| {
+        let bounds = match since_ms {
+            None => {
+                self.link.ask(context, move |cluster| cluster.bounds(&name, partitions, None)).await
+            }
+            Some(ms) => {
+                let question = move |cluster: &Cluster, reader: &Reader| {
+                    let mut bounds = cluster.bounds(&name, partitions, Some(ms))?;
+                    pass_older(cluster, reader, &name, &mut bounds, ms)?;
+                    Ok(bounds)
+                };
+                self.link.ask_reading(context, question).await
+            }
+        };
+        bounds.map(Some).inspect_err(|error| {
             if error.reason() == "BACKEND_TOPIC_GONE" {
                 self.link.forget(topic);
             }

@@ -8,7 +8,9 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::cluster::{Bounds, Cluster};
 use super::errors::Fault;
+use super::pubsub::MESSAGE_ID;
 use super::reader::{Found, Reader};
+use super::record::own_header;
 
 /// Offsets before the end where the last record is looked for first: it, and the end of its transaction.
 const LOOK_BACK: i64 = 2;
@@ -17,13 +19,17 @@ const LOOK_BACK: i64 = 2;
 const LOOK_BACK_GROWTH: i64 = 8;
 
 /// How long a look waits before it looks at the clock.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// The last record of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Last {
     pub(super) offset: i64,
     pub(super) value: Vec<u8>,
+    /// Milliseconds since the epoch.
+    pub(super) time_ms: i64,
+    /// The identity of an event.
+    pub(super) id: Option<String>,
 }
 
 /// The last committed record of each partition whose key is wanted, as they were when `bounds` were told; absent where there is
@@ -61,7 +67,9 @@ pub(super) fn last_records(
                     let end = bounds.end.get(number).copied().unwrap_or_default();
                     if offset < end && is_wanted(record.key()) {
                         let value = record.payload().unwrap_or_default().to_vec();
-                        last[number] = Some(Last { offset, value });
+                        let time_ms = record.timestamp().to_millis().unwrap_or(0);
+                        let id = own_header(&record, MESSAGE_ID);
+                        last[number] = Some(Last { offset, value, time_ms, id });
                     }
                     if offset + 1 >= end {
                         left.retain(|one| *one as usize != number);

@@ -4,6 +4,7 @@ use std::hash::Hasher;
 
 use prism_io::rt;
 use prism_proto::prism::stream::v1 as reply;
+use prism_proto::view::protobuf::Timestamp;
 use prism_proto::view::stream::ReadRequest;
 use prism_proto::view::types::{Start, StartStart};
 use prost::Message as _;
@@ -64,6 +65,32 @@ enum PageEnd {
     Waiting,
 }
 
+/// What is to be read of a stream.
+pub(super) struct Range<'a> {
+    pub(super) stream: &'a str,
+    pub(super) start: Start<'a>,
+    /// Empty: all of them.
+    pub(super) partitions: Vec<u32>,
+    /// Of those no other than this one.
+    pub(super) only: Option<u32>,
+    /// Records at most; 0: no limit.
+    pub(super) limit: u64,
+    pub(super) follow: bool,
+}
+
+/// A moment in Kafka's time.
+pub(super) fn moment_ms(time: &Timestamp) -> i64 {
+    (moment_us(time) / 1000) as i64
+}
+
+/// The moment that a reader begins at, if it does, in Kafka's time.
+pub(super) fn since_ms(start: &Start<'_>) -> Option<i64> {
+    match &start.start {
+        Some(StartStart::Since(time)) => Some(moment_ms(time)),
+        _ => None,
+    }
+}
+
 impl Kafka {
     pub(super) async fn read_stream<S: PageSink>(
         &self,
@@ -73,33 +100,64 @@ impl Kafka {
     ) -> Result<(), Error> {
         let topic = topic_of(context.namespace_name, request.stream);
         let start = request.start.unwrap_or_default();
-        let since_ms = match start.start {
-            Some(StartStart::Since(time)) => Some((moment_us(&time) / 1000) as i64),
-            _ => None,
-        };
         // Who follows a stream that is not there yet waits for its first record.
-        let bounds = self.bounds(context, &topic, since_ms, request.follow).await?;
-        let bounds = bounds.unwrap_or_else(|| {
+        let bounds = self.bounds_or_none(context, &topic, since_ms(&start), request.follow).await?;
+        let range = Range {
+            stream: request.stream,
+            start,
+            partitions: request.partitions.iter().collect(),
+            only: None,
+            limit: request.limit,
+            follow: request.follow,
+        };
+        let ends = bounds.end.clone();
+        self.read_range(context, &topic, range, (bounds, ends), sink).await
+    }
+
+    /// Where a stream's partitions begin and end, also of one that is not there yet.
+    pub(super) async fn bounds_or_none(
+        &self,
+        context: &Context<'_>,
+        topic: &str,
+        since_ms: Option<i64>,
+        make: bool,
+    ) -> Result<Bounds, Error> {
+        let bounds = self.bounds(context, topic, since_ms, make).await?;
+        Ok(bounds.unwrap_or_else(|| {
             let zero = vec![0; self.link.config().partitions as usize];
             Bounds { first: zero.clone(), end: zero.clone(), since: zero }
-        });
+        }))
+    }
+
+    /// Reads a range of a stream, which has these bounds, up to these offsets.
+    pub(super) async fn read_range<S: PageSink>(
+        &self,
+        context: &Context<'_>,
+        topic: &str,
+        range: Range<'_>,
+        (bounds, ends): (Bounds, Vec<i64>),
+        sink: &mut S,
+    ) -> Result<(), Error> {
         let count = bounds.end.len() as u32;
-        let mut chosen = vec![request.partitions.is_empty(); bounds.end.len()];
-        for (index, partition) in request.partitions.iter().enumerate() {
-            check_partition(&format!("partitions[{index}]"), partition, count)?;
-            chosen[partition as usize] = true;
+        let mut chosen = vec![range.partitions.is_empty(); bounds.end.len()];
+        for (index, partition) in range.partitions.iter().enumerate() {
+            check_partition(&format!("partitions[{index}]"), *partition, count)?;
+            chosen[*partition as usize] = true;
         }
-        let next = places(context, request.stream, &start, &bounds)?;
+        for (number, chosen) in chosen.iter_mut().enumerate() {
+            *chosen &= range.only.is_none_or(|only| only as usize == number);
+        }
+        let next = places(context, range.stream, &range.start, &bounds)?;
         let walk = Walk {
             at_end: vec![false; chosen.len()],
             chosen,
             next,
-            ends: bounds.end,
+            ends,
             held: None,
-            left: if request.limit == 0 { u64::MAX } else { request.limit },
-            follow: request.follow,
+            left: if range.limit == 0 { u64::MAX } else { range.limit },
+            follow: range.follow,
         };
-        self.walk(context, request.stream, &topic, walk, sink).await
+        self.walk(context, range.stream, topic, walk, sink).await
     }
 
     async fn walk<S: PageSink>(
@@ -279,7 +337,7 @@ impl Walk {
 }
 
 /// Where a reader begins in each partition.
-fn places(
+pub(super) fn places(
     context: &Context<'_>,
     stream: &str,
     start: &Start<'_>,
@@ -323,7 +381,11 @@ fn places(
 }
 
 /// Whether what is to be read next is still there.
-fn check_not_trimmed(chosen: &[bool], next: &[i64], bounds: &Bounds) -> Result<(), Error> {
+pub(super) fn check_not_trimmed(
+    chosen: &[bool],
+    next: &[i64],
+    bounds: &Bounds,
+) -> Result<(), Error> {
     for (partition, first) in bounds.first.iter().enumerate() {
         if chosen.get(partition) == Some(&true) && next[partition] < *first {
             return Err(trimmed(partition, *first));

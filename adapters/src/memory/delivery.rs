@@ -12,7 +12,7 @@ const GAPS_MAX: usize = 4096;
 
 /// How far records are done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     /// Where it began.
     start: u64,
     /// Everything before is done.
@@ -23,27 +23,37 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Begins at a record.
-    pub(super) fn begin(start: u64) -> Self {
+    pub(crate) fn begin(start: u64) -> Self {
         Progress { start, next: start, beyond: BTreeMap::new() }
     }
 
+    /// Goes on from a record, having begun at another.
+    pub(crate) fn resumed(start: u64, next: u64) -> Self {
+        Progress { start: start.min(next), next, beyond: BTreeMap::new() }
+    }
+
+    /// Where it began.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
     /// There are not so many gaps that nothing new is delivered.
-    pub(super) fn takes_more(&self) -> bool {
+    pub(crate) fn takes_more(&self) -> bool {
         self.beyond.len() < GAPS_MAX
     }
 
     /// The first record that is not done.
-    pub(super) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
     /// The last record up to which all are done, since it began.
-    pub(super) fn last_done(&self) -> Option<u64> {
+    pub(crate) fn last_done(&self) -> Option<u64> {
         (self.next > self.start).then(|| self.next - 1)
     }
 
     /// Of the numbers from `first` to `end` those that are not done.
-    pub(super) fn left(&self, first: u64, end: u64) -> u64 {
+    pub(crate) fn left(&self, first: u64, end: u64) -> u64 {
         let from = self.next.max(first);
         let done = self.beyond.iter().map(|(&done, &upto)| upto.saturating_sub(done.max(from)));
         end.saturating_sub(from).saturating_sub(done.sum())
@@ -58,12 +68,12 @@ impl Progress {
         }
     }
 
-    pub(super) fn is_done(&self, number: u64) -> bool {
+    pub(crate) fn is_done(&self, number: u64) -> bool {
         self.past(number) != number
     }
 
     /// Marks a record as done; whether it was not.
-    pub(super) fn mark(&mut self, number: u64) -> bool {
+    pub(crate) fn mark(&mut self, number: u64) -> bool {
         if self.is_done(number) {
             return false;
         }
@@ -77,9 +87,24 @@ impl Progress {
         true
     }
 
+    /// Counts the numbers from one up to another as done, because there is nothing there.
+    pub(crate) fn pass(&mut self, from: u64, upto: u64) {
+        let from = from.max(self.next);
+        if from >= upto {
+            return;
+        }
+        let (mut first, mut last) = (from, upto);
+        let touching = self.beyond.range(..=upto).rev().take_while(|(_, end)| **end >= from);
+        for begin in touching.map(|(begin, _)| *begin).collect::<Vec<_>>() {
+            let end = self.beyond.remove(&begin).unwrap_or(begin);
+            (first, last) = (first.min(begin), last.max(end));
+        }
+        self.beyond.insert(first, last);
+    }
+
     /// Moves on past what is done and what is no more. `first_from` is the first record that is there from a number on, or
     /// the number of the next one.
-    pub(super) fn settle(&mut self, first_from: impl Fn(u64) -> u64) {
+    pub(crate) fn settle(&mut self, first_from: impl Fn(u64) -> u64) {
         loop {
             let before = self.next;
             while let Some((&from, &upto)) = self.beyond.first_key_value()
@@ -95,12 +120,12 @@ impl Progress {
         }
     }
 
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_numbers(out, &[self.start, self.next]);
         self.beyond.iter().for_each(|(&from, &upto)| put_numbers(out, &[from, upto]));
     }
 
-    pub(super) fn read(value: &[u8]) -> Self {
+    pub(crate) fn read(value: &[u8]) -> Self {
         let mut numbers = Numbers(value);
         let mut progress = Progress::begin(numbers.next());
         progress.next = numbers.next();
@@ -123,7 +148,7 @@ struct UnderWay {
 
 /// Deliveries under way.
 #[derive(Debug, Default)]
-pub(super) struct Flow {
+pub(crate) struct Flow {
     /// Everything before was delivered at least once.
     sent: u64,
     under_way: BTreeMap<u64, UnderWay>,
@@ -135,7 +160,7 @@ pub(super) struct Flow {
 
 impl Flow {
     /// The record that is to be delivered next. `first_from` is the first that is there from a number on.
-    pub(super) fn head(
+    pub(crate) fn head(
         &mut self,
         progress: &Progress,
         first_from: impl Fn(u64) -> Option<u64>,
@@ -160,12 +185,12 @@ impl Flow {
     }
 
     /// Leaves out what is before a number and was never delivered.
-    pub(super) fn skip(&mut self, upto: u64) {
+    pub(crate) fn skip(&mut self, upto: u64) {
         self.sent = self.sent.max(upto);
     }
 
     /// Delivers what [`Flow::head`] has told; which attempt it is.
-    pub(super) fn deliver(&mut self, number: u64, to: u64, until_us: u64) -> u32 {
+    pub(crate) fn deliver(&mut self, number: u64, to: u64, until_us: u64) -> u32 {
         let attempt = self.again.remove(&number).unwrap_or(0).saturating_add(1);
         self.sent = self.sent.max(number + 1);
         self.under_way.insert(number, UnderWay { to, until_us, attempt });
@@ -174,7 +199,7 @@ impl Flow {
     }
 
     /// Ends a delivery whose record is done; whose it was.
-    pub(super) fn end(&mut self, number: u64) -> Option<u64> {
+    pub(crate) fn end(&mut self, number: u64) -> Option<u64> {
         self.again.remove(&number);
         self.end_one(number, false)
     }
@@ -190,7 +215,7 @@ impl Flow {
 
     /// Takes deliveries back whose time is over by `now_us`; tells whose. Where records keep their order, those after them
     /// come again too.
-    pub(super) fn expire(&mut self, now_us: u64, in_order: bool, mut tell: impl FnMut(u64)) {
+    pub(crate) fn expire(&mut self, now_us: u64, in_order: bool, mut tell: impl FnMut(u64)) {
         while let Some(&(until_us, number)) = self.ends.first()
             && until_us <= now_us
         {
@@ -206,12 +231,12 @@ impl Flow {
     }
 
     /// Takes the deliveries to somebody back.
-    pub(super) fn leave(&mut self, to: u64) {
+    pub(crate) fn leave(&mut self, to: u64) {
         self.take_back(|_, whose| whose == to, &mut |_| {});
     }
 
     /// Takes all deliveries back.
-    pub(super) fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.take_back(|_, _| true, &mut |_| {});
     }
 
@@ -229,7 +254,7 @@ impl Flow {
     }
 
     /// When the next delivery's time is over.
-    pub(super) fn next_end_us(&self) -> Option<u64> {
+    pub(crate) fn next_end_us(&self) -> Option<u64> {
         self.ends.first().map(|&(until_us, _)| until_us)
     }
 }
@@ -259,6 +284,19 @@ mod tests {
         // 7 and 8 have gone by themselves.
         progress.settle(|from| if from == 7 { 9 } else { from });
         assert_eq!((progress.next(), progress.left(0, 10)), (10, 0));
+    }
+
+    #[test]
+    fn what_is_not_there_is_passed() {
+        let mut progress = Progress::resumed(2, 5);
+        [7, 12].into_iter().for_each(|number| assert!(progress.mark(number)));
+        progress.pass(8, 12);
+        progress.pass(3, 5);
+        assert_eq!((progress.left(0, 20), progress.next(), progress.last_done()), (9, 5, Some(4)));
+        assert!((7..13).all(|number| progress.is_done(number)) && !progress.is_done(13));
+        progress.pass(4, 7);
+        progress.settle(|from| from);
+        assert_eq!((progress.next(), progress.start()), (13, 2));
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! - `outcomes`: what became of calls with an idempotency key
 //! - `format`, `snapshot`, `files`: the way to disk and back
 
-mod delivery;
+pub(crate) mod delivery;
 mod entry;
 mod erasure;
 mod files;

@@ -20,17 +20,23 @@ pub(crate) struct OwnKafka {
 impl OwnKafka {
     /// Starts one on free ports.
     pub(crate) fn start() -> Self {
+        Self::with(&[], "", &[])
+    }
+
+    /// Starts one with these listeners beside the plain one, these settings, and these users, each as `StorageTool` takes them.
+    pub(crate) fn with(listeners: &[(&str, SocketAddr)], more: &str, users: &[&str]) -> Self {
         // That `dev/servers` has fetched its jars.
         super::address("kafka");
-        let [address, controller] = [(), ()].map(|()| {
-            let free = TcpListener::bind("127.0.0.1:0").unwrap();
-            free.local_addr().unwrap()
-        });
+        let [address, controller] = [free_address(), free_address()];
         let directory = tempfile::tempdir().unwrap();
+        let mut advertised = format!("PLAINTEXT://{address}");
+        for (protocol, address) in listeners {
+            advertised += &format!(",{protocol}://{address}");
+        }
         let settings = format!(
             "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@{controller}\n\
-             controller.listener.names=CONTROLLER\nadvertised.listeners=PLAINTEXT://{address}\n\
-             listeners=PLAINTEXT://{address},CONTROLLER://{controller}\nlog.dirs={}\n\
+             controller.listener.names=CONTROLLER\nadvertised.listeners={advertised}\n\
+             listeners={advertised},CONTROLLER://{controller}\nlog.dirs={}\n{more}\
              auto.create.topics.enable=false\noffsets.topic.replication.factor=1\n\
              offsets.topic.num.partitions=1\ntransaction.state.log.replication.factor=1\n\
              transaction.state.log.min.isr=1\ntransaction.state.log.num.partitions=1\n\
@@ -41,6 +47,7 @@ impl OwnKafka {
         let formatted = java(directory.path())
             .args(["kafka.tools.StorageTool", "format", "-t", "prism-own-server-0000A", "-c"])
             .arg(directory.path().join("server.properties"))
+            .args(users.iter().flat_map(|user| ["--add-scram", user]))
             .output()
             .expect("java can be run");
         let said = String::from_utf8_lossy(&formatted.stderr).into_owned();
@@ -91,6 +98,12 @@ impl Drop for OwnKafka {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Where nobody listens at the moment.
+pub(crate) fn free_address() -> SocketAddr {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap()
 }
 
 fn java(directory: &Path) -> Command {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 #[allow(unused_imports)]
-pub(crate) use kafka::OwnKafka;
+pub(crate) use kafka::{OwnKafka, free_address};
 
 /// Longer than anything that is waited for takes.
 pub(crate) const LONG: Duration = Duration::from_secs(20);

@@ -1,5 +1,10 @@
 //! Promises to calls on their way: of those who wait for a queue's messages, only as many are let go as there are messages.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use crate::sources::Sources;
+
 /// Claims are forgotten after this time: a call that was refused before it came to its turn takes none.
 const KEPT_US: u64 = 1_000_000;
 
@@ -37,6 +42,55 @@ impl Claims {
     /// A call for so many messages has had its turn.
     pub(crate) fn give_back(&mut self, wanted: usize) {
         self.messages = self.messages.saturating_sub(wanted);
+    }
+}
+
+/// Queues whose promises are remembered at most; those beyond lose theirs, which wakes a call too many.
+const CLAIMS_MAX: usize = 4096;
+
+/// Those who wait for messages on this shard.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    pub(crate) sources: Sources,
+    /// What calls on their way have been promised, by namespace and queue.
+    claims: RefCell<HashMap<(u32, Box<str>), Claims>>,
+}
+
+impl Waiting {
+    /// Lets a call for `wanted` messages go if there are some beyond what others were promised.
+    pub(crate) fn claim(
+        &self,
+        queue: (u32, &str),
+        there: usize,
+        wanted: usize,
+        now_us: u64,
+    ) -> bool {
+        let mut claims = self.claims.borrow_mut();
+        if claims.len() >= CLAIMS_MAX {
+            claims.clear();
+        }
+        claims.entry((queue.0, queue.1.into())).or_default().claim(there, wanted, now_us)
+    }
+
+    /// How many messages of a queue calls on their way have been promised.
+    pub(crate) fn promised(&self, queue: (u32, &str), now_us: u64) -> usize {
+        let mut claims = self.claims.borrow_mut();
+        claims.get_mut(&(queue.0, queue.1.into())).map_or(0, |claims| claims.promised(now_us))
+    }
+
+    /// A call for so many messages has had its turn.
+    pub(crate) fn give_back(&self, queue: (u32, &str), wanted: usize) {
+        let mut claims = self.claims.borrow_mut();
+        if claims.is_empty() {
+            return;
+        }
+        let key = (queue.0, queue.1.into());
+        if let Some(of_queue) = claims.get_mut(&key) {
+            of_queue.give_back(wanted);
+            if of_queue.end_us().is_none() {
+                claims.remove(&key);
+            }
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod interfaces;
 pub mod kafka;
 pub mod lane;
 pub mod limits;
+mod members;
 pub mod memory;
 pub mod nats;
 pub mod news;

@@ -1,15 +1,14 @@
 //! Streams on a real NATS: what NATS's own client sees of them, and what outlives an outage.
 
+mod nats_client;
 mod servers;
 
-use std::future::Future;
 use std::time::Duration;
 
-use async_nats::jetstream;
 use bytes::Bytes;
-use prism_adapters::breaker::Backoff;
-use prism_adapters::conformance::{Client, Direct, Failure, Opened, Versions};
-use prism_adapters::nats::{Nats, NatsConfig};
+use nats_client::{NAMESPACE, client, run_test, stranger};
+use prism_adapters::conformance::{Client, Direct, Failure, Opened};
+use prism_adapters::nats::Nats;
 use prism_adapters::{Backend, Context, Error, Limits, Reply, Revision};
 use prism_io::rt;
 use prism_proto::catalogue::Method;
@@ -20,36 +19,6 @@ use prism_proto::prism::stream::v1::{
 use prism_proto::prism::r#type::v1::{Position, Start, start};
 use prost::Message as _;
 use servers::{LONG, OwnNats};
-
-/// The namespace of [`Direct`].
-const NAMESPACE: &str = "conformance";
-
-fn client(server: &OwnNats) -> Direct<Nats> {
-    let (delay_min, delay_max) = (Duration::from_millis(5), Duration::from_millis(50));
-    let config = NatsConfig {
-        backoff: Backoff { delay_min, delay_max },
-        ..NatsConfig::at(server.address.ip().to_string(), server.address.port())
-    };
-    Direct::in_real_time(Nats::start(config), Versions::None)
-}
-
-fn run_test(test: impl Future<Output = ()> + 'static) {
-    rt::run(async move { rt::timeout(6 * LONG, test).await.expect("the test ends in time") })
-        .unwrap();
-}
-
-/// Does something with NATS's own client, on a loop of its own.
-fn stranger<F: Future<Output = T>, T>(
-    server: &OwnNats,
-    work: impl FnOnce(jetstream::Context) -> F,
-) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let url = format!("nats://{}", server.address);
-    runtime.block_on(async move {
-        let client = async_nats::connect(url).await.unwrap();
-        work(jetstream::new(client)).await
-    })
-}
 
 async fn append(
     client: &Direct<Nats>,

@@ -420,6 +420,14 @@ fn topics_on_nats_conform_also_across_the_mesh() {
 }
 
 #[test]
+fn queues_on_nats_conform_also_across_the_mesh() {
+    let nats = OwnNats::start("");
+    let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
+    let models = [(Model::Queue, "memory"), (Model::Queue, "wal"), (Model::Queue, "strong")];
+    messages_conform("nats", &backend, &models, Nats::SERVES);
+}
+
+#[test]
 fn streams_on_nats_conform_also_across_the_mesh() {
     let nats = OwnNats::start("");
     let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);

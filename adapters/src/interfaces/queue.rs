@@ -15,7 +15,7 @@ use prism_proto::view::queue::{
 use super::{Check, malformed};
 use crate::backend::wrong_shape;
 use crate::call::{Context, PageSink, Reply};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::limits::Limits;
 
 interface! {
@@ -60,6 +60,13 @@ interface! {
         unary QUEUE_SEND_DELAYED => send_delayed(SendDelayedRequest) -> SendDelayedResponse;
         unary QUEUE_GET_SCHEDULED_COUNT => get_scheduled_count(GetScheduledCountRequest) -> GetScheduledCountResponse;
     }
+}
+
+/// The refusal of a receipt that is good no more.
+#[cold]
+pub(crate) fn receipt_expired() -> Error {
+    let message = "the receipt's delivery is over: the message was acknowledged, given up, or is delivered again";
+    Error::new(Kind::FailedPrecondition, "RECEIPT_EXPIRED", message)
 }
 
 #[cfg(test)]

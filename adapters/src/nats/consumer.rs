@@ -57,12 +57,9 @@ pub(super) fn name(id: &str) -> String {
 impl Consumer {
     fn of(answer: &Value) -> Option<Self> {
         let config = &answer["config"];
-        let created = answer["created"].as_str()?;
-        let digits = created.bytes().filter(u8::is_ascii_digit).take(38);
-        let incarnation = digits.fold(0, |all, digit| all * 10 + u128::from(digit - b'0'));
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Some(Consumer {
-            incarnation,
+            incarnation: incarnation(answer)?,
             subject: text(&config["filter_subject"]),
             filter: text(&config["metadata"][FILTER]),
             is_ordered: config["metadata"][ORDERED] == "true",
@@ -114,7 +111,7 @@ impl Nats {
         context: &Context<'_>,
         id: &str,
     ) -> Result<Option<Consumer>, Error> {
-        match self.consumer_api(context, "INFO", id, &json!({})).await {
+        match self.consumer_api(context, Holds::Events, "INFO", &name(id), &json!({})).await {
             Ok(answer) => {
                 let consumer = Consumer::of(&answer);
                 consumer.map(Some).ok_or_else(|| errors::unexpected(context))
@@ -137,7 +134,7 @@ impl Nats {
             "config": wanted.config(&name(id), begin),
             "action": "create",
         });
-        match self.consumer_api(context, "CREATE", id, &request).await {
+        match self.consumer_api(context, Holds::Events, "CREATE", &name(id), &request).await {
             Ok(answer) => {
                 let consumer = Consumer::of(&answer);
                 consumer.map(Some).ok_or_else(|| errors::unexpected(context))
@@ -155,15 +152,17 @@ impl Nats {
         ack_wait_us: u64,
     ) -> Result<(), Error> {
         let set = async {
-            let mut config =
-                self.consumer_api(context, "INFO", id, &json!({})).await?["config"].take();
+            let mut config = self
+                .consumer_api(context, Holds::Events, "INFO", &name(id), &json!({}))
+                .await?["config"]
+                .take();
             config["ack_wait"] = ack_wait_us.saturating_mul(1000).into();
             let request = json!({
                 "stream_name": Holds::Events.stream(context),
                 "config": config,
                 "action": "update",
             });
-            self.consumer_api(context, "CREATE", id, &request).await.map(drop)
+            self.consumer_api(context, Holds::Events, "CREATE", &name(id), &request).await.map(drop)
         };
         set.await.map_err(|failure: ApiFailure| failure.error(context))
     }
@@ -174,7 +173,7 @@ impl Nats {
         context: &Context<'_>,
         id: &str,
     ) -> Result<bool, Error> {
-        match self.consumer_api(context, "DELETE", id, &json!({})).await {
+        match self.consumer_api(context, Holds::Events, "DELETE", &name(id), &json!({})).await {
             Ok(_) => Ok(true),
             // Where there is no JetStream there are no durable subscriptions.
             Err(ApiFailure::NoJetStream) => Ok(false),
@@ -184,20 +183,33 @@ impl Nats {
         }
     }
 
-    async fn consumer_api(
+    /// Asks the API for something about a consumer of a stream of the namespace.
+    pub(super) async fn consumer_api(
         &self,
         context: &Context<'_>,
+        holds: Holds<'_>,
         verb: &str,
-        id: &str,
+        consumer: &str,
         request: &Value,
     ) -> Result<Value, ApiFailure> {
-        let stream = Holds::Events.stream(context);
-        let subject = format!("$JS.API.CONSUMER.{verb}.{stream}.{}", name(id));
+        let subject = format!("$JS.API.CONSUMER.{verb}.{}.{consumer}", holds.stream(context));
         self.api(context, subject, request).await
     }
 }
 
-fn is_missing(failure: &ApiFailure) -> bool {
+/// The subject that a consumer of a stream is asked for messages on.
+pub(super) fn next_subject(stream: &str, consumer: &str) -> String {
+    format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")
+}
+
+/// Which consumer of its name it is, by what the server says of it: when it was made.
+pub(super) fn incarnation(answer: &Value) -> Option<u128> {
+    let digits = answer["created"].as_str()?.bytes().filter(u8::is_ascii_digit).take(38);
+    Some(digits.fold(0, |all, digit| all * 10 + u128::from(digit - b'0')))
+}
+
+/// Whether there is no such consumer, or no stream that it could be of.
+pub(super) fn is_missing(failure: &ApiFailure) -> bool {
     let missing = [CONSUMER_NOT_FOUND, STREAM_NOT_FOUND];
     matches!(failure, ApiFailure::Api(error) if missing.contains(&error.err_code))
 }

@@ -14,15 +14,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use async_nats::{Message, Subject};
-use bytes::Bytes;
 use prism_io::clock::wall_us;
 use prism_io::rt::{self, Signal};
 use serde_json::json;
 
-use super::consumer::{Consumer, name};
+use super::consumer::{Consumer, name, next_subject};
 use super::errors;
 use super::jetstream::Holds;
 use super::link::{Answer, Ask, Link, Outgoing};
+use super::place::{GIVEN_BACK, Place};
 use crate::call::Context;
 use crate::error::Error;
 use crate::limits::Limits;
@@ -39,66 +39,6 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Subscriptions that are remembered while nobody is attached to them.
 const KEPT_MAX: usize = 4096;
-
-/// The place of a delivery, as the server puts it in the subject of its acknowledgement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) attempt: u64,
-    /// Its number in the stream.
-    pub(super) sequence: u64,
-    /// Its number among the deliveries of its consumer.
-    pub(super) delivery: u64,
-    /// When it was stored, ns since the epoch.
-    pub(super) stored_ns: u64,
-}
-
-impl Place {
-    /// `$JS.ACK.<stream>.<consumer>.<attempt>.<sequence>.<delivery>.<time>.<pending>`, or with domain and account before the stream, and
-    /// maybe more behind.
-    fn of(reply: &str) -> Option<Self> {
-        let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
-        let numbers = match tokens.len() {
-            7 => &tokens[2..],
-            9.. => &tokens[4..],
-            _ => return None,
-        };
-        let number = |index: usize| numbers.get(index)?.parse().ok();
-        Some(Place {
-            attempt: number(0)?,
-            sequence: number(1)?,
-            delivery: number(2)?,
-            stored_ns: number(3)?,
-        })
-    }
-
-    /// The subject of its acknowledgement.
-    fn subject(&self, stream: &str, id: &str) -> String {
-        let Place { attempt, sequence, delivery, stored_ns } = self;
-        format!("$JS.ACK.{stream}.{}.{attempt}.{sequence}.{delivery}.{stored_ns}.0", name(id))
-    }
-
-    /// What whoever has the delivery shows to acknowledge it; good for one incarnation of its subscription.
-    pub(super) fn receipt(&self, incarnation: u128) -> String {
-        let Place { attempt, sequence, delivery, stored_ns } = self;
-        format!("{sequence:x}-{delivery:x}-{attempt:x}-{stored_ns:x}-{incarnation:x}")
-    }
-
-    /// Reads a receipt of this incarnation; nothing where it is none.
-    pub(super) fn of_receipt(receipt: &str, incarnation: u128) -> Option<Self> {
-        let mut words = receipt.split('-');
-        let mut number = || u64::from_str_radix(words.next()?, 16).ok();
-        let (sequence, delivery) = (number()?, number()?);
-        let place = Place { sequence, delivery, attempt: number()?, stored_ns: number()? };
-        // Read back it is the same: nobody has put anything else in.
-        (receipt == place.receipt(incarnation)).then_some(place)
-    }
-
-    /// The message that acknowledges it.
-    pub(super) fn acknowledgement(&self, context: &Context<'_>, id: &str) -> Outgoing {
-        let subject = self.subject(&Holds::Events.stream(context), id);
-        Outgoing::plain(subject, Bytes::from_static(b"+ACK"))
-    }
-}
 
 /// An event in hand.
 #[derive(Debug)]
@@ -367,8 +307,7 @@ impl Stream {
     async fn run_pull(self: Rc<Self>, count: usize) {
         let limits = Limits::default();
         let context = self.context(&limits);
-        let stream = Holds::Events.stream(&context);
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{}", name(&self.id));
+        let subject = next_subject(&Holds::Events.stream(&context), &name(&self.id));
         let bytes = BYTES_MIN.max(2 * self.link.payload_bytes_max());
         let mut request = json!({ "batch": count, "no_wait": true, "max_bytes": bytes });
         if self.subscription.consumer.is_ordered {
@@ -422,8 +361,7 @@ impl Stream {
         self.subscription.held.borrow_mut().retain(|_, one| {
             let is_mine = one.stream == self.number;
             if is_mine {
-                let nak = Bytes::from_static(b"-NAK");
-                back.push(Outgoing::plain(one.reply.clone(), nak));
+                back.push(Outgoing::plain(one.reply.clone(), GIVEN_BACK.into()));
             }
             !is_mine
         });
@@ -445,38 +383,5 @@ impl Stream {
             limits,
             deadline_ns: crate::NO_DEADLINE_NS,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PLACE: Place = Place { attempt: 2, sequence: 10, delivery: 12, stored_ns: 99 };
-
-    #[test]
-    fn a_place_is_read_from_either_form_of_a_reply() {
-        for reply in [
-            "$JS.ACK.EVENTS_orders.a=b.2.10.12.99.0",
-            "$JS.ACK._.hash.EVENTS_orders.a=b.2.10.12.99.0",
-            "$JS.ACK.hub.hash.EVENTS_orders.a=b.2.10.12.99.0.token",
-        ] {
-            assert_eq!(Place::of(reply), Some(PLACE), "{reply}");
-        }
-        assert_eq!(PLACE.subject("EVENTS_orders", "a.b"), "$JS.ACK.EVENTS_orders.a=b.2.10.12.99.0");
-        for reply in ["", "$JS.ACK.", "$JS.ACK.s.c.1.2", "$JS.ACK.s.c.1.2.3.x.0", "orders.a"] {
-            assert_eq!(Place::of(reply), None, "{reply}");
-        }
-    }
-
-    #[test]
-    fn a_receipt_is_good_for_its_incarnation_alone_and_cannot_be_written_otherwise() {
-        let receipt = PLACE.receipt(7);
-        assert_eq!(Place::of_receipt(&receipt, 7), Some(PLACE));
-        for bad in ["", "nonsense", "0-0", "a-c-2-63", "a-c-2-63-7-7", "A-c-2-63-7", "+a-c-2-63-7"]
-        {
-            assert_eq!(Place::of_receipt(bad, 7), None, "{bad}");
-        }
-        assert_eq!(Place::of_receipt(&receipt, 8), None);
     }
 }

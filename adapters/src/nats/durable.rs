@@ -14,12 +14,13 @@ use prost::Message as _;
 use serde_json::json;
 
 use super::Nats;
-use super::consumer::{Begin, Consumer};
-use super::delivery::{Attached, Delivery, Place, Pulled, Stream, Subscription, source_name};
+use super::consumer::{Begin, Consumer, name};
+use super::delivery::{Attached, Delivery, Pulled, Stream, Subscription, source_name};
 use super::errors;
 use super::event::{event, subject};
 use super::jetstream::{Holds, SEQUENCE, number};
-use super::link::{Answer, Ask};
+use super::link::{Answer, Ask, Outgoing};
+use super::place::{ACKNOWLEDGED, Place};
 use crate::call::{Context, NO_END, PageSink, Reply};
 use crate::error::{Error, Kind};
 use crate::filter::Filter;
@@ -167,6 +168,11 @@ impl PubSubPersistent for Nats {
     }
 }
 
+/// The message that acknowledges a delivery of a subscription.
+fn acknowledgement(context: &Context<'_>, id: &str, place: &Place) -> Outgoing {
+    place.settled(&Holds::Events.stream(context), &name(id), ACKNOWLEDGED)
+}
+
 /// The places that receipts of this subscription stand for.
 fn places(subscription: &Subscription, receipts: &[&str]) -> Vec<Option<Place>> {
     let incarnation = subscription.consumer.incarnation;
@@ -204,7 +210,7 @@ impl Nats {
         if places.is_empty() {
             return Ok(());
         }
-        let messages = places.iter().map(|place| place.acknowledgement(context, id)).collect();
+        let messages = places.iter().map(|place| acknowledgement(context, id, place)).collect();
         let Answer::Several(answers) = self.link.call(context, Ask::Each(messages)).await? else {
             return Err(errors::unexpected(context));
         };
@@ -371,7 +377,7 @@ impl Nats {
         }
         if !not_for_it.is_empty() {
             let messages =
-                not_for_it.iter().map(|place| place.acknowledgement(context, &stream.id));
+                not_for_it.iter().map(|place| acknowledgement(context, &stream.id, place));
             // Those that it does not hear of come again, and are acknowledged then.
             if self.link.call(context, Ask::Tell(messages.collect())).await.is_ok() {
                 not_for_it.iter().for_each(|place| stream.subscription.done(place.sequence));

@@ -22,7 +22,7 @@ pub(super) const CONTENT_TYPE: &str = "Content-Type";
 const ORDERING_KEY: &str = "Prism-Ordering-Key";
 /// Milliseconds since the epoch.
 const EXPIRES_AT: &str = "Prism-Expires-At";
-const ENCODED: &str = "Prism-Encoded";
+pub(super) const ENCODED: &str = "Prism-Encoded";
 /// What no attribute of Prism begins with.
 const RESERVED: [&str; 2] = ["Nats-", "Prism-"];
 
@@ -38,6 +38,13 @@ pub(super) fn outgoing(
     message: &view::Message<'_>,
     id: &str,
 ) -> Outgoing {
+    let headers = Some(headers(message, id));
+    let payload = Bytes::copy_from_slice(message.payload);
+    Outgoing { headers, ..Outgoing::plain(subject(namespace, topic), payload) }
+}
+
+/// What is beside the payload of a message.
+pub(super) fn headers(message: &view::Message<'_>, id: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     put(&mut headers, MESSAGE_ID, id);
     if !message.content_type.is_empty() {
@@ -53,8 +60,7 @@ pub(super) fn outgoing(
     for attribute in message.attributes.iter() {
         put(&mut headers, attribute.key, attribute.value);
     }
-    let payload = Bytes::copy_from_slice(message.payload);
-    Outgoing { headers: Some(headers), ..Outgoing::plain(subject(namespace, topic), payload) }
+    headers
 }
 
 /// How many bytes an event takes beside its payload, at most.
@@ -125,32 +131,41 @@ pub(super) fn event(namespace: &str, message: async_nats::Message, heard_us: u64
     let topic = message.subject.strip_prefix(namespace)?.strip_prefix('.')?;
     check_name("topic", topic).ok()?;
     let topic = topic.into();
-    let mut event = Message::default();
-    let (mut sent_us, mut expires_us) = (heard_us, u64::MAX);
     let headers = message.headers.unwrap_or_default();
-    for (name, value) in texts(&headers) {
-        match name {
-            MESSAGE_ID => {
-                sent_us = minted_us(&value).unwrap_or(heard_us);
-                event.id = value;
-            }
-            CONTENT_TYPE => event.content_type = value,
-            ORDERING_KEY => event.ordering_key = value,
-            EXPIRES_AT => {
-                if let Ok(ms) = value.parse::<u64>() {
-                    expires_us = ms.saturating_mul(1000);
-                    event.expires_at = Some(time(expires_us));
-                }
-            }
-            name if is_reserved(name) => {}
-            name => {
-                event.attributes.insert(name.to_owned(), value);
-            }
-        }
-    }
+    let mut event = read_headers(&headers, |_, _| ());
+    let sent_us = minted_us(&event.id).unwrap_or(heard_us);
+    let expires_us = expires_at_us(&event);
     // What is held for long does not hold on to all that came with it.
     event.payload = Bytes::copy_from_slice(&message.payload);
     Some(Event { topic, sent_us, expires_us, message: event })
+}
+
+/// From when on a message that was read is not to be heard any more, µs since the epoch; `u64::MAX` is never.
+pub(super) fn expires_at_us(message: &Message) -> u64 {
+    message.expires_at.map_or(u64::MAX, |at| {
+        (at.seconds.max(0) as u64).saturating_mul(1_000_000) + (at.nanos / 1000) as u64
+    })
+}
+
+/// What headers say of a message, but for its payload; what else is Prism's own goes to `own`, by name and value.
+pub(super) fn read_headers(headers: &HeaderMap, mut own: impl FnMut(&str, String)) -> Message {
+    let mut message = Message::default();
+    for (name, value) in texts(headers) {
+        match name {
+            MESSAGE_ID => message.id = value,
+            CONTENT_TYPE => message.content_type = value,
+            ORDERING_KEY => message.ordering_key = value,
+            EXPIRES_AT => {
+                let ms = value.parse::<u64>().ok();
+                message.expires_at = ms.map(|ms| time(ms.saturating_mul(1000)));
+            }
+            name if is_reserved(name) => own(name, value),
+            name => {
+                message.attributes.insert(name.to_owned(), value);
+            }
+        }
+    }
+    message
 }
 
 #[cfg(test)]

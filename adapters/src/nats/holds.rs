@@ -1,5 +1,6 @@
 //! What lies in a stream of JetStream: its name, its subjects, how it is made, and what one that is there must be like.
 
+use std::borrow::Cow;
 use std::hash::Hasher;
 use std::time::Duration;
 
@@ -23,15 +24,20 @@ pub(super) enum Holds<'a> {
     Events,
     /// The records of this stream of its own.
     Records(&'a str),
+    /// The messages of this queue, until they were dealt with.
+    Messages(&'a str),
+    /// The dead letters of this queue.
+    Dead(&'a str),
 }
 
 impl Holds<'_> {
-    /// What tells it from others of its namespace; no stream has a name with a `$`.
-    pub(super) fn key(&self) -> &str {
+    /// What tells it from others of its namespace; no stream or queue has a name with a `$`.
+    pub(super) fn key(&self) -> Cow<'_, str> {
         match self {
-            Holds::Values => "$values",
-            Holds::Events => "$events",
-            Holds::Records(name) => name,
+            Holds::Values => "$values".into(),
+            Holds::Events => "$events".into(),
+            Holds::Records(name) | Holds::Messages(name) => (*name).into(),
+            Holds::Dead(name) => format!("$dead.{name}").into(),
         }
     }
 
@@ -40,40 +46,54 @@ impl Holds<'_> {
         match self {
             Holds::Values => format!("KV_{}", context.namespace_name),
             Holds::Events => format!("EVENTS_{}", context.namespace_name),
-            // No name of a stream has a `=`, none of a namespace a `_`, and none of JetStream's streams a dot.
-            Holds::Records(name) => {
-                shortened(format!("STREAM_{}_{}", context.namespace_name, name.replace('.', "=")))
-            }
+            Holds::Records(name) => named("STREAM", context, name),
+            Holds::Messages(name) => named("QUEUE", context, name),
+            Holds::Dead(name) => named("DEAD", context, name),
         }
     }
 
-    /// The subjects that it takes.
+    /// The subjects that it takes; of a queue those of messages that are due and have no ordering key.
     pub(super) fn subjects(self, context: &Context<'_>) -> String {
+        let namespace = context.namespace_name;
         match self {
-            Holds::Values => format!("$KV.{}.>", context.namespace_name),
-            Holds::Events => format!("{}.>", context.namespace_name),
+            Holds::Values => format!("$KV.{namespace}.>"),
+            Holds::Events => format!("{namespace}.>"),
             // A namespace may have topics of the same names.
-            Holds::Records(name) => format!("$STREAM.{}.{name}", context.namespace_name),
+            Holds::Records(name) => format!("$STREAM.{namespace}.{name}"),
+            Holds::Messages(name) => format!("$QUEUE.{namespace}.{name}"),
+            Holds::Dead(name) => format!("$DEAD.{namespace}.{name}.*"),
         }
+    }
+
+    /// All that it takes. No two queues share a subject: one whose name another's begins with has fewer tokens.
+    fn all_subjects(self, context: &Context<'_>) -> Vec<String> {
+        let mut all = vec![self.subjects(context)];
+        if let Holds::Messages(name) = self {
+            all.push(lane_subject(context, name, "*"));
+            all.push(later_subject(context, name, "*"));
+        }
+        all
     }
 
     /// What a stream must have switched on.
     pub(super) fn needed(self) -> &'static [&'static str] {
         match self {
             Holds::Values => &["allow_direct", "allow_msg_ttl", "allow_atomic"],
-            Holds::Events | Holds::Records(_) => &["allow_direct"],
+            Holds::Messages(_) => &["allow_direct", "allow_msg_schedules"],
+            Holds::Events | Holds::Records(_) | Holds::Dead(_) => &["allow_direct"],
         }
     }
 
     /// As a stream is made: of values as NATS's own clients make a bucket, others without a limit. Where somebody sets one, events that
-    /// find no room are refused, so that none is thrown away before those who wait for it have had it; of records the oldest go.
+    /// find no room are refused, so that none is thrown away before those who wait for it have had it; of records and dead letters the oldest
+    /// go, and of messages too, because JetStream delays none in a stream that refuses.
     pub(super) fn config(self, context: &Context<'_>) -> Value {
         let mut config = json!({
             "name": self.stream(context),
-            "subjects": [self.subjects(context)],
-            "retention": "limits",
+            "subjects": self.all_subjects(context),
+            "retention": if matches!(self, Holds::Messages(_)) { "workqueue" } else { "limits" },
             "storage": "file",
-            "discard": if matches!(self, Holds::Records(_)) { "old" } else { "new" },
+            "discard": if matches!(self, Holds::Values | Holds::Events) { "new" } else { "old" },
             "num_replicas": 1,
             "max_consumers": -1,
             "max_msgs": -1,
@@ -86,6 +106,10 @@ impl Holds<'_> {
             config["max_msgs_per_subject"] = 1.into();
             config["allow_rollup_hdrs"] = true.into();
             config["deny_delete"] = true.into();
+        }
+        if let Holds::Dead(_) = self {
+            // Whoever gives a message up a second time leaves one dead letter.
+            config["max_msgs_per_subject"] = 1.into();
         }
         for name in self.needed() {
             config[*name] = true.into();
@@ -108,17 +132,47 @@ impl Holds<'_> {
                 "keeps a history: Prism needs one value per key (`nats stream edit --max-msgs-per-subject 1`, which drops \
                  the older ones)",
             ),
-            Holds::Events | Holds::Records(_) if config["retention"] != "limits" => Some(
-                "throws away what somebody has taken, and others are to have it too; make it anew with \
-                 `--retention limits`, or take another name for the namespace",
+            Holds::Values => None,
+            Holds::Messages(_) if config["retention"] != "workqueue" => Some(
+                "keeps what somebody has dealt with; make it anew with `--retention work`, or take another name for the namespace",
             ),
-            Holds::Events | Holds::Records(_) if !takes(&self.subjects(context)) => Some(
-                "does not take the subjects that it is to hold (`NAMESPACE.>` of events, `$STREAM.NAMESPACE.STREAM` of records): edit it so \
-                 that it does (`nats stream edit --subjects`), or take another name for the namespace",
+            Holds::Messages(_) if config["discard"] == "new" => Some(
+                "refuses what finds no room, and JetStream delays no messages in such a one: edit it (`nats stream edit \
+                 --discard old`)",
+            ),
+            Holds::Events | Holds::Records(_) | Holds::Dead(_)
+                if config["retention"] != "limits" =>
+            {
+                Some(
+                    "throws away what somebody has taken, and others are to have it too; make it anew with \
+                     `--retention limits`, or take another name for the namespace",
+                )
+            }
+            _ if !self.all_subjects(context).iter().all(|subject| takes(subject)) => Some(
+                "does not take the subjects that it is to hold (`NAMESPACE.>` of events, `$STREAM.NAMESPACE.STREAM` of records, \
+                 `$QUEUE.NAMESPACE.QUEUE`, `$QUEUE_KEY.NAMESPACE.QUEUE.*` and `$QUEUE_LATER.NAMESPACE.QUEUE.*` of messages, \
+                 `$DEAD.NAMESPACE.QUEUE.*` of dead letters): edit it so that it does (`nats stream edit --subjects`), or take another \
+                 name for the namespace",
             ),
             _ => None,
         }
     }
+}
+
+/// The name of a stream that holds what a namespace calls so. No such name has a `=`, none of a namespace a `_`, and none of
+/// JetStream's streams a dot.
+fn named(kind: &str, context: &Context<'_>, name: &str) -> String {
+    shortened(format!("{kind}_{}_{}", context.namespace_name, name.replace('.', "=")))
+}
+
+/// The subject of a queue's messages with ordering keys of a lane.
+pub(super) fn lane_subject(context: &Context<'_>, queue: &str, lane: &str) -> String {
+    format!("$QUEUE_KEY.{}.{queue}.{lane}", context.namespace_name)
+}
+
+/// The subject that a queue's message waits on until it is due.
+pub(super) fn later_subject(context: &Context<'_>, queue: &str, id: &str) -> String {
+    format!("$QUEUE_LATER.{}.{queue}.{id}", context.namespace_name)
 }
 
 /// A name that the server takes: of one that is too long the beginning, and what tells it from others that begin so.

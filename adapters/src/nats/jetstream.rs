@@ -97,8 +97,8 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Walked<R> {
     pub(super) records: Vec<R>,
-    /// Whether more come after them.
-    pub(super) has_more: bool,
+    /// How many more come after them.
+    pub(super) behind: u64,
 }
 
 /// The streams that are known to be there.
@@ -124,7 +124,7 @@ impl Drop for Turn<'_> {
 impl Streams {
     fn is_known(&self, context: &Context<'_>, holds: Holds<'_>) -> bool {
         let known = self.known.borrow();
-        known.get(&context.namespace).is_some_and(|known| known.contains(holds.key()))
+        known.get(&context.namespace).is_some_and(|known| known.contains(&*holds.key()))
     }
 
     fn note(&self, context: &Context<'_>, holds: Holds<'_>) {
@@ -133,13 +133,13 @@ impl Streams {
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(holds.key().into());
+        known.insert(holds.key().into_owned().into());
     }
 
     /// Has the stream looked for again before it is next used.
     pub(super) fn forget(&self, context: &Context<'_>, holds: Holds<'_>) {
         if let Some(known) = self.known.borrow_mut().get_mut(&context.namespace) {
-            known.remove(holds.key());
+            known.remove(&*holds.key());
         }
     }
 
@@ -288,9 +288,9 @@ impl Nats {
         context: &Context<'_>,
         request: Value,
     ) -> Result<Walked<Record>, Error> {
-        let Walked { records, has_more } = self.read_batch(context, Holds::Values, request).await?;
+        let Walked { records, behind } = self.read_batch(context, Holds::Values, request).await?;
         let records = records.into_iter().map(|(_, message)| record(context, message));
-        Ok(Walked { records: records.collect::<Result<_, _>>()?, has_more })
+        Ok(Walked { records: records.collect::<Result<_, _>>()?, behind })
     }
 
     /// Reads messages directly, each with its number.
@@ -307,9 +307,9 @@ impl Nats {
             return Err(errors::unexpected(context));
         };
         let end = messages.pop().ok_or_else(|| errors::unexpected(context))?;
-        let has_more = match status(&end) {
-            END_OF_BATCH => number(&end, NUM_PENDING).unwrap_or(0) > 0,
-            NOT_FOUND if messages.is_empty() => false,
+        let behind = match status(&end) {
+            END_OF_BATCH => number(&end, NUM_PENDING).unwrap_or(0),
+            NOT_FOUND if messages.is_empty() => 0,
             _ => return Err(errors::unexpected(context)),
         };
         let mut last = 0;
@@ -322,7 +322,7 @@ impl Nats {
             last = number(&message, SEQUENCE).ok_or_else(|| errors::unexpected(context))?;
             records.push((last, message));
         }
-        Ok(Walked { records, has_more })
+        Ok(Walked { records, behind })
     }
 
     /// Makes a stream of the namespace, if it is not known to be there.
@@ -346,6 +346,22 @@ impl Nats {
         }
         self.streams.note(context, holds);
         Ok(())
+    }
+
+    /// Whether a stream of the namespace is there, for calls that are not to make one.
+    pub(super) async fn has_stream(
+        &self,
+        context: &Context<'_>,
+        holds: Holds<'_>,
+    ) -> Result<bool, Error> {
+        if self.streams.is_known(context, holds) {
+            return Ok(true);
+        }
+        match self.stream_api(context, "INFO", holds, &json!({})).await {
+            Ok(_) => Ok(true),
+            Err(ApiFailure::Api(error)) if error.err_code == STREAM_NOT_FOUND => Ok(false),
+            Err(failure) => Err(failure.error(context)),
+        }
     }
 
     async fn make_stream(&self, context: &Context<'_>, holds: Holds<'_>) -> Result<(), Error> {

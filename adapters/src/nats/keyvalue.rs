@@ -354,7 +354,7 @@ impl Nats {
             }
             // One that was written meanwhile lies behind, and is read again.
             match last {
-                Some(last) if walked.has_more => from = last + 1,
+                Some(last) if walked.behind > 0 => from = last + 1,
                 _ => return Ok(()),
             }
         }

@@ -19,9 +19,15 @@ use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 const RECORDS_MAX: usize = 256;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What is the record's own fault: it names another topic, expects another last record, asks for what there is not.
-const REFUSALS: [&str; 4] =
-    [MESSAGE_TOO_LARGE, "SUBSCRIPTION_MISMATCH", "EXPECTED_LAST_MISMATCH", "RETENTION_NOT_OFFERED"];
+/// What is the record's own fault: it names another topic, expects another last record, comes too late, asks for what there is not.
+const REFUSALS: [&str; 6] = [
+    MESSAGE_TOO_LARGE,
+    "SUBSCRIPTION_MISMATCH",
+    "EXPECTED_LAST_MISMATCH",
+    "RECEIPT_EXPIRED",
+    "REPLY_TOO_LARGE",
+    "RETENTION_NOT_OFFERED",
+];
 
 /// Whether a record is of this kind.
 pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
@@ -46,6 +52,7 @@ impl Nats {
             if let Some(holds) = stored_in(record) {
                 self.ensure_stream(&record.context, holds).await?;
             }
+            self.prepare_record(&record.context, record.method, record.request).await?;
         }
         let mut rest = records;
         while !rest.is_empty() {

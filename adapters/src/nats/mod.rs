@@ -6,7 +6,7 @@
 //! NATS client with a key-value API reads and writes the same data. A topic is the subject `<namespace>.<topic>`, an event a message
 //! on it, with its attributes as headers. What is to last lies in the stream `EVENTS_<namespace>`, and a durable subscription is a durable
 //! consumer of it. A stream is the stream `STREAM_<namespace>_<stream>` over the subject
-//! `$STREAM.<namespace>.<stream>`.
+//! `$STREAM.<namespace>.<stream>`, a queue the work-queue stream `QUEUE_<namespace>_<queue>`.
 //!
 //! The client is async-nats on the thread beside the shards, reached over a bridge; one connection per shard. It carries
 //! messages to subjects and answers back; what they mean is said here, on the shard. All calls of a loop turn go over together,
@@ -22,6 +22,7 @@
 //! - `keyvalue`, `scan`: the interfaces
 //! - `event`: events as messages, and back; `pubsub`: the interfaces of topics
 //! - `durable`: the interface of what lasts; `consumer`: subscriptions as consumers, `delivery`: what their streams have in hand
+//! - `place`: deliveries as consumers know them; `queue`: the interfaces of queues
 //! - `stream`, `retention`: the interfaces of streams; `record`: records as messages, and back
 //! - `lane`: logged writes, a batch as one atomic publish; `lane_events`: logged events; `ending`: a namespace taken out
 //!
@@ -42,7 +43,9 @@ mod lane;
 mod lane_events;
 mod link;
 mod operation;
+mod place;
 mod pubsub;
+mod queue;
 mod record;
 mod retention;
 mod scan;
@@ -58,6 +61,7 @@ use std::rc::Rc;
 use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::BatchSetRequest;
 use prism_proto::view::pubsub::PublishBatchRequest;
+use prism_proto::view::queue::SendBatchRequest;
 use prism_proto::view::stream::AppendBatchRequest;
 
 pub use self::config::{Login, NatsConfig, Tls};
@@ -67,6 +71,7 @@ use self::lane::Held;
 pub use self::link::ConnectionFacts;
 use self::link::Link;
 use self::pubsub::Topics;
+use self::queue::Queues;
 use crate::backend::Admission;
 use crate::error::Error;
 
@@ -80,6 +85,7 @@ pub struct Nats {
     batches: Cell<u64>,
     topics: Rc<Topics>,
     deliveries: Rc<Deliveries>,
+    queues: Queues,
 }
 
 crate::backend! {
@@ -93,6 +99,10 @@ crate::backend! {
         pubsub_persistent,
         pubsub_filtering,
         pubsub_ordering,
+        queue_basic,
+        queue_visibility,
+        queue_dead_letter,
+        queue_delayed,
         stream_basic,
         stream_retention,
 }
@@ -109,6 +119,7 @@ impl Nats {
             batches: Cell::new(0),
             topics: Rc::default(),
             deliveries: Rc::default(),
+            queues: Queues::default(),
         }
     }
 
@@ -141,7 +152,12 @@ impl Admission for Nats {
             Method::STREAM_APPEND_BATCH => AppendBatchRequest::decode(request)
                 .ok()
                 .and_then(|batch| batch.records.iter().map(|record| record.value.len()).max()),
+            Method::QUEUE_SEND_BATCH => SendBatchRequest::decode(request)
+                .ok()
+                .and_then(|batch| batch.messages.iter().map(|message| message.payload.len()).max()),
             Method::STREAM_APPEND
+            | Method::QUEUE_SEND
+            | Method::QUEUE_SEND_DELAYED
             | Method::PUBSUB_PUBLISH
             | Method::PUBSUB_PUBLISH_PERSISTENT
             | Method::PUBSUB_PUBLISH_WITH_ATTRIBUTES

@@ -65,9 +65,7 @@ pub(super) fn identity(message: &Message) -> Option<&str> {
 pub(super) fn record(sequence: u64, message: Message) -> StreamRecord {
     let mut record = StreamRecord { position: Some(position(sequence)), ..Default::default() };
     let headers = message.headers.unwrap_or_default();
-    // The server's come after the message's own.
-    let stored = headers.get_last(TIME_STAMP).map(HeaderValue::as_str);
-    record.timestamp = stored.and_then(moment);
+    record.timestamp = stored_at(&headers).map(time);
     for (name, value) in texts(&headers) {
         match name {
             KEY => record.key = Some(value),
@@ -83,11 +81,13 @@ pub(super) fn record(sequence: u64, message: Message) -> StreamRecord {
     record
 }
 
-/// A moment as the server writes it, to the millisecond.
-fn moment(text: &str) -> Option<prost_types::Timestamp> {
+/// When a message that was read directly was stored, µs since the epoch.
+pub(super) fn stored_at(headers: &HeaderMap) -> Option<u64> {
+    // The server's come after the message's own.
+    let text = headers.get_last(TIME_STAMP)?.as_str();
     let moment: prost_types::Timestamp = text.parse().ok()?;
     let us = u64::try_from(moment.seconds).ok()?.checked_mul(1_000_000)?;
-    Some(time(us + u64::try_from(moment.nanos).ok()? / 1000))
+    Some(us + u64::try_from(moment.nanos).ok()? / 1000)
 }
 
 #[cfg(test)]

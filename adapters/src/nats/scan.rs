@@ -180,7 +180,7 @@ impl Nats {
         count: usize,
     ) -> Result<(), Error> {
         let walked = self.walk(context, &walk.filter, walk.next, count, WALK_BYTES_MAX).await?;
-        walk.has_more = walked.has_more && !walked.records.is_empty();
+        walk.has_more = walked.behind > 0 && !walked.records.is_empty();
         let matcher = Matcher::new(walk.selection);
         for record in walked.records {
             walk.next = record.sequence + 1;
@@ -227,14 +227,20 @@ fn put_next(
     Ok(())
 }
 
-fn sign(context: &Context<'_>, selection: Selection<'_>, place: u64) -> String {
+/// A page token: the place that the page before has come to, bound to what is asked for.
+pub(super) fn sign(context: &Context<'_>, selection: impl Hash, place: u64) -> String {
     let mut hasher = SipHasher13::new_with_keys(HASH_KEYS.0, HASH_KEYS.1);
     (context.namespace, context.namespace_name, context.partition).hash(&mut hasher);
     (selection, place).hash(&mut hasher);
     format!("{place:016x}{:016x}", hasher.finish())
 }
 
-fn read_token(context: &Context<'_>, selection: Selection<'_>, token: &str) -> Result<u64, Error> {
+/// The place where the page before has ended; 0 for the first page.
+pub(super) fn read_token(
+    context: &Context<'_>,
+    selection: impl Hash + Copy,
+    token: &str,
+) -> Result<u64, Error> {
     if token.is_empty() {
         return Ok(0);
     }

@@ -257,7 +257,7 @@ impl Nats {
         // What was not there when it was looked for is told of later.
         let is_gap = match walked.records.first() {
             Some((first, _)) => *first > *after + 1,
-            None => !walked.has_more,
+            None => walked.behind == 0,
         };
         if is_gap {
             let extent = self.extent(context, stream).await?;
@@ -266,7 +266,7 @@ impl Nats {
             }
         }
         let mut records = Vec::with_capacity(walked.records.len());
-        let mut at_end = !walked.has_more;
+        let mut at_end = walked.behind == 0;
         let mut bytes = 0;
         for (sequence, message) in walked.records {
             if sequence > upto {
@@ -286,7 +286,7 @@ impl Nats {
             *after = sequence;
             records.push(record);
         }
-        at_end |= *after >= upto || records.is_empty() && !walked.has_more;
+        at_end |= *after >= upto || records.is_empty() && walked.behind == 0;
         Ok((records, at_end))
     }
 

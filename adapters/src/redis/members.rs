@@ -3,9 +3,6 @@
 //! Who takes part is known to the shard alone: a namespace's members are all on its home. The member's name is that of Redis's consumer, so
 //! that whoever joins again under it gets what it held, at once; what other members leave behind comes when their time is over.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
-
 use prism_io::rt;
 use prism_proto::prism::stream::v1 as reply;
 use prism_proto::prism::stream::v1::join_consumer_group_response::Event;
@@ -22,6 +19,7 @@ use super::stream::{Id, read_entry};
 use crate::call::{Context, PageSink};
 use crate::error::Error;
 use crate::limits::{IN_FLIGHT_DEFAULT, LEASE_DEFAULT_MS};
+use crate::members::Part;
 use crate::sharing::{HEARTBEAT_US, encoded, group_not_found, replaced};
 use crate::sources::Sources;
 
@@ -32,14 +30,10 @@ const RECORDS_BYTES_MAX: usize = 16 << 20;
 /// How often a member looks for what is late, while something waits for its acknowledgement.
 const LATE_LOOK_US: u64 = 200_000;
 
-type ByGroup = HashMap<(u32, Box<str>), BTreeMap<u64, Box<str>>, ahash::RandomState>;
-
 /// Who takes part in the groups of a shard's streams.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    /// By namespace and group, in the order in which they joined.
-    by_group: RefCell<ByGroup>,
-    joined: Cell<u64>,
+    taking_part: crate::members::Members,
     sources: Sources,
 }
 
@@ -56,55 +50,13 @@ impl Members {
 
     /// Who takes part.
     pub(super) fn names(&self, namespace: u32, name: Name<'_>) -> Vec<String> {
-        let by_group = self.by_group.borrow();
-        let members = by_group.get(&(namespace, source_name(name).into()));
-        members.into_iter().flat_map(BTreeMap::values).map(|name| name.to_string()).collect()
+        self.taking_part.names(namespace, &source_name(name))
     }
 
-    /// Takes a stream in; one of the same name that took part before takes part no longer.
     fn join(&self, namespace: u32, name: Name<'_>, member: &str, now_us: u64) -> Part<'_> {
-        let number = self.joined.get() + 1;
-        self.joined.set(number);
-        let member: Box<str> = match member {
-            "" => format!("m-{now_us:x}-{number:x}").into(),
-            member => member.into(),
-        };
-        let key = (namespace, source_name(name).into());
-        let mut by_group = self.by_group.borrow_mut();
-        let members = by_group.entry(key.clone()).or_default();
-        members.retain(|_, other| *other != member);
-        members.insert(number, member.clone());
-        drop(by_group);
+        let part = self.taking_part.join(namespace, &source_name(name), member, now_us);
         self.tell(namespace, name);
-        Part { members: self, key, number, member }
-    }
-}
-
-/// A stream's part in a group; given up when it is dropped.
-struct Part<'a> {
-    members: &'a Members,
-    key: (u32, Box<str>),
-    number: u64,
-    member: Box<str>,
-}
-
-impl Part<'_> {
-    /// Whether nobody has joined in its place.
-    fn stands(&self) -> bool {
-        let by_group = self.members.by_group.borrow();
-        by_group.get(&self.key).is_some_and(|members| members.contains_key(&self.number))
-    }
-}
-
-impl Drop for Part<'_> {
-    fn drop(&mut self) {
-        let mut by_group = self.members.by_group.borrow_mut();
-        if let Some(members) = by_group.get_mut(&self.key) {
-            members.remove(&self.number);
-            if members.is_empty() {
-                by_group.remove(&self.key);
-            }
-        }
+        part
     }
 }
 

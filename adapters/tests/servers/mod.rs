@@ -274,6 +274,13 @@ impl OwnNats {
         self.child.id()
     }
 
+    /// Ends it as an operator does: it writes down what it knows.
+    pub(crate) fn stop(&mut self) {
+        let told = Command::new("kill").arg(self.child.id().to_string()).status();
+        assert!(told.expect("kill can be run").success());
+        self.child.wait().unwrap();
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

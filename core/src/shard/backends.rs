@@ -185,7 +185,7 @@ impl Attached {
                 reader::unary((postgres, Some(postgres)), context, call, offered, reply).await
             }
             Attached::Nats(nats) => {
-                reader::unary((nats, None), context, call, offered, reply).await
+                reader::unary((nats, Some(nats)), context, call, offered, reply).await
             }
             Attached::Kafka(kafka) => {
                 reader::unary((kafka, None), context, call, offered, reply).await
@@ -213,7 +213,7 @@ impl Attached {
                 reader::stream((postgres, Some(postgres)), context, call, offered, sink).await
             }
             Attached::Nats(nats) => {
-                reader::stream((nats, None), context, call, offered, sink).await
+                reader::stream((nats, Some(nats)), context, call, offered, sink).await
             }
             Attached::Kafka(kafka) => {
                 reader::stream((kafka, None), context, call, offered, sink).await

@@ -18,11 +18,11 @@ use super::super::Memstore;
 use super::entries::DeadLetter;
 use super::state::{Known, Lease, Passed, Queue};
 use crate::call::{Context, Reply, Revision};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::interfaces::keyvalue_selection::page_entries;
 use crate::interfaces::message::{due_us, expires_us, identity, item_status, owned, span_ms, time};
 use crate::interfaces::queue::{
-    QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility,
+    QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility, receipt_expired,
 };
 use crate::limits::LEASE_DEFAULT_MS;
 
@@ -490,11 +490,5 @@ fn find(queue: &Queue, receipt: &str) -> Result<(u64, Lease), Error> {
             lease.revision == Revision { lsn, epoch, minor } && u64::from(lease.index) == index;
         is_it.then_some((number, lease))
     })();
-    found.ok_or_else(|| {
-        Error::new(
-            Kind::FailedPrecondition,
-            "RECEIPT_EXPIRED",
-            "the receipt's delivery is over: the message was acknowledged, given up, or is delivered again",
-        )
-    })
+    found.ok_or_else(receipt_expired)
 }

@@ -12,8 +12,6 @@ mod peek;
 mod rows;
 mod statements;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::time::Duration;
 
 use prism_io::{clock, rt};
@@ -36,59 +34,16 @@ use super::messages::column;
 use super::scan::{read_token, sign};
 use super::statements::Statement;
 use crate::call::{Context, Reply};
-use crate::claims::Claims;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::interfaces::keyvalue_selection::page_entries;
 use crate::interfaces::message::{identity, item_status, span_ms, time};
 use crate::interfaces::queue::{
-    QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility,
+    QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility, receipt_expired,
 };
 use crate::limits::LEASE_DEFAULT_MS;
-use crate::sources::Sources;
 
 /// Bytes of an answer that are kept free beside its deliveries.
 const ANSWER_SPARE_BYTES: usize = 256;
-
-/// Queues whose promises are remembered at most; those beyond lose theirs, which wakes a call too many.
-const CLAIMS_MAX: usize = 4096;
-
-/// Those who wait for messages on this shard.
-#[derive(Default)]
-pub(super) struct Waiting {
-    sources: Sources,
-    /// What calls on their way have been promised, by namespace and queue.
-    claims: RefCell<HashMap<(u32, Box<str>), Claims>>,
-}
-
-impl Waiting {
-    /// Lets a call for `wanted` messages go if there are some beyond what others were promised.
-    fn claim(&self, queue: (u32, &str), there: usize, wanted: usize, now_us: u64) -> bool {
-        let mut claims = self.claims.borrow_mut();
-        if claims.len() >= CLAIMS_MAX {
-            claims.clear();
-        }
-        claims.entry((queue.0, queue.1.into())).or_default().claim(there, wanted, now_us)
-    }
-
-    fn promised(&self, queue: (u32, &str), now_us: u64) -> usize {
-        let mut claims = self.claims.borrow_mut();
-        claims.get_mut(&(queue.0, queue.1.into())).map_or(0, |claims| claims.promised(now_us))
-    }
-
-    fn give_back(&self, queue: (u32, &str), wanted: usize) {
-        let mut claims = self.claims.borrow_mut();
-        if claims.is_empty() {
-            return;
-        }
-        let key = (queue.0, queue.1.into());
-        if let Some(of_queue) = claims.get_mut(&key) {
-            of_queue.give_back(wanted);
-            if of_queue.end_us().is_none() {
-                claims.remove(&key);
-            }
-        }
-    }
-}
 
 fn other(statement: QueueStatement, parameters: Parameters) -> Operation {
     Operation::Other { statement: Statement::Queue(statement), parameters, versions: 0 }
@@ -96,12 +51,6 @@ fn other(statement: QueueStatement, parameters: Parameters) -> Operation {
 
 fn encode(reply: &mut Reply, answer: &impl prost::Message) {
     answer.encode_raw(&mut reply.head);
-}
-
-#[cold]
-fn receipt_expired() -> Error {
-    let message = "the receipt's delivery is over: the message was acknowledged, given up, or is delivered again";
-    Error::new(Kind::FailedPrecondition, "RECEIPT_EXPIRED", message)
 }
 
 impl Postgres {

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use crate::sources::Sources;
+/// Queues whose promises are remembered at most; those beyond lose theirs, which wakes a call too many.
+const QUEUES_MAX: usize = 4096;
 
 /// Claims are forgotten after this time: a call that was refused before it came to its turn takes none.
 const KEPT_US: u64 = 1_000_000;
@@ -45,18 +46,11 @@ impl Claims {
     }
 }
 
-/// Queues whose promises are remembered at most; those beyond lose theirs, which wakes a call too many.
-const CLAIMS_MAX: usize = 4096;
+/// What calls on their way to the queues of a shard have been promised, by namespace and queue.
+#[derive(Debug, Default)]
+pub(crate) struct Promises(RefCell<HashMap<(u32, Box<str>), Claims>>);
 
-/// Those who wait for messages on this shard.
-#[derive(Default)]
-pub(crate) struct Waiting {
-    pub(crate) sources: Sources,
-    /// What calls on their way have been promised, by namespace and queue.
-    claims: RefCell<HashMap<(u32, Box<str>), Claims>>,
-}
-
-impl Waiting {
+impl Promises {
     /// Lets a call for `wanted` messages go if there are some beyond what others were promised.
     pub(crate) fn claim(
         &self,
@@ -65,22 +59,27 @@ impl Waiting {
         wanted: usize,
         now_us: u64,
     ) -> bool {
-        let mut claims = self.claims.borrow_mut();
-        if claims.len() >= CLAIMS_MAX {
+        let mut claims = self.0.borrow_mut();
+        if claims.len() >= QUEUES_MAX {
             claims.clear();
         }
         claims.entry((queue.0, queue.1.into())).or_default().claim(there, wanted, now_us)
     }
 
-    /// How many messages of a queue calls on their way have been promised.
+    /// So many messages of a queue are promised at `now_us`.
     pub(crate) fn promised(&self, queue: (u32, &str), now_us: u64) -> usize {
-        let mut claims = self.claims.borrow_mut();
+        let mut claims = self.0.borrow_mut();
         claims.get_mut(&(queue.0, queue.1.into())).map_or(0, |claims| claims.promised(now_us))
+    }
+
+    /// When the promises that there are of a queue will be forgotten.
+    pub(crate) fn end_us(&self, queue: (u32, &str)) -> Option<u64> {
+        self.0.borrow().get(&(queue.0, queue.1.into())).and_then(Claims::end_us)
     }
 
     /// A call for so many messages has had its turn.
     pub(crate) fn give_back(&self, queue: (u32, &str), wanted: usize) {
-        let mut claims = self.claims.borrow_mut();
+        let mut claims = self.0.borrow_mut();
         if claims.is_empty() {
             return;
         }

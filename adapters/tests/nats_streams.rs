@@ -191,6 +191,37 @@ fn the_limits_of_a_stream_are_its_retention_and_a_reader_is_told_what_is_gone() 
 }
 
 #[test]
+fn a_reader_that_follows_goes_on_after_an_outage() {
+    let mut server = OwnNats::start("");
+    run_test(async move {
+        let client = client(&server);
+        append(&client, "s", text("0"), None).await.unwrap();
+        let opened = client.open(Method::STREAM_READ, read_request("s", true)).await;
+        let mut opened = opened.expect("opened");
+        let mut next = async || {
+            let page = opened.next().await.expect("it goes on").expect("it goes on");
+            texts(&ReadResponse::decode(page).expect("a valid message").records)
+        };
+        assert_eq!(next().await, ["0"]);
+        server.kill();
+        append(&client, "s", text("lost"), None).await.unwrap_err();
+        let append_again = async {
+            while append(&client, "s", text("1"), Some(1)).await.is_err() {
+                rt::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // The reader looks while there is no NATS, and when there is one again.
+        let there_again = async {
+            rt::sleep(Duration::from_millis(700)).await;
+            server.restart();
+            append_again.await;
+        };
+        let (heard, ()) = futures_util::future::join(next(), there_again).await;
+        assert_eq!(heard, ["1"]);
+    });
+}
+
+#[test]
 fn records_outlive_the_server() {
     let mut server = OwnNats::start("");
     run_test(async move {

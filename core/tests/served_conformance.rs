@@ -424,7 +424,7 @@ fn queues_on_nats_conform_also_across_the_mesh() {
     let nats = OwnNats::start("");
     let backend = format!("{{name: log, type: nats, address: \"{}\"}}", nats.address);
     let models = [(Model::Queue, "memory"), (Model::Queue, "wal"), (Model::Queue, "strong")];
-    messages_conform("nats", &backend, &models, Nats::SERVES);
+    messages_conform(2, "nats", &backend, &models, Nats::SERVES);
 }
 
 #[test]

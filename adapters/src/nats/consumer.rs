@@ -1,7 +1,9 @@
-//! Durable subscriptions as durable consumers of the stream that a namespace's events lie in.
+//! Durable subscriptions, and groups of streams, as durable consumers of the stream that a namespace's events, or the records, lie in.
 //!
-//! The consumer has the subscription's name, with `=` where that has dots; what a consumer has no place for (the filter, and whether
-//! the order is kept) is in its metadata. Whoever has a client of NATS sees it, and may take from it.
+//! The consumer has the name of the subscription or group, with `=` where that has dots; what a consumer has no place for (the filter, whether
+//! the order is kept, how much a member may hold) is in its metadata. Whoever has a client of NATS sees it, and may take from it.
+
+use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
@@ -19,6 +21,54 @@ const JETSTREAM_OFF: [u64; 2] = [10039, 10076];
 /// The metadata of a consumer.
 const FILTER: &str = "prism-filter";
 const ORDERED: &str = "prism-ordered";
+const IN_FLIGHT: &str = "prism-max-in-flight";
+
+/// Whose consumer it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Of<'a> {
+    /// What it hands out.
+    pub(super) holds: Holds<'a>,
+    /// The name of the subscription or group.
+    pub(super) id: &'a str,
+}
+
+impl<'a> Of<'a> {
+    /// That of a durable subscription.
+    pub(super) fn subscription(id: &'a str) -> Self {
+        Of { holds: Holds::Events, id }
+    }
+
+    /// That of a group of a stream.
+    pub(super) fn group(stream: &'a str, group: &'a str) -> Self {
+        Of { holds: Holds::Records(stream), id: group }
+    }
+
+    /// What tells it from others of its namespace. No name has a `/`.
+    pub(super) fn key(&self) -> Cow<'a, str> {
+        match self.holds {
+            Holds::Records(stream) => format!("{stream}/{}", self.id).into(),
+            _ => self.id.into(),
+        }
+    }
+
+    /// The stream of a group; no name where it is of no group.
+    pub(super) fn stream(&self) -> &'a str {
+        match self.holds {
+            Holds::Records(stream) => stream,
+            _ => "",
+        }
+    }
+
+    /// The source that tells of it; no topic or stream has such a name.
+    pub(super) fn source_name(&self) -> String {
+        format!("/{}", self.key())
+    }
+
+    /// Its name. No name of a subscription or group has a `=`, and none of a consumer a dot.
+    pub(super) fn name(&self) -> String {
+        self.id.replace('.', "=")
+    }
+}
 
 /// A consumer as it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +80,16 @@ pub(super) struct Consumer {
     /// In the form of a request; empty: everything.
     pub(super) filter: String,
     pub(super) is_ordered: bool,
+    /// What a member of the group may hold; nothing for a subscription.
+    pub(super) in_flight: Option<u32>,
     /// How long an event may go without its acknowledgement, µs.
     pub(super) ack_wait_us: u64,
     /// The number in the stream up to which it has handed out.
     pub(super) delivered: u64,
+    /// The number in the stream up to which everything was acknowledged.
+    pub(super) acknowledged: u64,
+    /// How many it has to hand out, or to hear of.
+    pub(super) left: u64,
 }
 
 /// Where a new consumer begins.
@@ -49,11 +105,6 @@ pub(super) enum Begin {
     Since(String),
 }
 
-/// The name of a subscription's consumer. No name of a subscription has a `=`, and none of a consumer a dot.
-pub(super) fn name(id: &str) -> String {
-    id.replace('.', "=")
-}
-
 impl Consumer {
     fn of(answer: &Value) -> Option<Self> {
         let config = &answer["config"];
@@ -63,8 +114,14 @@ impl Consumer {
             subject: text(&config["filter_subject"]),
             filter: text(&config["metadata"][FILTER]),
             is_ordered: config["metadata"][ORDERED] == "true",
+            in_flight: config["metadata"][IN_FLIGHT].as_str().and_then(|most| most.parse().ok()),
             ack_wait_us: config["ack_wait"].as_u64()? / 1000,
             delivered: answer["delivered"]["stream_seq"].as_u64()?,
+            acknowledged: answer["ack_floor"]["stream_seq"].as_u64().unwrap_or_default(),
+            left: ["num_pending", "num_ack_pending"]
+                .map(|name| answer[name].as_u64().unwrap_or_default())
+                .iter()
+                .sum(),
         })
     }
 
@@ -75,7 +132,7 @@ impl Consumer {
     }
 
     /// As it is to be made.
-    fn config(&self, name: &str, begin: &Begin) -> Value {
+    pub(super) fn config(&self, name: &str, begin: &Begin) -> Value {
         let mut config = json!({
             "name": name,
             "durable_name": name,
@@ -87,6 +144,9 @@ impl Consumer {
             "replay_policy": "instant",
             "metadata": { FILTER: self.filter, ORDERED: self.is_ordered.to_string() },
         });
+        if let Some(in_flight) = self.in_flight {
+            config["metadata"] = json!({ IN_FLIGHT: in_flight.to_string() });
+        }
         let policy = match begin {
             Begin::New => "new",
             Begin::First => "all",
@@ -105,13 +165,13 @@ impl Consumer {
 }
 
 impl Nats {
-    /// The consumer of a subscription, if there is one.
+    /// A consumer, if it is there.
     pub(super) async fn consumer(
         &self,
         context: &Context<'_>,
-        id: &str,
+        of: Of<'_>,
     ) -> Result<Option<Consumer>, Error> {
-        match self.consumer_api(context, Holds::Events, "INFO", &name(id), &json!({})).await {
+        match self.consumer_api(context, of.holds, "INFO", &of.name(), &json!({})).await {
             Ok(answer) => {
                 let consumer = Consumer::of(&answer);
                 consumer.map(Some).ok_or_else(|| errors::unexpected(context))
@@ -121,20 +181,19 @@ impl Nats {
         }
     }
 
-    /// Makes the consumer of a subscription; nothing if there is one meanwhile.
+    /// Makes a consumer; nothing if there is one meanwhile.
     pub(super) async fn make_consumer(
         &self,
         context: &Context<'_>,
-        id: &str,
-        wanted: &Consumer,
-        begin: &Begin,
+        of: Of<'_>,
+        config: &Value,
     ) -> Result<Option<Consumer>, Error> {
         let request = json!({
-            "stream_name": Holds::Events.stream(context),
-            "config": wanted.config(&name(id), begin),
+            "stream_name": of.holds.stream(context),
+            "config": config,
             "action": "create",
         });
-        match self.consumer_api(context, Holds::Events, "CREATE", &name(id), &request).await {
+        match self.consumer_api(context, of.holds, "CREATE", &of.name(), &request).await {
             Ok(answer) => {
                 let consumer = Consumer::of(&answer);
                 consumer.map(Some).ok_or_else(|| errors::unexpected(context))
@@ -148,34 +207,33 @@ impl Nats {
     pub(super) async fn set_ack_wait(
         &self,
         context: &Context<'_>,
-        id: &str,
+        of: Of<'_>,
         ack_wait_us: u64,
     ) -> Result<(), Error> {
+        let (holds, name) = (of.holds, of.name());
         let set = async {
-            let mut config = self
-                .consumer_api(context, Holds::Events, "INFO", &name(id), &json!({}))
-                .await?["config"]
-                .take();
+            let mut info = self.consumer_api(context, holds, "INFO", &name, &json!({})).await?;
+            let mut config = info["config"].take();
             config["ack_wait"] = ack_wait_us.saturating_mul(1000).into();
             let request = json!({
-                "stream_name": Holds::Events.stream(context),
+                "stream_name": holds.stream(context),
                 "config": config,
                 "action": "update",
             });
-            self.consumer_api(context, Holds::Events, "CREATE", &name(id), &request).await.map(drop)
+            self.consumer_api(context, holds, "CREATE", &name, &request).await.map(drop)
         };
         set.await.map_err(|failure: ApiFailure| failure.error(context))
     }
 
-    /// Deletes the consumer of a subscription; whether there was one.
+    /// Deletes a consumer; whether there was one.
     pub(super) async fn delete_consumer(
         &self,
         context: &Context<'_>,
-        id: &str,
+        of: Of<'_>,
     ) -> Result<bool, Error> {
-        match self.consumer_api(context, Holds::Events, "DELETE", &name(id), &json!({})).await {
+        match self.consumer_api(context, of.holds, "DELETE", &of.name(), &json!({})).await {
             Ok(_) => Ok(true),
-            // Where there is no JetStream there are no durable subscriptions.
+            // Where there is no JetStream there are no consumers.
             Err(ApiFailure::NoJetStream) => Ok(false),
             Err(ApiFailure::Api(error)) if JETSTREAM_OFF.contains(&error.err_code) => Ok(false),
             Err(failure) if is_missing(&failure) => Ok(false),
@@ -246,6 +304,8 @@ mod tests {
 
     #[test]
     fn subscriptions_have_consumers_of_different_names() {
-        assert_eq!(name("eu.billing_2-a"), "eu=billing_2-a");
+        assert_eq!(Of::subscription("eu.billing_2-a").name(), "eu=billing_2-a");
+        let (one, other) = (Of::group("a", "b"), Of::group("a", "c"));
+        assert_ne!(one.source_name(), other.source_name());
     }
 }

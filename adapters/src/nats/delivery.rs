@@ -1,4 +1,4 @@
-//! What the streams of durable subscriptions on this shard have in hand.
+//! What the streams of durable subscriptions, and of groups' members, on this shard have in hand.
 //!
 //! A stream takes what is there and does not have the server wait for more: a request that waits there would go on taking events
 //! for a stream that has gone. It looks when something was published through this shard, and from time to time. What it asks for comes to a
@@ -18,11 +18,10 @@ use prism_io::clock::wall_us;
 use prism_io::rt::{self, Signal};
 use serde_json::json;
 
-use super::consumer::{Consumer, name, next_subject};
+use super::consumer::{Consumer, Of, next_subject};
 use super::errors;
-use super::jetstream::Holds;
 use super::link::{Answer, Ask, Link, Outgoing};
-use super::place::{GIVEN_BACK, Place};
+use super::place::{ACKNOWLEDGED, GIVEN_BACK, Place};
 use crate::call::Context;
 use crate::error::Error;
 use crate::limits::Limits;
@@ -57,7 +56,7 @@ struct Held {
     reply: Subject,
 }
 
-/// A durable subscription, as this shard knows it.
+/// A durable subscription or a group, as this shard knows it.
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) consumer: Consumer,
@@ -101,49 +100,44 @@ pub(super) struct Deliveries {
     is_stopped: Cell<bool>,
 }
 
-/// The source that tells of a subscription; topics have no such name.
-pub(super) fn source_name(id: &str) -> String {
-    format!("/{id}")
-}
-
 impl Deliveries {
-    pub(super) fn known(&self, namespace: u32, id: &str) -> Option<Rc<Subscription>> {
-        self.subscriptions.borrow().get(&(namespace, Box::from(id))).cloned()
+    pub(super) fn known(&self, namespace: u32, of: Of<'_>) -> Option<Rc<Subscription>> {
+        self.subscriptions.borrow().get(&(namespace, of.key().into())).cloned()
     }
 
     /// Notes what there is.
-    pub(super) fn note(&self, namespace: u32, id: &str, consumer: Consumer) -> Rc<Subscription> {
-        if let Some(known) = self.known(namespace, id) {
+    pub(super) fn note(&self, namespace: u32, of: Of<'_>, consumer: Consumer) -> Rc<Subscription> {
+        if let Some(known) = self.known(namespace, of) {
             if known.consumer.incarnation == consumer.incarnation {
                 known.ack_wait_us.set(consumer.ack_wait_us);
                 known.delivered.set(known.delivered.get().max(consumer.delivered));
                 return known;
             }
-            self.forget(namespace, id);
+            self.forget(namespace, of);
         }
         let subscription = Rc::new(Subscription::new(consumer));
         let mut subscriptions = self.subscriptions.borrow_mut();
         if subscriptions.len() >= KEPT_MAX {
             subscriptions.retain(|_, one| one.streams.get() > 0);
         }
-        subscriptions.insert((namespace, Box::from(id)), subscription.clone());
+        subscriptions.insert((namespace, of.key().into()), subscription.clone());
         subscription
     }
 
     /// Notes that there is none any more; its streams end.
-    pub(super) fn forget(&self, namespace: u32, id: &str) {
-        let known = self.subscriptions.borrow_mut().remove(&(namespace, Box::from(id)));
+    pub(super) fn forget(&self, namespace: u32, of: Of<'_>) {
+        let known = self.subscriptions.borrow_mut().remove(&(namespace, of.key().into()));
         if let Some(known) = known {
             known.is_gone.set(true);
-            self.sources.tell(namespace, &source_name(id));
+            self.sources.tell(namespace, &of.source_name());
         }
     }
 
     /// Notes that there is none any more, unless this is the one.
-    pub(super) fn forget_unless(&self, namespace: u32, id: &str, found: Option<Consumer>) {
+    pub(super) fn forget_unless(&self, namespace: u32, of: Of<'_>, found: Option<Consumer>) {
         match found {
-            Some(consumer) => drop(self.note(namespace, id, consumer)),
-            None => self.forget(namespace, id),
+            Some(consumer) => drop(self.note(namespace, of, consumer)),
+            None => self.forget(namespace, of),
         }
     }
 
@@ -201,7 +195,10 @@ pub(super) struct Stream {
     deliveries: Rc<Deliveries>,
     namespace: u32,
     namespace_name: Box<str>,
-    pub(super) id: Box<str>,
+    /// The stream of JetStream, its consumer, and the source that tells of it.
+    jetstream: String,
+    consumer: String,
+    source: String,
     pub(super) subscription: Rc<Subscription>,
     number: u64,
     /// Deliveries without acknowledgement at most.
@@ -234,7 +231,7 @@ impl Stream {
     pub(super) fn attach(
         context: &Context<'_>,
         (link, deliveries): (&Rc<Link>, &Rc<Deliveries>),
-        id: &str,
+        of: Of<'_>,
         subscription: Rc<Subscription>,
         in_flight_max: usize,
     ) -> Attached {
@@ -247,7 +244,9 @@ impl Stream {
             deliveries: deliveries.clone(),
             namespace: context.namespace,
             namespace_name: context.namespace_name.into(),
-            id: id.into(),
+            jetstream: of.holds.stream(context),
+            consumer: of.name(),
+            source: of.source_name(),
             subscription,
             number,
             in_flight_max,
@@ -260,7 +259,12 @@ impl Stream {
     }
 
     fn tell(&self) {
-        self.deliveries.sources.tell(self.namespace, &source_name(&self.id));
+        self.deliveries.sources.tell(self.namespace, &self.source);
+    }
+
+    /// The message that acknowledges a delivery.
+    pub(super) fn acknowledgement(&self, place: &Place) -> Outgoing {
+        place.settled(&self.jetstream, &self.consumer, ACKNOWLEDGED)
     }
 
     /// The next event in hand that may be handed on.
@@ -307,7 +311,7 @@ impl Stream {
     async fn run_pull(self: Rc<Self>, count: usize) {
         let limits = Limits::default();
         let context = self.context(&limits);
-        let subject = next_subject(&Holds::Events.stream(&context), &name(&self.id));
+        let subject = next_subject(&self.jetstream, &self.consumer);
         let bytes = BYTES_MIN.max(2 * self.link.payload_bytes_max());
         let mut request = json!({ "batch": count, "no_wait": true, "max_bytes": bytes });
         if self.subscription.consumer.is_ordered {

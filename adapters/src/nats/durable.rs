@@ -14,8 +14,8 @@ use prost::Message as _;
 use serde_json::json;
 
 use super::Nats;
-use super::consumer::{Begin, Consumer, name};
-use super::delivery::{Attached, Delivery, Pulled, Stream, Subscription, source_name};
+use super::consumer::{Begin, Consumer, Of};
+use super::delivery::{Attached, Delivery, Pulled, Stream, Subscription};
 use super::errors;
 use super::event::{event, subject};
 use super::jetstream::{Holds, SEQUENCE, number};
@@ -79,31 +79,16 @@ impl PubSubPersistent for Nats {
         request: AcknowledgeRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let id = request.subscription_id;
+        let of = Of::subscription(request.subscription_id);
         let receipts: Vec<&str> = request.receipts.iter().collect();
-        let subscription = self.subscription_of(context, id, request.topic).await?;
-        let mut places = places(&subscription, &receipts);
-        let is_beyond = |place: &Option<Place>| {
-            place.is_some_and(|place| place.sequence > subscription.delivered.get())
-        };
-        if places.iter().any(is_beyond) {
-            // Another host may have handed it out.
-            self.deliveries.forget_unless(context.namespace, id, self.consumer(context, id).await?);
-            let again = self.subscription_of(context, id, request.topic).await?;
-            places = self::places(&again, &receipts);
-            for place in &mut places {
-                *place = place.filter(|place| place.sequence <= again.delivered.get());
-            }
-        }
-        let good: Vec<Place> = places.iter().flatten().copied().collect();
-        self.acknowledge_all(context, id, &good).await?;
-        good.iter().for_each(|place| subscription.done(place.sequence));
-        self.deliveries.sources.tell(context.namespace, &source_name(id));
+        let subscription = self.subscription_of(context, of, request.topic).await?;
+        let good = self.acknowledge_receipts(context, of, &subscription, &receipts).await?;
+        let good = good.ok_or_else(|| not_found(of.id))?;
         let expired = item_status(&receipt_expired());
-        let result = |place: &Option<Place>| reply::AcknowledgeResult {
-            status: place.is_none().then(|| expired.clone()),
+        let result = |is_good: &bool| reply::AcknowledgeResult {
+            status: (!is_good).then(|| expired.clone()),
         };
-        let results = places.iter().map(result).collect();
+        let results = good.iter().map(result).collect();
         reply::AcknowledgeResponse { results }.encode_raw(&mut reply.head);
         Ok(())
     }
@@ -141,15 +126,16 @@ impl PubSubPersistent for Nats {
         }
         let (subscription, next) = self.join_subscription(context, &request).await?;
         let (namespace, id) = (context.namespace, request.subscription_id);
+        let of = Of::subscription(id);
         let mut events = self.deliveries.sources.attend(namespace, request.topic);
-        let changes_name = source_name(id);
+        let changes_name = of.source_name();
         let mut changes = self.deliveries.sources.attend(namespace, &changes_name);
         let in_flight = match request.max_in_flight {
             0 => IN_FLIGHT_DEFAULT,
             asked => asked.min(IN_FLIGHT_MAX),
         };
         let with = (&self.link, &self.deliveries);
-        let Attached(stream) = &Stream::attach(context, with, id, subscription, in_flight as usize);
+        let Attached(stream) = &Stream::attach(context, with, of, subscription, in_flight as usize);
         let started =
             reply::Started { subscription_id: id.to_owned(), position: Some(position(next)) };
         sink.send(response(reply::subscribe_response::Event::Started(started))).await?;
@@ -159,18 +145,13 @@ impl PubSubPersistent for Nats {
                 return Ok(());
             }
             let room = stream.room(sink.now_us());
-            if room > 0 && self.take(context, stream, room, sink).await? {
+            if room > 0 && self.take(context, of, stream, room, sink).await? {
                 continue;
             }
             let look_us = sink.now_us().saturating_add(LOOK_EVERY.as_micros() as u64);
             sink.wait(events.told().or(changes.told()), look_us).await?;
         }
     }
-}
-
-/// The message that acknowledges a delivery of a subscription.
-fn acknowledgement(context: &Context<'_>, id: &str, place: &Place) -> Outgoing {
-    place.settled(&Holds::Events.stream(context), &name(id), ACKNOWLEDGED)
 }
 
 /// The places that receipts of this subscription stand for.
@@ -184,45 +165,75 @@ impl Nats {
     async fn subscription_of(
         &self,
         context: &Context<'_>,
-        id: &str,
+        of: Of<'_>,
         topic: &str,
     ) -> Result<Rc<Subscription>, Error> {
-        let known = match self.deliveries.known(context.namespace, id) {
-            Some(known) => known,
-            None => {
-                let consumer = self.consumer(context, id).await?;
-                let consumer = consumer.ok_or_else(|| not_found(id))?;
-                self.deliveries.note(context.namespace, id, consumer)
-            }
-        };
+        let known = self.known_consumer(context, of).await?.ok_or_else(|| not_found(of.id))?;
         match known.consumer.subject == subject(context.namespace_name, topic) {
             true => Ok(known),
-            false => Err(mismatch(id)),
+            false => Err(mismatch(of.id)),
         }
     }
 
-    async fn acknowledge_all(
+    /// What this shard knows of a consumer, looked for where it knows nothing; nothing where there is none.
+    pub(super) async fn known_consumer(
         &self,
         context: &Context<'_>,
-        id: &str,
-        places: &[Place],
-    ) -> Result<(), Error> {
-        if places.is_empty() {
-            return Ok(());
+        of: Of<'_>,
+    ) -> Result<Option<Rc<Subscription>>, Error> {
+        if let Some(known) = self.deliveries.known(context.namespace, of) {
+            return Ok(Some(known));
         }
-        let messages = places.iter().map(|place| acknowledgement(context, id, place)).collect();
-        let Answer::Several(answers) = self.link.call(context, Ask::Each(messages)).await? else {
-            return Err(errors::unexpected(context));
+        let found = self.consumer(context, of).await?;
+        Ok(found.map(|consumer| self.deliveries.note(context.namespace, of, consumer)))
+    }
+
+    /// Acknowledges what receipts are of; which of them were good, or nothing where there is no such consumer any more.
+    pub(super) async fn acknowledge_receipts(
+        &self,
+        context: &Context<'_>,
+        of: Of<'_>,
+        known: &Rc<Subscription>,
+        receipts: &[&str],
+    ) -> Result<Option<Vec<bool>>, Error> {
+        let mut known = known.clone();
+        let mut places = places(&known, receipts);
+        let is_beyond = |place: &Option<Place>| {
+            place.is_some_and(|place| place.sequence > known.delivered.get())
         };
-        if answers.iter().any(|answer| answer.status == Some(StatusCode::NO_RESPONDERS)) {
-            // Somebody has deleted it, or JetStream is away.
-            self.deliveries.forget(context.namespace, id);
-            return match self.consumer(context, id).await? {
-                Some(_) => Err(errors::no_jetstream(context)),
-                None => Err(not_found(id)),
+        if places.iter().any(is_beyond) {
+            // Another host may have handed it out.
+            let Some(found) = self.consumer(context, of).await? else {
+                self.deliveries.forget(context.namespace, of);
+                return Ok(None);
             };
+            known = self.deliveries.note(context.namespace, of, found);
+            places = self::places(&known, receipts);
+            for place in &mut places {
+                *place = place.filter(|place| place.sequence <= known.delivered.get());
+            }
         }
-        Ok(())
+        let (stream, consumer) = (of.holds.stream(context), of.name());
+        let good = places.iter().flatten();
+        let messages: Vec<Outgoing> =
+            good.clone().map(|place| place.settled(&stream, &consumer, ACKNOWLEDGED)).collect();
+        if !messages.is_empty() {
+            let Answer::Several(answers) = self.link.call(context, Ask::Each(messages)).await?
+            else {
+                return Err(errors::unexpected(context));
+            };
+            if answers.iter().any(|answer| answer.status == Some(StatusCode::NO_RESPONDERS)) {
+                // Somebody has deleted it, or JetStream is away.
+                self.deliveries.forget(context.namespace, of);
+                return match self.consumer(context, of).await? {
+                    Some(_) => Err(errors::no_jetstream(context)),
+                    None => Ok(None),
+                };
+            }
+        }
+        good.for_each(|place| known.done(place.sequence));
+        self.deliveries.sources.tell(context.namespace, &of.source_name());
+        Ok(Some(places.iter().map(Option::is_some).collect()))
     }
 
     /// The subscription that a request is about, made if there is none, and the number of the event that it hears next.
@@ -231,34 +242,38 @@ impl Nats {
         context: &Context<'_>,
         request: &SubscribeDurableRequest<'_>,
     ) -> Result<(Rc<Subscription>, u64), Error> {
-        let id = request.subscription_id;
+        let of = Of::subscription(request.subscription_id);
         let asked_us = request.ack_wait.as_ref().map(|wait| span_ms(wait) * 1000);
         let wanted = Consumer {
             incarnation: 0,
             subject: subject(context.namespace_name, request.topic),
             filter: request.filter.to_owned(),
             is_ordered: request.ordered,
+            in_flight: None,
             ack_wait_us: asked_us.unwrap_or(LEASE_DEFAULT_MS * 1000),
             delivered: 0,
+            acknowledged: 0,
+            left: 0,
         };
         self.ensure_stream(context, Holds::Events).await?;
         for _ in 0..ATTEMPTS_MAX {
-            let mut found = self.consumer(context, id).await?;
+            let mut found = self.consumer(context, of).await?;
             if let Some(consumer) = &mut found {
                 if !consumer.is_same(&wanted) {
-                    return Err(mismatch(id));
+                    return Err(mismatch(of.id));
                 }
                 if let Some(asked_us) = asked_us.filter(|asked| *asked != consumer.ack_wait_us) {
-                    self.set_ack_wait(context, id, asked_us).await?;
+                    self.set_ack_wait(context, of, asked_us).await?;
                     consumer.ack_wait_us = asked_us;
                 }
             } else {
                 let begin = self.begin(context, request).await?;
-                found = self.make_consumer(context, id, &wanted, &begin).await?;
+                let config = wanted.config(&of.name(), &begin);
+                found = self.make_consumer(context, of, &config).await?;
             }
             if let Some(consumer) = found {
                 let next = consumer.delivered.saturating_add(1);
-                return Ok((self.deliveries.note(context.namespace, id, consumer), next));
+                return Ok((self.deliveries.note(context.namespace, of, consumer), next));
             }
         }
         Err(errors::contended(context))
@@ -307,9 +322,10 @@ impl Nats {
     }
 
     /// Has a stream take what is there; whether it has taken something.
-    async fn take<S: PageSink>(
+    pub(super) async fn take<S: PageSink>(
         &self,
         context: &Context<'_>,
+        of: Of<'_>,
         stream: &Rc<Stream>,
         room: usize,
         sink: &mut S,
@@ -326,10 +342,8 @@ impl Nats {
             Pulled::Events => Ok(true),
             Pulled::Nothing => Ok(false),
             Pulled::Unheard => {
-                match self.consumer(context, &stream.id).await {
-                    Ok(found) => {
-                        self.deliveries.forget_unless(context.namespace, &stream.id, found);
-                    }
+                match self.consumer(context, of).await {
+                    Ok(found) => self.deliveries.forget_unless(context.namespace, of, found),
                     Err(error) if error.is_retryable() => {}
                     Err(error) => return Err(error),
                 }
@@ -376,8 +390,7 @@ impl Nats {
             sink.send(response(event)).await?;
         }
         if !not_for_it.is_empty() {
-            let messages =
-                not_for_it.iter().map(|place| acknowledgement(context, &stream.id, place));
+            let messages = not_for_it.iter().map(|place| stream.acknowledgement(place));
             // Those that it does not hear of come again, and are acknowledged then.
             if self.link.call(context, Ask::Tell(messages.collect())).await.is_ok() {
                 not_for_it.iter().for_each(|place| stream.subscription.done(place.sequence));

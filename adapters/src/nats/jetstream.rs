@@ -253,6 +253,22 @@ impl Nats {
         }
     }
 
+    /// Keeps something in the namespace's bucket under a subject that no key has, in place of what was there.
+    pub(super) async fn keep_beside(
+        &self,
+        context: &Context<'_>,
+        message: Outgoing,
+    ) -> Result<(), Error> {
+        let ask = || Ask::One(message.clone());
+        let Answer::One(answer) = self.ask_stream(context, Holds::Values, ask).await? else {
+            return Err(errors::unexpected(context));
+        };
+        match stored(context, &answer)? {
+            Stored::At(_) => Ok(()),
+            Stored::Unexpected => Err(errors::unexpected(context)),
+        }
+    }
+
     /// Messages of the stream from a number on: so many, or so many bytes.
     pub(super) async fn walk(
         &self,

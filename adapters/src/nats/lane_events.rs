@@ -19,14 +19,18 @@ use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 const RECORDS_MAX: usize = 256;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What is the record's own fault: it names another topic, expects another last record, comes too late, asks for what there is not.
-const REFUSALS: [&str; 6] = [
+/// What is the record's own fault: it names another topic, expects another last record or other settings, comes too late, asks for what
+/// there is not.
+const REFUSALS: [&str; 9] = [
     MESSAGE_TOO_LARGE,
     "SUBSCRIPTION_MISMATCH",
     "EXPECTED_LAST_MISMATCH",
+    "GROUP_ACTIVE",
+    "GROUP_MISMATCH",
     "RECEIPT_EXPIRED",
     "REPLY_TOO_LARGE",
     "RETENTION_NOT_OFFERED",
+    "SHARING_NOT_OFFERED",
 ];
 
 /// Whether a record is of this kind.

@@ -23,7 +23,7 @@
 //! - `event`: events as messages, and back; `pubsub`: the interfaces of topics
 //! - `durable`: the interface of what lasts; `consumer`: subscriptions as consumers, `delivery`: what their streams have in hand
 //! - `place`: deliveries as consumers know them; `queue`: the interfaces of queues
-//! - `stream`, `retention`: the interfaces of streams; `record`: records as messages, and back
+//! - `stream`, `groups`, `replay`, `retention`: the interfaces of streams; `record`: records as messages, and back
 //! - `lane`: logged writes, a batch as one atomic publish; `lane_events`: logged events; `ending`: a namespace taken out
 //!
 //! What it has confirmed is as durable as the server's `sync_interval` makes it.
@@ -35,6 +35,7 @@ mod durable;
 mod ending;
 mod errors;
 mod event;
+mod groups;
 mod holds;
 mod inbox;
 mod jetstream;
@@ -47,6 +48,7 @@ mod place;
 mod pubsub;
 mod queue;
 mod record;
+mod replay;
 mod retention;
 mod scan;
 mod session;
@@ -74,6 +76,7 @@ use self::pubsub::Topics;
 use self::queue::Queues;
 use crate::backend::Admission;
 use crate::error::Error;
+use crate::members::Members;
 
 /// A shard's NATS, see the module. The connection ends with it.
 pub struct Nats {
@@ -86,6 +89,7 @@ pub struct Nats {
     topics: Rc<Topics>,
     deliveries: Rc<Deliveries>,
     queues: Queues,
+    members: Members,
 }
 
 crate::backend! {
@@ -104,6 +108,8 @@ crate::backend! {
         queue_dead_letter,
         queue_delayed,
         stream_basic,
+        stream_consumer_groups,
+        stream_replay,
         stream_retention,
 }
 
@@ -120,6 +126,7 @@ impl Nats {
             topics: Rc::default(),
             deliveries: Rc::default(),
             queues: Queues::default(),
+            members: Members::default(),
         }
     }
 

@@ -19,6 +19,7 @@ use prism_proto::view::types as view;
 use prost::Message as _;
 
 use super::Nats;
+use super::consumer::Of;
 use super::durable::position;
 use super::errors;
 use super::event::{event, header_bytes, outgoing, subject};
@@ -100,8 +101,9 @@ impl PubSubBasic for Nats {
     ) -> Result<(), Error> {
         let id = request.subscription_id;
         self.topics.subscriptions.delete(context.namespace, id);
-        let existed = self.delete_consumer(context, id).await?;
-        self.deliveries.forget(context.namespace, id);
+        let of = Of::subscription(id);
+        let existed = self.delete_consumer(context, of).await?;
+        self.deliveries.forget(context.namespace, of);
         // Only of a durable one is it said: of others each host knows its own.
         let existed = existed.then_some(true);
         reply::UnsubscribeResponse { existed }.encode_raw(&mut reply.head);

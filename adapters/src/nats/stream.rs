@@ -47,6 +47,11 @@ pub(super) struct Extent {
     pub(super) count: u64,
 }
 
+/// When a reader that follows looks again.
+fn look_us(now_us: u64) -> u64 {
+    now_us.saturating_add(LOOK_EVERY.as_micros() as u64)
+}
+
 impl StreamBasic for Nats {
     async fn append(
         &self,
@@ -115,7 +120,15 @@ impl StreamBasic for Nats {
         let mut told_end = false;
         loop {
             let count = left.min(PAGE_ENTRIES_DEFAULT as u64) as usize;
-            let (records, at_end) = self.page(context, stream, &mut after, upto, count).await?;
+            let page = match self.page(context, stream, &mut after, upto, count).await {
+                // Who follows waits until NATS is there again, and goes on from where it stands.
+                Err(error) if request.follow && error.is_retryable() => {
+                    sink.wait(news.told(), look_us(sink.now_us())).await?;
+                    continue;
+                }
+                page => page?,
+            };
+            let (records, at_end) = page;
             left -= records.len() as u64;
             let has_records = !records.is_empty();
             // The end is told once, until there was more.
@@ -130,8 +143,7 @@ impl StreamBasic for Nats {
                 return Ok(());
             }
             if at_end {
-                let look_us = sink.now_us().saturating_add(LOOK_EVERY.as_micros() as u64);
-                sink.wait(news.told(), look_us).await?;
+                sink.wait(news.told(), look_us(sink.now_us())).await?;
             } else {
                 rt::yield_now().await;
             }
@@ -235,7 +247,7 @@ impl Nats {
     }
 
     /// Records behind a number, up to another; moves the number on. Whether there are no more of them.
-    async fn page(
+    pub(super) async fn page(
         &self,
         context: &Context<'_>,
         stream: &str,
@@ -291,7 +303,7 @@ impl Nats {
     }
 
     /// The number behind which a reader begins.
-    async fn place(
+    pub(super) async fn place(
         &self,
         context: &Context<'_>,
         stream: &str,
@@ -313,10 +325,7 @@ impl Nats {
                 let field = if is_after { "start.after" } else { "start.at" };
                 check_partition(&format!("{field}.partition"), position.partition)?;
                 let offset = offset(&position).filter(|offset| *offset <= extent.last);
-                let offset = offset.ok_or_else(|| {
-                    let expected = "is no offset of this partition that was told";
-                    Error::field("POSITION_INVALID", format!("{field}.offset"), expected)
-                })?;
+                let offset = offset.ok_or_else(|| unknown_position(field))?;
                 known(if is_after { offset } else { offset - 1 })
             }
             Some(StartStart::Cursor(text)) => {
@@ -330,7 +339,7 @@ impl Nats {
     }
 
     /// The number before the first record that was stored at a moment or later.
-    async fn before_moment(
+    pub(super) async fn before_moment(
         &self,
         context: &Context<'_>,
         stream: &str,
@@ -351,7 +360,7 @@ impl Nats {
     }
 }
 
-fn offset(position: &Position<'_>) -> Option<u64> {
+pub(super) fn offset(position: &Position<'_>) -> Option<u64> {
     let is_plain = position.offset.bytes().all(|byte| byte.is_ascii_digit());
     position.offset.parse().ok().filter(|offset| is_plain && *offset > 0)
 }
@@ -359,13 +368,10 @@ fn offset(position: &Position<'_>) -> Option<u64> {
 /// The number that a record is to be the last of.
 fn expected_last(position: &Position<'_>) -> Result<u64, Error> {
     check_partition("expected_last.partition", position.partition)?;
-    offset(position).ok_or_else(|| {
-        let expected = "is no offset of this partition that was told";
-        Error::field("POSITION_INVALID", "expected_last.offset", expected)
-    })
+    offset(position).ok_or_else(|| unknown_position("expected_last"))
 }
 
-fn check_partition(field: &str, partition: u32) -> Result<(), Error> {
+pub(super) fn check_partition(field: &str, partition: u32) -> Result<(), Error> {
     match partition {
         0 => Ok(()),
         _ => {
@@ -376,13 +382,19 @@ fn check_partition(field: &str, partition: u32) -> Result<(), Error> {
 }
 
 #[cold]
+pub(super) fn unknown_position(field: &str) -> Error {
+    let expected = "is no offset of this partition that was told";
+    Error::field("POSITION_INVALID", format!("{field}.offset"), expected)
+}
+
+#[cold]
 fn not_last() -> Error {
     let message = "the newest record of the stream is another one: read on and decide again";
     Error::new(Kind::FailedPrecondition, "EXPECTED_LAST_MISMATCH", message)
 }
 
 #[cold]
-fn trimmed(earliest: u64) -> Error {
+pub(super) fn trimmed(earliest: u64) -> Error {
     let message = format!(
         "what was to be read has been removed from the stream: its earliest record is {earliest}"
     );
@@ -392,7 +404,7 @@ fn trimmed(earliest: u64) -> Error {
 }
 
 /// A cursor: the place, and what binds it to its stream.
-fn cursor(namespace: u32, stream: &str, after: u64) -> String {
+pub(super) fn cursor(namespace: u32, stream: &str, after: u64) -> String {
     let mut hasher = SipHasher13::new_with_keys(u64::from(namespace), 0x6375_7273_6f72);
     hasher.write(stream.as_bytes());
     hasher.write_u64(after);

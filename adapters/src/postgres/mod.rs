@@ -52,10 +52,10 @@ pub use self::document::Document;
 use self::errors::Fault;
 use self::lane::Group;
 use self::pubsub::{Streams, Topics};
+use self::queue::Waiting;
 use self::statements::Namespace;
 use crate::backend::Admission;
 use crate::call::Context;
-use crate::claims::Waiting;
 use crate::error::Error;
 use crate::outbox::Outboxes;
 

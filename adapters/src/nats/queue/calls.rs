@@ -95,7 +95,7 @@ impl QueueBasic for Nats {
         let wanted = request.max_messages.max(1) as usize;
         let lease_us = request.visibility_timeout.as_ref().map_or(LEASE_DEFAULT_MS, span_ms) * 1000;
         let taken = self.take_messages(context, request.queue, wanted, lease_us).await;
-        self.queues.waiting.give_back((context.namespace, request.queue), wanted);
+        self.queues.promises.give_back((context.namespace, request.queue), wanted);
         reply::ReceiveResponse { deliveries: taken? }.encode_raw(&mut reply.head);
         Ok(())
     }
@@ -114,7 +114,7 @@ impl QueueBasic for Nats {
         let queue = (context.namespace, request.queue);
         good().for_each(|one| self.queues.leases.done(queue, one.place.sequence));
         // The next message of a key may be in line now.
-        self.queues.waiting.sources.tell(context.namespace, request.queue);
+        self.queues.sources.tell(context.namespace, request.queue);
         let results = statuses(&receipts).map(|status| reply::AcknowledgeResult { status });
         reply::AcknowledgeResponse { results: results.collect() }.encode_raw(&mut reply.head);
         Ok(())
@@ -130,7 +130,7 @@ impl QueueBasic for Nats {
         let receipts = self.check_receipts(context, request.queue, &receipts).await?;
         let good: Vec<Receipt> = receipts.iter().flatten().copied().collect();
         self.reject_all(context, request.queue, &good, request.reason).await?;
-        self.queues.waiting.sources.tell(context.namespace, request.queue);
+        self.queues.sources.tell(context.namespace, request.queue);
         let results = statuses(&receipts).map(|status| reply::RejectResult { status });
         reply::RejectResponse { results: results.collect() }.encode_raw(&mut reply.head);
         Ok(())
@@ -179,7 +179,7 @@ impl QueueVisibility for Nats {
             let until_us = now_us.saturating_add(delay_us);
             self.change_lease(context, request.queue, &receipt, (until_us, true)).await?;
         }
-        self.queues.waiting.sources.tell(context.namespace, request.queue);
+        self.queues.sources.tell(context.namespace, request.queue);
         Ok(())
     }
 }

@@ -46,7 +46,7 @@ impl Receipt {
         let until_us = u64::from_str_radix(word()?, 16).ok()?;
         let place = Place::of_receipt(word()?, incarnation)?;
         let receipt = Receipt { lane, place, until_us };
-        (receipt.to_text(incarnation) == text).then_some(receipt)
+        (lane <= LANES && receipt.to_text(incarnation) == text).then_some(receipt)
     }
 }
 

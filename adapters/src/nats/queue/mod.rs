@@ -25,11 +25,14 @@ mod send;
 mod settle;
 
 use self::leases::Leases;
-use crate::claims::Waiting;
+use crate::claims::Promises;
+use crate::sources::Sources;
 
 /// The queues of a shard.
 #[derive(Default)]
 pub(super) struct Queues {
-    waiting: Waiting,
+    sources: Sources,
+    /// What calls on their way have been promised.
+    promises: Promises,
     leases: Leases,
 }

@@ -229,8 +229,8 @@ impl Nats {
         wanted: usize,
     ) {
         let key = (context.namespace, queue);
-        let waiting = &self.queues.waiting;
-        let mut attendance = waiting.sources.attend(context.namespace, queue);
+        let promises = &self.queues.promises;
+        let mut attendance = self.queues.sources.attend(context.namespace, queue);
         let begun_us = wall_us();
         loop {
             // What is wrong, the call itself hears.
@@ -244,10 +244,11 @@ impl Nats {
                 // Whether they are away still only the server knows.
                 there = lines.iter().map(|line| line.elsewhere).sum();
             }
-            if waiting.claim(key, there, wanted, now_us) {
+            if promises.claim(key, there, wanted, now_us) {
                 return;
             }
-            let next = next_us.map(|us| Duration::from_micros(us - now_us));
+            let next = next_us.into_iter().chain(promises.end_us(key)).min();
+            let next = next.map(|us| Duration::from_micros(us.saturating_sub(now_us)));
             let left = next.map_or(LOOK_EVERY, |next| next.min(LOOK_EVERY));
             rt::timeout(left, attendance.told()).await;
         }

@@ -88,7 +88,7 @@ impl Nats {
                 Err(error) => return Err(error),
             });
         }
-        self.queues.waiting.sources.tell(context.namespace, queue);
+        self.queues.sources.tell(context.namespace, queue);
         Ok(outcomes)
     }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::super::Nats;
 use super::super::errors;
-use super::super::jetstream::{Holds, NOT_FOUND, Stored, TTL, status, stored};
+use super::super::jetstream::{Holds, NOT_FOUND, TTL, status};
 use super::super::link::{Answer, Ask, Outgoing};
 use super::super::place::{GIVEN_BACK, Place};
 use super::super::subject;
@@ -206,14 +206,7 @@ impl Nats {
         let subject = mark_subject(context, queue, receipt.place.sequence);
         let text = format!("{} {}", mark.attempt, mark.until_us);
         let message = Outgoing { headers: Some(headers), ..Outgoing::plain(subject, text.into()) };
-        let ask = || Ask::One(message.clone());
-        let Answer::One(answer) = self.ask_stream(context, Holds::Values, ask).await? else {
-            return Err(errors::unexpected(context));
-        };
-        match stored(context, &answer)? {
-            Stored::At(_) => Ok(()),
-            Stored::Unexpected => Err(errors::unexpected(context)),
-        }
+        self.keep_beside(context, message).await
     }
 }
 

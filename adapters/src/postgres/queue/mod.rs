@@ -34,16 +34,25 @@ use super::messages::column;
 use super::scan::{read_token, sign};
 use super::statements::Statement;
 use crate::call::{Context, Reply};
-use crate::error::Error;
+use crate::claims::Promises;
+use crate::error::{Error, Kind};
 use crate::interfaces::keyvalue_selection::page_entries;
 use crate::interfaces::message::{identity, item_status, span_ms, time};
 use crate::interfaces::queue::{
-    QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility, receipt_expired,
+    QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility,
 };
 use crate::limits::LEASE_DEFAULT_MS;
+use crate::sources::Sources;
 
 /// Bytes of an answer that are kept free beside its deliveries.
 const ANSWER_SPARE_BYTES: usize = 256;
+
+/// Those who wait for messages on this shard.
+#[derive(Default)]
+pub(super) struct Waiting {
+    sources: Sources,
+    promises: Promises,
+}
 
 fn other(statement: QueueStatement, parameters: Parameters) -> Operation {
     Operation::Other { statement: Statement::Queue(statement), parameters, versions: 0 }
@@ -51,6 +60,12 @@ fn other(statement: QueueStatement, parameters: Parameters) -> Operation {
 
 fn encode(reply: &mut Reply, answer: &impl prost::Message) {
     answer.encode_raw(&mut reply.head);
+}
+
+#[cold]
+fn receipt_expired() -> Error {
+    let message = "the receipt's delivery is over: the message was acknowledged, given up, or is delivered again";
+    Error::new(Kind::FailedPrecondition, "RECEIPT_EXPIRED", message)
 }
 
 impl Postgres {
@@ -182,7 +197,7 @@ impl QueueBasic for Postgres {
         let statement = Statement::Queue(QueueStatement::Receive);
         let operation = Operation::Other { statement, parameters, versions: 1 };
         let answered = self.write(context, vec![operation]).await;
-        self.waiting.give_back((context.namespace, request.queue), wanted as usize);
+        self.waiting.promises.give_back((context.namespace, request.queue), wanted as usize);
         let rows = answered?.rows;
         let deliveries = rows.iter().map(|(_, row)| delivery(row, until_us)).collect();
         encode(reply, &reply::ReceiveResponse { deliveries });
@@ -223,7 +238,7 @@ impl QueueBasic for Postgres {
         let mut attendance = self.waiting.sources.attend(context.namespace, request.queue);
         let mut context = *context;
         loop {
-            let limit = self.waiting.promised(queue, context.now_us) + 1;
+            let limit = self.waiting.promises.promised(queue, context.now_us) + 1;
             let parameters = Parameters::default()
                 .bytes(request.queue.as_bytes())
                 .moment(context.now_us)
@@ -235,7 +250,7 @@ impl QueueBasic for Postgres {
                 Some(row) => (row.number as usize, row.expires_us),
                 None => (0, None),
             };
-            if self.waiting.claim(queue, there, wanted, context.now_us) {
+            if self.waiting.promises.claim(queue, there, wanted, context.now_us) {
                 return;
             }
             let next = next_us.map(|us| Duration::from_micros(us.saturating_sub(context.now_us)));

@@ -16,7 +16,7 @@ use prism_io::clock::{monotonic_ns, wall_us};
 use prism_io::rt;
 use rdkafka::message::{Message as _, OwnedMessage};
 
-use super::cluster::Turn;
+use super::cluster::{Cluster, Turn};
 use super::crowd::{Awaited, Crowd, Manner, Standing, Terms};
 use super::errors::Fault;
 use super::link::Link;
@@ -283,11 +283,11 @@ impl Session {
                 Err(_) => rt::sleep(ROOM).await,
             }
         };
-        let (group, topic) = (self.wanted.group.clone(), self.wanted.note.topic.clone());
-        let bell = self.bell.clone();
-        let begun = self
-            .link
-            .ask_anyway(move |cluster| Reader::member(cluster, &group, &topic, bell).map(Arc::new));
+        let begun = self.ask(|| {
+            let (group, topic) = (self.wanted.group.clone(), self.wanted.note.topic.clone());
+            let bell = self.bell.clone();
+            move |cluster: &Cluster| Reader::member(cluster, &group, &topic, bell).map(Arc::new)
+        });
         match begun.await {
             Err(fault) => self.fail(fault),
             Ok(reader) if self.link.is_stopped() => drop(std::thread::spawn(move || drop(reader))),
@@ -298,6 +298,21 @@ impl Session {
             }
         }
         drop(counted);
+    }
+
+    /// Asks beside the shard, and again as long as too much is asked there already.
+    async fn ask<T: Send + 'static, Q>(&self, question: impl Fn() -> Q) -> Result<T, Fault>
+    where
+        Q: FnOnce(&Cluster) -> Result<T, Fault> + Send + 'static,
+    {
+        loop {
+            match self.link.ask_anyway(question()).await {
+                Err(fault) if fault.reason == "BACKEND_BUSY" && !self.link.is_stopped() => {
+                    rt::sleep(ROOM).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn fail(&self, fault: Fault) {
@@ -374,8 +389,11 @@ impl Session {
         match turn {
             Turn::TakenBack => {
                 self.crowd.borrow_mut().suspend();
-                let reader = reader.clone();
-                let _ = self.link.ask_anyway(move |_| Ok(reader.rest())).await;
+                let rested = self.ask(|| {
+                    let reader = reader.clone();
+                    move |_: &Cluster| Ok(reader.rest())
+                });
+                let _ = rested.await;
             }
             Turn::Given(partitions) => self.take_up(reader, partitions).await,
         }
@@ -384,12 +402,12 @@ impl Session {
 
     async fn take_up(&self, reader: &Arc<Reader>, partitions: Vec<u32>) {
         let places = loop {
-            let (asking, topic) = (reader.clone(), self.wanted.note.topic.clone());
-            let numbers = partitions.clone();
-            let told = self
-                .link
-                .ask_anyway(move |cluster| committed(cluster, &asking, &topic, &numbers))
-                .await;
+            let asked = self.ask(|| {
+                let (asking, topic) = (reader.clone(), self.wanted.note.topic.clone());
+                let numbers = partitions.clone();
+                move |cluster: &Cluster| committed(cluster, &asking, &topic, &numbers)
+            });
+            let told = asked.await;
             match told {
                 Ok(places) => break places,
                 Err(_) if !self.is_open() || self.link.is_stopped() => return,
@@ -403,13 +421,15 @@ impl Session {
             .map(|(partition, place)| (*partition, (place, start(partition))))
             .collect();
         let is_new = self.crowd.borrow_mut().take_up(&given);
-        let (cursors, topic) = (self.crowd.borrow().cursors(), self.wanted.note.topic.clone());
-        let assigning = reader.clone();
-        let assigned = self.link.ask_anyway(move |cluster| {
-            assigning.go_to(cluster, &topic, &cursors)?;
-            let numbers: Vec<_> = cursors.iter().map(|(partition, _)| *partition).collect();
-            assigning.pause(&topic, &numbers, false);
-            Ok(())
+        let assigned = self.ask(|| {
+            let (cursors, topic) = (self.crowd.borrow().cursors(), self.wanted.note.topic.clone());
+            let assigning = reader.clone();
+            move |cluster: &Cluster| {
+                assigning.go_to(cluster, &topic, &cursors)?;
+                let numbers: Vec<_> = cursors.iter().map(|(partition, _)| *partition).collect();
+                assigning.pause(&topic, &numbers, false);
+                Ok(())
+            }
         });
         if let Err(fault) = assigned.await {
             // Without it nothing would be read: who takes part is to join again.
@@ -436,10 +456,11 @@ impl Session {
             crowd.to_keep()
         };
         if !places.is_empty() {
-            let (committing, topic) = (reader.clone(), self.wanted.note.topic.clone());
-            let asked = places.clone();
-            let kept =
-                self.link.ask_anyway(move |cluster| commit(cluster, &committing, &topic, &asked));
+            let kept = self.ask(|| {
+                let (committing, topic) = (reader.clone(), self.wanted.note.topic.clone());
+                let asked = places.clone();
+                move |cluster: &Cluster| commit(cluster, &committing, &topic, &asked)
+            });
             match kept.await {
                 Ok(()) => self.crowd.borrow_mut().note_kept(&places),
                 // Kafka shares the partitions anew: who has them then commits, or they are lost.

@@ -77,7 +77,12 @@ impl Health {
     }
 
     fn note(&self, error: &KafkaError, reason: &str) {
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = reason.to_owned();
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        // That no broker is left comes behind why.
+        if said.is_empty() || error.rdkafka_error_code() != Some(Code::AllBrokersDown) {
+            *said = reason.to_owned();
+        }
+        drop(said);
         let fault = Fault::of(error);
         let is_refusal = matches!(fault.reason, "BACKEND_CREDENTIALS_REFUSED" | "BACKEND_TLS");
         if is_refusal && let Some(code) = error.rdkafka_error_code() {

@@ -19,6 +19,7 @@ pub mod filter;
 pub mod glob;
 pub mod interfaces;
 pub mod kafka;
+pub mod kafka_postgres;
 pub mod lane;
 pub mod limits;
 mod members;

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use prism_loadtest::report::Report;
+
 use crate::process::{Server, free_address, http_get};
+use crate::rounds::{Options, Round};
 
 /// How long a start may take.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -60,6 +63,37 @@ impl Prism {
             }
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// One turn of load from `core` by `prism-loadtest kv` with these arguments.
+    pub fn turn(&self, options: &Options, core: usize, arguments: &[&str]) -> Result<Round> {
+        let output = Command::new(binary("prism-loadtest")?)
+            .args(["kv", "--output", "json"])
+            .args(arguments)
+            .args(["--endpoint", &self.endpoint.to_string(), "--cores", &core.to_string()])
+            .args(["--server-pid", &self.server.id().to_string()])
+            .args(["--duration", &format!("{}s", options.length.as_secs_f64())])
+            .args(["--warmup", &format!("{}ms", options.warmup.as_millis())])
+            .output()?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr);
+            return Err(Error::other(format!("{arguments:?}: {text}")));
+        }
+        let report: Report = serde_json::from_slice(&output.stdout)?;
+        Ok(Round::from(&report))
+    }
+
+    /// What is logged and not with its backend yet must not weigh on the turn after it.
+    pub fn await_drained(&self) -> Result<()> {
+        for _ in 0..600 {
+            // The gauge is refreshed more often than that.
+            std::thread::sleep(Duration::from_millis(200));
+            if self.metric("prism_lane_pending_records")? == 0.0 {
+                return Ok(());
+            }
+        }
+        Err(Error::other("the lane is not drained after two minutes"))
     }
 
     /// The sum of all samples of the metric `name`.

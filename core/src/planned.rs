@@ -18,7 +18,7 @@ use crate::config::request::{Document, load_requests, read_requests};
 use crate::config::units::{Date, show_bytes};
 use crate::config::{
     BACKLOG_RECORDS, BackendKind, ClientApi, Config, IDEMPOTENCY_WINDOW, MESSAGE_BYTES_MIN,
-    NAMESPACES_MAX, Namespace, PlannedFrom,
+    NAMESPACES_MAX, Namespace, PlannedFrom, pair_name,
 };
 use crate::namespaces::Namespaces;
 use crate::plan::{
@@ -196,13 +196,13 @@ pub(crate) fn namespace(
 ) -> Result<Namespace, Hindrance> {
     let request = &document.request;
     let api = ClientApi::ALL.iter().copied().find(|api| api.name() == plan.api.name());
-    let part = &plan.parts[0];
-    let backend = config.backends.iter().position(|backend| backend.name == part.backend);
+    let named = pair_name(plan.parts.iter().map(|part| part.backend.as_str()));
+    let backend = config.backends.iter().position(|backend| backend.name == named);
     let (Some(client_api), Some(backend)) = (api, backend) else {
         return Err(Hindrance {
             obstacle: Obstacle::BackendUnknown,
             origin: request.client_api.origin,
-            message: format!("{} on {} cannot be served here", plan.api, part.backend),
+            message: format!("{} on {named} cannot be served here", plan.api),
             remedy: "restart the server, so that it reads the platform's backends again".to_owned(),
         });
     };

@@ -12,6 +12,7 @@ use harness::{Caller, PATIENCE, Refusal, Server, directory, run, serve, together
 use prism_adapters::Backend as _;
 use prism_adapters::conformance::{self, Client, Failure, Versions};
 use prism_adapters::kafka::Kafka;
+use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
@@ -410,6 +411,28 @@ fn namespaces_on_kafka_conform_also_across_the_mesh() {
     messages_conform(2, &kind, &backend, &models, Kafka::SERVES);
 }
 
+/// Queues whose payloads are on a real Kafka and whose state is in a real PostgreSQL, at every level.
+#[test]
+fn queues_on_kafka_and_postgres_together_conform_also_across_the_mesh() {
+    // A lane belongs to one data directory: on servers that others use too its namespace has a name that no other run has used.
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
+    let database = format!("prism_served_pair_{since:x}");
+    let (kafka, postgres) = (servers::address("kafka"), servers::empty_database(&database));
+    let directory = directory();
+    let password = directory.path().join("postgres-password");
+    std::fs::write(&password, "prism\n").unwrap();
+    let backends = format!(
+        "{{name: log, type: kafka, brokers: [\"{kafka}\"], partitions: 3}}\n  \
+         - {{name: db, type: postgres, address: \"{postgres}\", user: prism, database: {database}, password_file: \"{}\"}}",
+        password.display()
+    );
+    let models = ["memory", "wal", "strong"].map(|level| (Model::Queue, level));
+    let kind = format!("pair-{since:x}");
+    messages_conform_on(2, &kind, (&backends, "log+db"), &models, KafkaPostgres::SERVES);
+    let drop = format!("DROP DATABASE {database} WITH (FORCE)");
+    servers::psql(postgres, "prism", &drop);
+}
+
 /// The same on a real NATS, also by way of the log.
 #[test]
 fn topics_on_nats_conform_also_across_the_mesh() {
@@ -461,15 +484,26 @@ fn messages_conform(
     models: &[(Model, &str)],
     serves: Interfaces,
 ) {
+    messages_conform_on(each, kind, (backend, "log"), models, serves);
+}
+
+/// The same on the backend of this name among these.
+fn messages_conform_on(
+    each: usize,
+    kind: &str,
+    (backends, backend): (&str, &str),
+    models: &[(Model, &str)],
+    serves: Interfaces,
+) {
     let directory = directory();
-    let mut config = format!("backends:\n  - {backend}\nnamespaces:\n");
+    let mut config = format!("backends:\n  - {backends}\nnamespaces:\n");
     let mut names = Vec::new();
     for (model, level) in models {
         let api = model.name();
         for number in 0..each {
             let name = format!("on-{kind}-{api}-{level}-{number}");
             config += &format!(
-                "  - {{name: {name}, client_api: {api}, backend: log, durability: {level}}}\n"
+                "  - {{name: {name}, client_api: {api}, backend: {backend}, durability: {level}}}\n"
             );
             names.push((name, serves.intersection(model.interfaces())));
         }

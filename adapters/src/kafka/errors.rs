@@ -79,6 +79,12 @@ impl Fault {
         Fault::new(Kind::DeadlineExceeded, reason, message)
     }
 
+    /// A record is there, and where is not told.
+    pub(super) fn unplaced() -> Self {
+        let message = "it has taken a record and does not tell where it is: ask again";
+        Fault::new(Kind::Unavailable, "BACKEND_RECORD_UNPLACED", message)
+    }
+
     /// There are too many calls under way, or too many bytes wait.
     pub(super) fn busy() -> Self {
         let message = "too many calls are under way, or their records are too large together: send fewer at once";

@@ -141,7 +141,7 @@ fn is_unsent(error: &Error) -> bool {
 }
 
 /// Whether Kafka refuses a record for its own sake, so that the lane goes on behind it.
-fn is_refusal(error: &Error) -> bool {
+pub(super) fn is_refusal(error: &Error) -> bool {
     is_unsent(error)
         || matches!(
             error.reason(),

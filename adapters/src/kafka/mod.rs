@@ -15,6 +15,7 @@
 //! - `stream`, `walk`, `retention`, `groups`, `replay`, `pubsub`, `durable`: the interfaces
 //! - `session`, `crowd`: this shard's part in a group of Kafka's, and how it is shared; `offsets`, `notes`: what is kept of a group
 //! - `lane`: logged records, in transactions
+//! - `payloads`: what lies here for a queue whose state is elsewhere ([`crate::kafka_postgres`])
 //!
 //! The binding copies every value once, into the client's queue, when it is sent; on the way back it is copied once, from the
 //! client's buffer into the answer.
@@ -31,6 +32,7 @@ mod link;
 mod names;
 mod notes;
 mod offsets;
+pub(crate) mod payloads;
 mod pubsub;
 mod reader;
 mod record;

@@ -31,7 +31,7 @@ mod messages;
 mod migrations;
 mod outbox;
 mod pubsub;
-mod queue;
+pub(crate) mod queue;
 mod scan;
 mod session;
 mod statements;
@@ -53,6 +53,7 @@ use self::errors::Fault;
 use self::lane::Group;
 use self::pubsub::{Streams, Topics};
 use self::queue::Waiting;
+use self::queue::elsewhere::Announced;
 use self::statements::Namespace;
 use crate::backend::Admission;
 use crate::call::Context;
@@ -68,6 +69,8 @@ pub struct Postgres {
     lanes: RefCell<HashMap<(u32, u16), i64>>,
     /// Those who wait for messages.
     waiting: Waiting,
+    /// Messages whose payload is elsewhere.
+    pub(crate) announced: Announced,
     /// Those who wait for events.
     topics: Rc<Topics>,
     streams: Rc<Streams>,
@@ -144,6 +147,7 @@ impl Postgres {
             group: RefCell::new(None),
             lanes: RefCell::default(),
             waiting: Waiting::default(),
+            announced: Announced::default(),
             topics: Rc::default(),
             streams: Rc::default(),
             outboxes: RefCell::default(),

@@ -10,17 +10,14 @@
 
 mod client;
 
-use std::io::{Error, Result};
+use std::io::Result;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
 
 use prism_benches::aims::{self, Row};
 use prism_benches::dev_server;
 use prism_benches::prism::{self, Prism};
 use prism_benches::report::{Table, folder, save};
 use prism_benches::rounds::{Options, Round, Rounds};
-use prism_loadtest::report::Report;
 use serde::Serialize;
 
 const PRISM_CORE: usize = 0;
@@ -66,7 +63,6 @@ struct Results {
 struct Stand {
     prism: Prism,
     kafka: (SocketAddr, u32),
-    loadtest: PathBuf,
     /// The name of the stream and the end of the topics' names.
     stream: String,
     options: Options,
@@ -112,9 +108,8 @@ impl Stand {
         );
         let data = scratch.join("prism");
         let prism = Prism::start_with(&prism::binary("prism")?, &data, &[PRISM_CORE], &more)?;
-        let loadtest = prism::binary("prism-loadtest")?;
         let stream = format!("run-{}", std::process::id());
-        let stand = Self { prism, kafka, loadtest, stream, options };
+        let stand = Self { prism, kafka, stream, options };
         let topics = PATHS.map(|path| stand.topic(path));
         let topics = topics.each_ref().map(String::as_str);
         client::make_topics(&brokers.to_string(), &topics, PARTITIONS as i32)?;
@@ -142,24 +137,11 @@ impl Stand {
                 core: PRISM_CORE,
             });
         }
-        let output = Command::new(&self.loadtest)
-            .args(["kv", "--output", "json", "--namespace", "bench-prism"])
-            .args(["--append-to", &self.stream])
-            .args(["--connections", &connections.to_string()])
-            .args(["--in-flight", &in_flight.to_string()])
-            .args(["--endpoint", &self.prism.endpoint.to_string()])
-            .args(["--cores", &LOAD_CORE.to_string()])
-            .args(["--server-pid", &self.prism.server.id().to_string()])
-            .args(["--duration", &format!("{}s", length.as_secs_f64())])
-            .args(["--warmup", &format!("{}ms", warmup.as_millis())])
-            .output()?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr);
-            return Err(Error::other(format!("{path:?} {connections}×{in_flight}: {text}")));
-        }
-        let report: Report = serde_json::from_slice(&output.stdout)?;
-        Ok(Round::from(&report))
+        let shape = [connections.to_string(), in_flight.to_string()];
+        let arguments = ["--append-to", &self.stream, "--namespace", "bench-prism"];
+        let more = ["--connections", &shape[0], "--in-flight", &shape[1]];
+        let arguments = [arguments.as_slice(), &more].concat();
+        self.prism.turn(&self.options, LOAD_CORE, &arguments)
     }
 }
 

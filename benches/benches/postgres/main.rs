@@ -10,18 +10,14 @@
 
 mod client;
 
-use std::io::{Error, Result};
+use std::io::Result;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
 
 use prism_benches::aims::{self, Row};
 use prism_benches::dev_server;
 use prism_benches::prism::{self, Prism};
 use prism_benches::report::{Table, folder, save};
 use prism_benches::rounds::{Options, Round, Rounds};
-use prism_loadtest::report::Report;
 use serde::Serialize;
 
 const PRISM_CORE: usize = 0;
@@ -74,7 +70,6 @@ struct Results {
 struct Stand {
     prism: Prism,
     postgres: (SocketAddr, u32),
-    loadtest: PathBuf,
     options: Options,
 }
 
@@ -125,8 +120,7 @@ impl Stand {
         );
         let data = scratch.join("prism");
         let prism = Prism::start_with(&prism::binary("prism")?, &data, &[PRISM_CORE], &more)?;
-        let loadtest = prism::binary("prism-loadtest")?;
-        Ok(Self { prism, postgres: (address, id), loadtest, options })
+        Ok(Self { prism, postgres: (address, id), options })
     }
 
     /// Those that a round consists of. PostgreSQL's children are counted as others.
@@ -155,37 +149,15 @@ impl Stand {
             Path::PrismWal => "on-postgres-wal",
             Path::PrismStrong => "on-postgres-strong",
         };
-        let output = Command::new(&self.loadtest)
-            .args(["kv", "--output", "json", "--mix", "0:1", "--namespace", namespace])
-            .args(["--no-preload", "--in-flight", "1"])
-            .args(["--endpoint", &self.prism.endpoint.to_string()])
-            .args(["--cores", &LOAD_CORE.to_string(), "--connections", &at_a_time.to_string()])
-            .args(["--server-pid", &self.prism.server.id().to_string()])
-            .args(["--duration", &format!("{}s", self.options.length.as_secs_f64())])
-            .args(["--warmup", &format!("{}ms", self.options.warmup.as_millis())])
-            .output()?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr);
-            return Err(Error::other(format!("{path:?} {at_a_time}: {text}")));
-        }
-        let report: Report = serde_json::from_slice(&output.stdout)?;
+        let at_a_time = at_a_time.to_string();
+        let arguments = ["--mix", "0:1", "--no-preload", "--in-flight", "1"];
+        let more = ["--namespace", namespace, "--connections", &at_a_time];
+        let arguments = [arguments.as_slice(), &more].concat();
+        let round = self.prism.turn(&self.options, LOAD_CORE, &arguments)?;
         if path == Path::PrismWal {
-            self.await_drained()?;
+            self.prism.await_drained()?;
         }
-        Ok(Round::from(&report))
-    }
-
-    /// What is logged and not with PostgreSQL yet must not weigh on the turn after it.
-    fn await_drained(&self) -> Result<()> {
-        for _ in 0..600 {
-            // The gauge is refreshed more often than that.
-            std::thread::sleep(Duration::from_millis(200));
-            if self.prism.metric("prism_lane_pending_records")? == 0.0 {
-                return Ok(());
-            }
-        }
-        Err(Error::other("the lane is not drained after two minutes"))
+        Ok(round)
     }
 }
 

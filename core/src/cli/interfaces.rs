@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use prism_adapters::Backend;
 use prism_adapters::kafka::Kafka;
+use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
@@ -15,11 +16,18 @@ use super::output::{Format, columns, print};
 use super::{Exit, complain};
 
 /// The backends of this build, with what they serve.
-fn backends() -> [(&'static str, Interfaces); 5] {
+fn backends() -> [(&'static str, Interfaces); 6] {
     fn of<B: Backend>() -> (&'static str, Interfaces) {
         (B::NAME, B::SERVES)
     }
-    [of::<Memstore>(), of::<Redis>(), of::<Postgres>(), of::<Kafka>(), of::<Nats>()]
+    [
+        of::<Memstore>(),
+        of::<Redis>(),
+        of::<Postgres>(),
+        of::<Kafka>(),
+        of::<Nats>(),
+        of::<KafkaPostgres>(),
+    ]
 }
 
 pub(super) fn run(output: Format) -> Exit {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prism_adapters::Backend as _;
 use prism_adapters::kafka::{Kafka, KafkaConfig};
+use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
@@ -70,6 +71,8 @@ pub enum BackendKind {
     Kafka(Box<KafkaConfig>),
     /// A NATS server with JetStream.
     Nats(Box<NatsConfig>),
+    /// Messages in a Kafka cluster, their state of delivery in a PostgreSQL server.
+    KafkaPostgres(Box<(KafkaConfig, PostgresConfig)>),
 }
 
 impl Backend {
@@ -91,6 +94,7 @@ impl Backend {
             BackendKind::Postgres(_) => Postgres::NAME,
             BackendKind::Kafka(_) => Kafka::NAME,
             BackendKind::Nats(_) => Nats::NAME,
+            BackendKind::KafkaPostgres(_) => KafkaPostgres::NAME,
         }
     }
 
@@ -102,6 +106,7 @@ impl Backend {
             BackendKind::Postgres(_) => Postgres::SERVES,
             BackendKind::Kafka(_) => Kafka::SERVES,
             BackendKind::Nats(_) => Nats::SERVES,
+            BackendKind::KafkaPostgres(_) => KafkaPostgres::SERVES,
         }
     }
 
@@ -111,7 +116,10 @@ impl Backend {
             BackendKind::Memory => api.model() == Model::KeyValue,
             // A database is looked through for what an earlier process has left, which is not for every namespace of keys.
             BackendKind::Postgres(_) => api == ClientApi::Transact,
-            BackendKind::Redis(_) | BackendKind::Nats(_) | BackendKind::Kafka(_) => false,
+            BackendKind::Redis(_)
+            | BackendKind::Nats(_)
+            | BackendKind::Kafka(_)
+            | BackendKind::KafkaPostgres(_) => false,
         }
     }
 
@@ -122,7 +130,8 @@ impl Backend {
             | BackendKind::Redis(_)
             | BackendKind::Postgres(_)
             | BackendKind::Kafka(_)
-            | BackendKind::Nats(_) => Durability::Strong,
+            | BackendKind::Nats(_)
+            | BackendKind::KafkaPostgres(_) => Durability::Strong,
         }
     }
 }
@@ -185,7 +194,35 @@ pub(super) fn read(list: Option<(Origin, Vec<Section<'_>>)>, report: &Report) ->
             on_data_loss: on_data_loss.value,
         });
     }
+    let pairs = pairs(&backends);
+    backends.extend(pairs);
     backends
+}
+
+/// What two of the backends are together: each Kafka with each PostgreSQL, under both names (no other has a plus sign).
+fn pairs(backends: &[Backend]) -> Vec<Backend> {
+    let mut pairs = Vec::new();
+    for messages in backends {
+        let BackendKind::Kafka(kafka) = &messages.kind else { continue };
+        for state in backends {
+            let BackendKind::Postgres(postgres) = &state.kind else { continue };
+            pairs.push(Backend {
+                name: pair_name([messages.name.as_str(), &state.name]),
+                kind: BackendKind::KafkaPostgres(Box::new((
+                    (**kafka).clone(),
+                    (**postgres).clone(),
+                ))),
+                loss_window: messages.loss_window.max(state.loss_window),
+                on_data_loss: state.on_data_loss,
+            });
+        }
+    }
+    pairs
+}
+
+/// The name of backends that serve a namespace together: `events+database`.
+pub(crate) fn pair_name<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().collect::<Vec<_>>().join("+")
 }
 
 /// Whether this build can serve backends of a type.

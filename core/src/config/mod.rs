@@ -38,6 +38,7 @@ use std::time::Duration;
 use prism_proto::catalogue::{Interface, Interfaces, Model};
 
 pub use audit::Audit;
+pub(crate) use backends::pair_name;
 pub use backends::{BACKENDS_MAX, Backend, BackendKind, OnDataLoss};
 pub use error::{ConfigError, ConfigErrors, Origin, nearest};
 pub use grpc::Grpc;

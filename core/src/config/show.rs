@@ -12,7 +12,7 @@ use super::kafka;
 use super::nats;
 use super::transport::show_transport;
 use super::units::{show_bytes, show_duration};
-use super::{BackendKind, Config, show_cores};
+use super::{Backend, BackendKind, Config, show_cores};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,8 +42,10 @@ impl fmt::Display for Config {
         writeln!(f, "data_dir: {}", quoted(&self.data_dir.to_string_lossy())?)?;
         writeln!(f, "shards: {}", self.shards())?;
         writeln!(f, "cores: \"{}\"", show_cores(&self.cores))?;
-        // The first is the embedded store, which needs no entry.
-        for (index, backend) in self.backends.iter().skip(1).enumerate() {
+        // The first is the embedded store, which needs no entry, nor do those that are two of the others together.
+        let is_pair = |backend: &&Backend| matches!(backend.kind, BackendKind::KafkaPostgres(_));
+        let entries = self.backends.iter().skip(1).filter(|backend| !is_pair(backend));
+        for (index, backend) in entries.enumerate() {
             if index == 0 {
                 writeln!(f, "backends:")?;
             }

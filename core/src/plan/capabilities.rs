@@ -5,6 +5,7 @@
 
 use prism_adapters::Backend as _;
 use prism_adapters::kafka::Kafka;
+use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
@@ -58,6 +59,10 @@ impl Capabilities {
                 serves(BackendType::Postgres, Postgres::SERVES, Durability::Strong),
                 serves(BackendType::Nats, Nats::SERVES, Durability::Strong),
                 serves(BackendType::Kafka, Kafka::SERVES, Durability::Strong),
+                (
+                    Target::KAFKA_AND_POSTGRES,
+                    Offer { interfaces: KafkaPostgres::SERVES, durability: Durability::Strong },
+                ),
             ],
             apis: ClientApi::ALL.iter().filter_map(api).collect(),
             patterns: vec![Pattern::Wal, Pattern::Outbox, Pattern::Audit],

@@ -7,7 +7,7 @@ use super::{Draft, Plan, Rule, Target, authority};
 use crate::config::platform::{BackendPin, BackendType, Mode};
 use crate::config::request::{Api, BackendAsked, OwnBackend};
 use crate::config::units::{round_bytes, show_bytes, show_duration, show_rate};
-use crate::config::{Durability, Origin};
+use crate::config::{Durability, Origin, pair_name};
 
 /// Makes the plan; what stands in its way is refused. `None` where no backend would do.
 pub(super) fn choose(draft: &mut Draft<'_>) -> Option<Plan> {
@@ -31,7 +31,7 @@ pub(super) fn choose(draft: &mut Draft<'_>) -> Option<Plan> {
     let patterns = patterns(draft, api, &demand, chosen.target);
     let partitions = partitions(draft, &demand, &chosen);
     let parts = parts(draft, &chosen, partitions);
-    draft.check_moves(&parts[0].backend);
+    draft.check_moves(&pair_name(parts.iter().map(|part| part.backend.as_str())));
     let homes = vec![draft.home()];
     let limits = limits(draft, chosen.target);
     notes(draft, api, &demand, chosen.target);

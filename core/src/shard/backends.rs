@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use prism_adapters::ending::Endings as _;
 use prism_adapters::kafka::Kafka;
+use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
@@ -32,6 +33,8 @@ pub(crate) enum Attached {
     Kafka(Kafka),
     /// A NATS server with JetStream.
     Nats(Nats),
+    /// A Kafka cluster and a PostgreSQL server together.
+    KafkaPostgres(Box<KafkaPostgres>),
     /// One that no namespace of this shard uses.
     Unused,
 }
@@ -64,10 +67,16 @@ impl Attached {
                 let client_name = client_name.to_owned();
                 Attached::Nats(Nats::start(NatsConfig { client_name, ..(**config).clone() }))
             }
+            BackendKind::KafkaPostgres(config) if used(index) => {
+                let (messages, state) = (**config).clone();
+                let state = PostgresConfig { application_name: client_name.to_owned(), ..state };
+                Attached::KafkaPostgres(Box::new(KafkaPostgres::start(messages, state)))
+            }
             BackendKind::Redis(_)
             | BackendKind::Postgres(_)
             | BackendKind::Kafka(_)
-            | BackendKind::Nats(_) => Attached::Unused,
+            | BackendKind::Nats(_)
+            | BackendKind::KafkaPostgres(_) => Attached::Unused,
         };
         backends.iter().enumerate().map(attach).collect()
     }
@@ -97,6 +106,9 @@ impl Attached {
             Attached::Kafka(kafka) => {
                 kafka.unary_checked(context, method, request, offered, reply).await
             }
+            Attached::KafkaPostgres(pair) => {
+                pair.unary_checked(context, method, request, offered, reply).await
+            }
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -115,6 +127,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.unary(context, method, request, reply).await,
             Attached::Nats(nats) => nats.unary(context, method, request, reply).await,
             Attached::Kafka(kafka) => kafka.unary(context, method, request, reply).await,
+            Attached::KafkaPostgres(pair) => pair.unary(context, method, request, reply).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -124,7 +137,11 @@ impl Attached {
         match self {
             Attached::Memory(store) => Some(store.outboxes()),
             Attached::Postgres(postgres) => Some(postgres.outboxes()),
-            Attached::Redis(_) | Attached::Nats(_) | Attached::Kafka(_) | Attached::Unused => None,
+            Attached::Redis(_)
+            | Attached::Nats(_)
+            | Attached::Kafka(_)
+            | Attached::KafkaPostgres(_)
+            | Attached::Unused => None,
         }
     }
 
@@ -190,6 +207,9 @@ impl Attached {
             Attached::Kafka(kafka) => {
                 reader::unary((kafka, None), context, call, offered, reply).await
             }
+            Attached::KafkaPostgres(pair) => {
+                reader::unary((&**pair, Some(&**pair)), context, call, offered, reply).await
+            }
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -218,6 +238,9 @@ impl Attached {
             Attached::Kafka(kafka) => {
                 reader::stream((kafka, None), context, call, offered, sink).await
             }
+            Attached::KafkaPostgres(pair) => {
+                reader::stream((&**pair, Some(&**pair)), context, call, offered, sink).await
+            }
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -233,6 +256,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.resume(context, owner).await,
             Attached::Kafka(kafka) => kafka.resume(context, owner).await,
             Attached::Nats(nats) => nats.resume(context, owner).await,
+            Attached::KafkaPostgres(pair) => pair.resume(context, owner).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
@@ -244,6 +268,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.set_cell(context, cell).await,
             Attached::Kafka(kafka) => kafka.set_cell(context, cell).await,
             Attached::Nats(nats) => nats.set_cell(context, cell).await,
+            Attached::KafkaPostgres(pair) => pair.set_cell(context, cell).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
@@ -260,6 +285,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.apply(owner, records, outcomes).await,
             Attached::Kafka(kafka) => kafka.apply(owner, records, outcomes).await,
             Attached::Nats(nats) => nats.apply(owner, records, outcomes).await,
+            Attached::KafkaPostgres(pair) => pair.apply(owner, records, outcomes).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no lane leads there"),
         }
     }
@@ -271,6 +297,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.holds_data(context).await,
             Attached::Kafka(kafka) => kafka.holds_data(context).await,
             Attached::Nats(nats) => nats.holds_data(context).await,
+            Attached::KafkaPostgres(pair) => pair.holds_data(context).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no data lies outside"),
         }
     }
@@ -282,6 +309,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.erase(context).await,
             Attached::Kafka(kafka) => kafka.erase(context).await,
             Attached::Nats(nats) => nats.erase(context).await,
+            Attached::KafkaPostgres(pair) => pair.erase(context).await,
             Attached::Memory(_) | Attached::Unused => unreachable!("no data lies outside"),
         }
     }
@@ -294,6 +322,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.ready(context, method, request).await,
             Attached::Nats(nats) => nats.ready(context, method, request).await,
             Attached::Kafka(kafka) => kafka.ready(context, method, request).await,
+            Attached::KafkaPostgres(pair) => pair.ready(context, method, request).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }
@@ -312,6 +341,7 @@ impl Attached {
             Attached::Postgres(postgres) => postgres.stream(context, method, request, sink).await,
             Attached::Nats(nats) => nats.stream(context, method, request, sink).await,
             Attached::Kafka(kafka) => kafka.stream(context, method, request, sink).await,
+            Attached::KafkaPostgres(pair) => pair.stream(context, method, request, sink).await,
             Attached::Unused => unreachable!("a namespace's backend is attached at its home"),
         }
     }

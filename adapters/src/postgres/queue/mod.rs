@@ -7,7 +7,9 @@
 //! - `statements`, `queue_0001.sql`: what is asked, and what it is asked of
 //! - `rows`: messages as rows, and back
 //! - `peek`: looking at messages without taking them
+//! - `elsewhere`: payloads that are not in the row ([`crate::kafka_postgres`])
 
+pub(crate) mod elsewhere;
 mod peek;
 mod rows;
 mod statements;
@@ -78,7 +80,7 @@ impl Postgres {
         let (mut ids, mut operations) = (Vec::new(), Vec::new());
         for (index, message) in messages.enumerate() {
             let id = identity(context, index, &message);
-            operations.push(send(context, queue, &id, &message));
+            operations.push(send(context, queue, &id, &message, self.announced.of(&id)));
             ids.push(id);
         }
         self.write(context, operations).await?;
@@ -128,6 +130,27 @@ impl Postgres {
         self.waiting.sources.tell(context.namespace, queue);
         let expired = item_status(&receipt_expired());
         Ok(good.into_iter().map(|good| (!good).then(|| expired.clone())).collect())
+    }
+
+    /// Undoes deliveries that reached nobody, so that they do not count as attempts.
+    pub(crate) async fn put_back(
+        &self,
+        context: &Context<'_>,
+        queue: &str,
+        receipts: impl Iterator<Item = &str>,
+    ) -> Result<(), Error> {
+        self.settle(context, QueueStatement::PutBack, (queue, None), receipts).await.map(drop)
+    }
+
+    /// Gives messages up whose payload is nowhere any more.
+    pub(crate) async fn give_up(
+        &self,
+        context: &Context<'_>,
+        (queue, reason): (&str, &str),
+        receipts: impl Iterator<Item = &str>,
+    ) -> Result<(), Error> {
+        let queue = (queue, Some(reason));
+        self.settle(context, QueueStatement::Reject, queue, receipts).await.map(drop)
     }
 
     /// Has a statement change one delivery.

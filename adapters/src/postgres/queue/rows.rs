@@ -10,30 +10,37 @@ use super::super::codec::Row;
 use super::super::messages::{attributes, column, json, read_message};
 use super::super::statements::Statement;
 use super::QueueStatement;
+use super::elsewhere::Elsewhere;
 use crate::call::Context;
 use crate::interfaces::message::{due_us, expires_us, moment_us, span_ms, time};
 
-/// A message that is sent to a queue.
+/// A message that is sent to a queue; its payload may be elsewhere.
 pub(super) fn send(
     context: &Context<'_>,
     queue: &str,
     id: &str,
     message: &view::Message<'_>,
+    elsewhere: Option<Elsewhere>,
 ) -> Operation {
     let (delay_ms, deliver_us) = match message.delivery_time {
         Some(MessageDeliveryTime::Delay(delay)) => (Some(span_ms(&delay) as i64), None),
         Some(MessageDeliveryTime::DeliverAt(at)) => (None, Some(moment_us(&at))),
         None => (None, None),
     };
-    let expires_us = Some(expires_us(message)).filter(|us| *us != u64::MAX);
+    let gone_us = elsewhere.map_or(u64::MAX, |payload| payload.expires_us);
+    let expires_us = Some(expires_us(message).min(gone_us)).filter(|us| *us != u64::MAX);
+    let places = elsewhere.map(|payload| payload.attributes());
+    let own = message.attributes.iter().map(|one| (one.key, one.value));
+    let places = places.iter().flatten().map(|(name, value)| (*name, value.as_str()));
+    let payload = if elsewhere.is_some() { &[] } else { message.payload };
     let key = Some(message.ordering_key).filter(|key| !key.is_empty());
     let priority = message.priority.map(i64::from);
     let values = vec![
         column(queue.as_bytes()),
         column(id.as_bytes()),
-        column(message.payload),
+        column(payload),
         column(message.content_type.as_bytes()),
-        column(json(message.attributes.iter().map(|one| (one.key, one.value))).as_bytes()),
+        column(json(own.chain(places)).as_bytes()),
         key.and_then(|key| column(key.as_bytes())),
         priority.and_then(|priority| column(&priority.to_be_bytes())),
         delay_ms.and_then(|delay_ms| column(&delay_ms.to_be_bytes())),

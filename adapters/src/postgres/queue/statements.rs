@@ -15,6 +15,8 @@ pub(in super::super) enum QueueStatement {
     Extend,
     /// The same.
     Release,
+    /// Undoes deliveries that reached nobody.
+    PutBack,
     /// Makes dead letters of the messages whose last lease has ended.
     GiveUp,
     /// Ends the leases whose time is over.
@@ -51,6 +53,7 @@ impl QueueStatement {
             QueueStatement::Reject => "queue_reject",
             QueueStatement::Extend => "queue_extend",
             QueueStatement::Release => "queue_release",
+            QueueStatement::PutBack => "queue_put_back",
             QueueStatement::GiveUp => "queue_give_up",
             QueueStatement::EndLeases => "queue_end_leases",
             QueueStatement::Configure => "queue_configure",
@@ -80,7 +83,9 @@ impl QueueStatement {
                 Timestamptz,
                 Timestamptz,
             ],
-            QueueStatement::Acknowledge => &[Text, Int8, Int8, Timestamptz],
+            QueueStatement::Acknowledge | QueueStatement::PutBack => {
+                &[Text, Int8, Int8, Timestamptz]
+            }
             QueueStatement::Reject => &[Text, Int8, Int8, Timestamptz, Text],
             _ => &[],
         }
@@ -133,6 +138,13 @@ impl QueueStatement {
                  SELECT (gone.message).*, 'MAX_DELIVERIES', $4::timestamptz FROM gone) \
                  SELECT 0::bigint, ''::text, NULL::bytea, 0, 0::bigint, NULL::timestamptz FROM held"
             }
+            QueueStatement::PutBack => {
+                "UPDATE {schema}.queue m SET attempts = m.attempts - 1, lease = NULL, visible_at = given.moment \
+                 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::timestamptz[]) WITH ORDINALITY \
+                 AS given (queue, id, lease, moment, number) \
+                 WHERE m.id = given.id AND m.queue = given.queue AND m.lease = given.lease \
+                 RETURNING given.number, ''::text, NULL::bytea, 0, 0::bigint, NULL::timestamptz"
+            }
             QueueStatement::GiveUp => {
                 "SELECT 0::bigint, ''::text, NULL::bytea, 0, 0::bigint, NULL::timestamptz \
                  FROM {schema}.queue_give_up($1::text, $2::timestamptz)"
@@ -149,7 +161,8 @@ impl QueueStatement {
                 "SELECT 0::bigint, message_id::text, CASE WHEN sum(bytes) OVER before <= $5::bigint OR row_number() OVER before = 1 \
                  THEN payload END, attempts, id, sent_at, content_type, attributes::text, ordering_key, priority::bigint, delay_ms, \
                  deliver_at, expires_at, lease, reason, dead_at FROM (SELECT *, octet_length(payload) + octet_length(content_type) \
-                 + octet_length(attributes::text) + coalesce(octet_length(ordering_key), 0) + octet_length(reason) + 512 AS bytes \
+                 + octet_length(attributes::text) + coalesce(octet_length(ordering_key), 0) + octet_length(reason) \
+                 + coalesce((attributes ->> 'prism.bytes')::bigint, 0) + 512 AS bytes \
                  FROM (SELECT d.* FROM {schema}.queue_dead_letter d WHERE d.queue = $1::text AND d.id > $3::bigint \
                  UNION ALL SELECT m.*, 'MAX_DELIVERIES', m.visible_at FROM {schema}.queue m \
                  JOIN {schema}.queue_setting s ON s.queue = m.queue WHERE m.queue = $1::text AND m.id > $3::bigint \
@@ -161,7 +174,8 @@ impl QueueStatement {
                 "SELECT 0::bigint, message_id::text, CASE WHEN sum(bytes) OVER before <= $5::bigint OR row_number() OVER before = 1 \
                  THEN payload END, attempts, id, sent_at, content_type, attributes::text, ordering_key, priority::bigint, delay_ms, \
                  deliver_at, expires_at, lease FROM (SELECT m.*, octet_length(m.payload) + octet_length(m.content_type) \
-                 + octet_length(m.attributes::text) + coalesce(octet_length(m.ordering_key), 0) + 512 AS bytes FROM {schema}.queue m \
+                 + octet_length(m.attributes::text) + coalesce(octet_length(m.ordering_key), 0) \
+                 + coalesce((m.attributes ->> 'prism.bytes')::bigint, 0) + 512 AS bytes FROM {schema}.queue m \
                  WHERE m.queue = $1::text AND m.id > $3::bigint AND (m.expires_at IS NULL OR m.expires_at > $2::timestamptz) \
                  AND NOT (m.visible_at <= $2::timestamptz AND m.lease IS NOT NULL AND EXISTS (SELECT FROM {schema}.queue_setting s \
                  WHERE s.queue = m.queue AND s.max_deliveries > 0 AND m.attempts >= s.max_deliveries)) \

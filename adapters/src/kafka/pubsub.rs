@@ -90,9 +90,7 @@ impl PubSubBasic for Kafka {
         let messages: Vec<_> = request.messages.iter().collect();
         let published = self.publish_all(context, request.topic, &messages).await?;
         let results = published.into_iter().map(|(message_id, landed)| match landed {
-            Ok(position) => {
-                reply::PublishBatchResult { status: None, message_id, position: Some(position) }
-            }
+            Ok(position) => reply::PublishBatchResult { status: None, message_id, position },
             Err(error) => reply::PublishBatchResult {
                 status: Some(item_status(&error)),
                 message_id: String::new(),
@@ -183,7 +181,7 @@ impl Kafka {
     ) -> Result<(String, Option<Position>), Error> {
         let published = self.publish_all(context, topic, &[message.unwrap_or_default()]).await?;
         match published.into_iter().next() {
-            Some((id, landed)) => Ok((id, Some(landed?))),
+            Some((id, landed)) => Ok((id, landed?)),
             None => Err(self.link.error(context, &Fault::closed())),
         }
     }
@@ -193,7 +191,7 @@ impl Kafka {
         context: &Context<'_>,
         topic: &str,
         messages: &[view::Message<'_>],
-    ) -> Result<Vec<(String, Result<Position, Error>)>, Error> {
+    ) -> Result<Vec<(String, Result<Option<Position>, Error>)>, Error> {
         let (topic, partitions) = self.known_topic(context, topic).await?;
         let ids = messages.iter().enumerate();
         let ids: Vec<_> = ids.map(|(index, sent)| identity(context, index, sent)).collect();

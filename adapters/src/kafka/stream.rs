@@ -36,7 +36,7 @@ impl StreamBasic for Kafka {
         let record = request.record.unwrap_or_default();
         let (topic, partitions) = self.known_topic(context, request.stream).await?;
         let partition = partition_of(record.key, partitions);
-        let position = Some(self.append_one(context, &topic, partition, &record).await?);
+        let position = self.append_one(context, &topic, partition, &record).await?;
         reply::AppendResponse { position }.encode_raw(&mut reply.head);
         Ok(())
     }
@@ -59,7 +59,7 @@ impl StreamBasic for Kafka {
         let mut answer = reply::AppendBatchResponse::default();
         for landed in landed.await? {
             answer.results.push(match self.place(context, &topic, landed) {
-                Ok(position) => reply::AppendBatchResult { status: None, position: Some(position) },
+                Ok(position) => reply::AppendBatchResult { status: None, position },
                 Err(error) => {
                     let status = Some(item_status(&error));
                     reply::AppendBatchResult { status, position: None }
@@ -120,7 +120,7 @@ impl StreamPartitioning for Kafka {
         let (topic, partitions) = self.known_topic(context, request.stream).await?;
         check_partition("partition", request.partition, partitions)?;
         let position = self.append_one(context, &topic, request.partition, &record).await?;
-        reply::AppendToPartitionResponse { position: Some(position) }.encode_raw(&mut reply.head);
+        reply::AppendToPartitionResponse { position }.encode_raw(&mut reply.head);
         Ok(())
     }
 }
@@ -143,7 +143,7 @@ impl Kafka {
         topic: &str,
         partition: u32,
         record: &NewRecord<'_>,
-    ) -> Result<Position, Error> {
+    ) -> Result<Option<Position>, Error> {
         let send = |outlet: Outlet<'_>, mut parcels: Parcels| {
             outlet.send(outgoing(context, topic, partition, record, parcels.of(0)));
         };
@@ -152,15 +152,16 @@ impl Kafka {
         self.place(context, topic, landed)
     }
 
-    /// Where a record has landed, as its caller is told.
+    /// Where a record has landed, as its caller is told. Absent where the brokers have had it before, by an attempt of the client whose
+    /// answer was lost, and do not know any more where it is.
     pub(super) fn place(
         &self,
         context: &Context<'_>,
         topic: &str,
         landed: Result<(u32, i64), Fault>,
-    ) -> Result<Position, Error> {
+    ) -> Result<Option<Position>, Error> {
         match landed {
-            Ok((partition, offset)) => Ok(position(partition, offset)),
+            Ok((partition, offset)) => Ok((offset >= 0).then(|| position(partition, offset))),
             Err(fault) => {
                 if fault.is_missing {
                     self.link.forget(topic);

@@ -248,10 +248,11 @@ mod tests {
                     Some(name) if line.starts_with("CREATE TABLE ") => tables.push(name),
                     Some(name) if line.starts_with("CREATE FUNCTION ") => functions.push(name),
                     // One that a later file makes anew is there once.
-                    Some(name) if line.starts_with("CREATE OR REPLACE FUNCTION ") => {
-                        if !functions.contains(&name) {
-                            functions.push(name);
-                        }
+                    Some(name)
+                        if line.starts_with("CREATE OR REPLACE FUNCTION ")
+                            && !functions.contains(&name) =>
+                    {
+                        functions.push(name);
                     }
                     _ => {}
                 }

@@ -7,6 +7,7 @@
 mod added;
 mod terms;
 
+use prism_adapters::kafka::TopicShape;
 use std::collections::HashMap;
 use std::hash::Hasher;
 
@@ -51,6 +52,8 @@ pub(crate) struct Namespace {
     pub(crate) idempotency_window_us: u64,
     /// Whether its backend stores messages with the data of a transaction.
     pub(crate) has_outbox: bool,
+    /// How its topics are made on a Kafka.
+    pub(crate) topics: TopicShape,
     /// Of a reader: the places of the namespaces that it reads instead of its own data.
     pub(crate) reads: Box<[usize]>,
 }
@@ -122,6 +125,7 @@ impl Namespaces {
             memory_bytes_max: namespace.memory_bytes_max,
             idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
             has_outbox: config.backends[namespace.backend].has_outbox(namespace.client_api),
+            topics: namespace.topics,
             reads: namespace.reads.as_slice().into(),
         }
     }

@@ -4,6 +4,7 @@
 //! All or nothing: one request of a file that is refused, and nothing is served. What was applied once goes on over a later day or
 //! a lower limit ([`is_of_authority`]), and says so. Reads files at start, and again when [`crate::served`] asks for it.
 
+use prism_adapters::kafka::TopicShape;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use prism_adapters::postgres::PostgresConfig;
 
 use crate::access::Access;
 use crate::access::keys::KeyStore;
-use crate::config::platform::{Platform, Purpose, load_platform};
+use crate::config::platform::{BackendType, Platform, Purpose, load_platform};
 use crate::config::request::{Document, load_requests, read_requests};
 use crate::config::units::{Date, show_bytes};
 use crate::config::{
@@ -188,6 +189,18 @@ pub(crate) fn configured(document: &Document) -> Hindrance {
     }
 }
 
+/// How a plan has topics be made; nothing where it has none.
+fn topics(plan: &Plan) -> TopicShape {
+    let Some(part) = plan.parts.iter().find(|part| part.kind == BackendType::Kafka) else {
+        return TopicShape::default();
+    };
+    TopicShape {
+        partitions: part.settings.get("partitions").copied(),
+        replication: part.settings.get("replication").map(|copies| *copies as u16),
+        retention: plan.retention,
+    }
+}
+
 /// A plan as an entry of the namespace table.
 pub(crate) fn namespace(
     plan: &Plan,
@@ -235,6 +248,7 @@ pub(crate) fn namespace(
         audit_logging: plan.patterns.contains(&Pattern::Audit),
         idempotency_window: IDEMPOTENCY_WINDOW,
         home: plan.homes.first().copied(),
+        topics: topics(plan),
         reads: Vec::new(),
     })
 }

@@ -22,7 +22,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedPro
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::config::{KafkaConfig, RECORD_BYTES_MAX};
+use super::config::{KafkaConfig, RECORD_BYTES_MAX, TopicShape};
 use super::delivery::Parcel;
 use super::errors::Fault;
 
@@ -278,19 +278,20 @@ impl Cluster {
         }
     }
 
-    /// The partitions of a topic, which is made as the configuration says if it is not there.
-    pub(super) fn topic(&self, topic: &str) -> Result<u32, Fault> {
+    /// The partitions of a topic, which is made in this shape if it is not there.
+    pub(super) fn topic(&self, topic: &str, shape: &TopicShape) -> Result<u32, Fault> {
         if let Some(partitions) = self.partitions(topic)? {
             return Ok(partitions);
         }
         let record_bytes = RECORD_BYTES_MAX.to_string();
-        let retention = self.config.retention.map_or(-1, |span| span.as_millis() as i64);
+        let retention = shape.retention.map_or(-1, |span| span.as_millis() as i64);
         let settings = [
             ("max.message.bytes", record_bytes.as_str()),
             ("retention.ms", &retention.to_string()),
             ("message.timestamp.type", "CreateTime"),
         ];
-        self.make(topic, self.config.partitions, &settings)?;
+        let partitions = shape.partitions.unwrap_or(self.config.partitions);
+        self.make(topic, (partitions, shape.replication), &settings)?;
         self.await_topic(topic)
     }
 
@@ -299,14 +300,14 @@ impl Cluster {
         self.patiently(|| self.partitions(topic)?.ok_or_else(Fault::not_yet))
     }
 
-    /// Makes a topic. One that is there is left as it is.
+    /// Makes a topic of so many partitions and replicas, where that many are asked for. One that is there is left as it is.
     pub(super) fn make(
         &self,
         topic: &str,
-        partitions: u32,
+        (partitions, replicas): (u32, Option<u16>),
         settings: &[(&str, &str)],
     ) -> Result<(), Fault> {
-        let replicas = self.config.replication.map_or(-1, i32::from);
+        let replicas = replicas.or(self.config.replication).map_or(-1, i32::from);
         let mut new = NewTopic::new(topic, partitions as i32, TopicReplication::Fixed(replicas));
         for (name, value) in settings {
             new = new.set(name, value);

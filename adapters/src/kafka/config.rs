@@ -49,6 +49,28 @@ pub struct KafkaConfig {
     pub fetched_bytes_max: usize,
 }
 
+/// How topics of one namespace are made, where that is not as the cluster's configuration says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TopicShape {
+    /// Partitions.
+    pub partitions: Option<u32>,
+    /// Replicas of each.
+    pub replication: Option<u16>,
+    /// How long records stay.
+    pub retention: Option<Duration>,
+}
+
+impl TopicShape {
+    /// With the cluster's own where nothing is said.
+    pub(super) fn over(self, config: &KafkaConfig) -> Self {
+        TopicShape {
+            partitions: Some(self.partitions.unwrap_or(config.partitions)),
+            replication: self.replication.or(config.replication),
+            retention: self.retention.or(config.retention),
+        }
+    }
+}
+
 /// A user of the cluster.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {

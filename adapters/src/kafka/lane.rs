@@ -398,7 +398,7 @@ pub(super) fn make_compacted(cluster: &Cluster, topic: &str) -> Result<(), Fault
         ("segment.bytes", COMPACTED_SEGMENT_BYTES),
         ("retention.ms", "-1"),
     ];
-    cluster.make(topic, 1, &settings)?;
+    cluster.make(topic, (1, None), &settings)?;
     cluster.await_topic(topic).map(drop)
 }
 

@@ -17,7 +17,7 @@ use prism_io::clock::monotonic_ns;
 use prism_io::rt::{self, Signal};
 
 use super::cluster::{Cluster, Outlet};
-use super::config::KafkaConfig;
+use super::config::{KafkaConfig, TopicShape};
 use super::delivery::{Duty, Group, Landed, Parcel};
 use super::errors::Fault;
 use super::lane::{Way, Ways};
@@ -82,6 +82,8 @@ pub(super) struct Link {
     pub(super) ways: Ways,
     /// Partitions by topic.
     topics: RefCell<HashMap<Box<str>, u32, ahash::RandomState>>,
+    /// How topics are made, by namespace.
+    shapes: RefCell<HashMap<u32, TopicShape, ahash::RandomState>>,
     /// Topics that are being asked for or made, and who waits for that.
     asked: RefCell<HashMap<Box<str>, Rc<News>, ahash::RandomState>>,
     facts: Cell<KafkaFacts>,
@@ -111,6 +113,7 @@ impl Link {
             idle: Idle::default(),
             ways: Ways::default(),
             topics: RefCell::default(),
+            shapes: RefCell::default(),
             asked: RefCell::default(),
             facts: Cell::default(),
             config,
@@ -322,10 +325,10 @@ impl Link {
             }
         }
         let asking = Asking::begin(&self.asked, topic);
-        let name = topic.to_owned();
+        let (name, shape) = (topic.to_owned(), self.shape(context));
         let found = self
             .ask(context, move |cluster| match make {
-                true => cluster.topic(&name).map(Some),
+                true => cluster.topic(&name, &shape).map(Some),
                 false => cluster.partitions(&name),
             })
             .await;
@@ -338,6 +341,22 @@ impl Link {
         }
         drop(asking);
         found
+    }
+
+    /// Has the topics of a namespace be made in another shape than the configuration's.
+    pub(super) fn set_shape(&self, namespace: u32, shape: TopicShape) {
+        self.shapes.borrow_mut().insert(namespace, shape);
+    }
+
+    /// How topics of a namespace are made.
+    pub(super) fn shape(&self, context: &Context<'_>) -> TopicShape {
+        let own = self.shapes.borrow().get(&context.namespace).copied();
+        own.unwrap_or_default().over(&self.config)
+    }
+
+    /// With how many partitions topics of a namespace are made.
+    pub(super) fn partitions_planned(&self, context: &Context<'_>) -> u32 {
+        self.shape(context).partitions.unwrap_or(self.config.partitions)
     }
 
     /// Has a topic be asked for again, after one that is not there any more.

@@ -52,7 +52,7 @@ use std::rc::Rc;
 use prism_proto::catalogue::Method;
 
 pub use self::config::{
-    KafkaConfig, Login, Mechanism, RECORD_BYTES_MAX, TOPIC_PARTITIONS_MAX, Tls,
+    KafkaConfig, Login, Mechanism, RECORD_BYTES_MAX, TOPIC_PARTITIONS_MAX, Tls, TopicShape,
 };
 pub use self::link::KafkaFacts;
 use self::link::Link;
@@ -92,6 +92,11 @@ impl Kafka {
             notes: Notes::default(),
             sessions: Rc::default(),
         }
+    }
+
+    /// Has the topics of a namespace be made in another shape than the configuration's. Topics that are there stay as they are.
+    pub fn shape_topics(&self, namespace: u32, shape: TopicShape) {
+        self.link.set_shape(namespace, shape);
     }
 
     /// What it has done so far.

@@ -58,7 +58,7 @@ impl StreamRetention for Kafka {
         }
         let (topic, partitions) = self.known_topic(context, request.stream).await?;
         // What the plan keeps is the most that may be kept.
-        let planned = self.planned_ms();
+        let planned = self.planned_ms(context);
         let asked_ms = asked.max_age.as_ref().map(|age| span_ms(age).min(i64::MAX as u64) as i64);
         let age_ms = match (asked_ms, planned) {
             (Some(asked), Some(planned)) => asked.min(planned),
@@ -89,7 +89,7 @@ impl StreamRetention for Kafka {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let plan = Kept {
-            age_ms: self.planned_ms().unwrap_or(-1),
+            age_ms: self.planned_ms(context).unwrap_or(-1),
             bytes: -1,
             by_key: false,
             is_bounded: true,
@@ -119,8 +119,8 @@ impl StreamRetention for Kafka {
 }
 
 impl Kafka {
-    fn planned_ms(&self) -> Option<i64> {
-        self.link.config().retention.map(|span| span.as_millis() as i64)
+    fn planned_ms(&self, context: &Context<'_>) -> Option<i64> {
+        self.link.shape(context).retention.map(|span| span.as_millis() as i64)
     }
 
     async fn kept(&self, context: &Context<'_>, topic: &str) -> Result<Kept, Error> {

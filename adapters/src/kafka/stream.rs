@@ -226,7 +226,7 @@ impl Kafka {
         let Some(bounds) = self.bounds(context, &topic, None, false).await? else {
             // A stream that nothing was appended to has the partitions that it will get.
             let empty = |partition| reply::Partition { partition, earliest: None, latest: None };
-            return Ok((0..self.link.config().partitions).map(empty).collect());
+            return Ok((0..self.link.partitions_planned(context)).map(empty).collect());
         };
         let (first, last) = self.with_last(context, topic, bounds).await?;
         let shown =

@@ -124,7 +124,7 @@ impl Kafka {
     ) -> Result<Bounds, Error> {
         let bounds = self.bounds(context, topic, since_ms, make).await?;
         Ok(bounds.unwrap_or_else(|| {
-            let zero = vec![0; self.link.config().partitions as usize];
+            let zero = vec![0; self.link.partitions_planned(context) as usize];
             Bounds { first: zero.clone(), end: zero.clone(), since: zero }
         }))
     }

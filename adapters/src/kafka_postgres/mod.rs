@@ -13,6 +13,7 @@ mod recent;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prism_proto::catalogue::Method;
@@ -37,7 +38,7 @@ use crate::interfaces::queue::{
     QueueBasic, QueueDeadLetter, QueueDelayed, QueuePriority, QueueVisibility,
 };
 use crate::kafka::payloads::{Kept, Place};
-use crate::kafka::{Kafka, KafkaConfig};
+use crate::kafka::{Kafka, KafkaConfig, TopicShape};
 use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use crate::postgres::queue::elsewhere::{Elsewhere, take_place};
 use crate::postgres::{Postgres, PostgresConfig};
@@ -53,8 +54,9 @@ pub const PAYLOAD_GONE: &str = "PAYLOAD_GONE";
 pub struct KafkaPostgres {
     messages: Kafka,
     state: Postgres,
-    /// How long the topic keeps payloads, µs.
-    kept_us: u64,
+    /// How long topics keep payloads, µs: those of namespaces that have a time of their own, and all others.
+    kept_us: RefCell<HashMap<u32, u64, ahash::RandomState>>,
+    kept_otherwise_us: Option<u64>,
     recent: RefCell<Recent>,
 }
 
@@ -70,13 +72,26 @@ crate::backend! {
 impl KafkaPostgres {
     /// Begins to look for both; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(messages: KafkaConfig, state: PostgresConfig) -> Self {
-        let kept_us = messages.retention.map_or(u64::MAX, |span| span.as_micros() as u64);
+        let kept_otherwise_us = messages.retention.map(micros);
         KafkaPostgres {
             messages: Kafka::start(messages),
             state: Postgres::start(state),
-            kept_us,
+            kept_us: RefCell::default(),
+            kept_otherwise_us,
             recent: RefCell::new(Recent::new(RECENT_BYTES_MAX)),
         }
+    }
+
+    /// Has the topic of a namespace be made in another shape than the configuration's.
+    pub fn shape_topics(&self, namespace: u32, shape: TopicShape) {
+        self.kept_us.borrow_mut().extend(shape.retention.map(|kept| (namespace, micros(kept))));
+        self.messages.shape_topics(namespace, shape);
+    }
+
+    /// How long the topic of a namespace keeps payloads, µs.
+    fn kept_us(&self, namespace: u32) -> u64 {
+        let own = self.kept_us.borrow().get(&namespace).copied();
+        own.or(self.kept_otherwise_us).unwrap_or(u64::MAX)
     }
 
     /// Puts the payloads of messages that are about to be sent where they belong.
@@ -93,7 +108,7 @@ impl KafkaPostgres {
             // One that Kafka refuses stays with its row.
             let Some(place) = place else { continue };
             let payload = sent.message.payload;
-            let expires_us = sent.now_us.saturating_add(self.kept_us);
+            let expires_us = sent.now_us.saturating_add(self.kept_us(context.namespace));
             let elsewhere = Elsewhere { place, bytes: payload.len(), expires_us };
             self.state.announced.announce(&sent.id, elsewhere);
             let mut recent = self.recent.borrow_mut();
@@ -213,6 +228,10 @@ impl KafkaPostgres {
         }
         Ok(())
     }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The topic of a namespace's messages; one of a stream has a dot in its name.

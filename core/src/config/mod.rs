@@ -30,6 +30,7 @@ mod tree;
 pub mod units;
 mod web;
 
+use prism_adapters::kafka::TopicShape;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -186,6 +187,8 @@ pub struct Namespace {
     pub idempotency_window: Duration,
     /// The shard that is to own it, unless it lives on another already; `None`: by its name.
     pub home: Option<usize>,
+    /// How its topics are made on a Kafka, where that is not as the backend says. Those that are there stay as they are.
+    pub topics: TopicShape,
     /// Of a reader: the namespaces that it reads, by their places in the list, at most one of each model. Empty: what its
     /// backend holds under its own name.
     pub reads: Vec<usize>,
@@ -195,7 +198,7 @@ impl Namespace {
     /// Whether it differs from `other` in nothing but its terms: what may change while it is served.
     pub fn is_with_other_terms(&self, other: &Self) -> bool {
         let Self { durability, max_message_size, in_flight_bytes_max, .. } = *other;
-        let Self { backlog_records_max, quotas, audit_logging, .. } = *other;
+        let Self { backlog_records_max, quotas, audit_logging, topics, .. } = *other;
         let terms = Self {
             durability,
             max_message_size,
@@ -203,6 +206,7 @@ impl Namespace {
             backlog_records_max,
             quotas,
             audit_logging,
+            topics,
             ..self.clone()
         };
         terms == *other

@@ -3,6 +3,7 @@
 //! Sections are read in the order in which they are documented. Relations between settings are checked after both
 //! are known, at the place of the one that was written.
 
+use prism_adapters::kafka::TopicShape;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -157,6 +158,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 audit_logging: false,
                 idempotency_window: IDEMPOTENCY_WINDOW,
                 home: None,
+                topics: TopicShape::default(),
                 reads: readers::default(*api),
             })
             .collect(),
@@ -650,6 +652,7 @@ fn read_namespaces(
             audit_logging,
             idempotency_window: window.value,
             home: None,
+            topics: TopicShape::default(),
             reads: Vec::new(),
         });
         named.push(reads);

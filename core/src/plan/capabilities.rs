@@ -67,7 +67,7 @@ impl Capabilities {
             apis: ClientApi::ALL.iter().filter_map(api).collect(),
             patterns: vec![Pattern::Wal, Pattern::Outbox, Pattern::Audit],
             outboxes: vec![BackendType::Memstore, BackendType::Postgres],
-            tuning: vec![Tuning::Backend],
+            tuning: vec![Tuning::Backend, Tuning::KafkaPartitions],
             own_backends: Vec::new(),
             grants: false,
         }

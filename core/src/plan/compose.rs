@@ -12,7 +12,7 @@ use crate::config::described::Count;
 use crate::config::platform::{BackendPin, BackendType, Tuning};
 use crate::config::request::Api;
 use crate::config::units::{show_bytes, show_duration, show_rate};
-use crate::config::{BackendKind, Durability, Origin, Setting};
+use crate::config::{Backend, BackendKind, Durability, Origin, Setting};
 
 /// The patterns, in the order in which a request meets them.
 pub(super) fn patterns(
@@ -156,15 +156,21 @@ pub(super) fn partitions(draft: &mut Draft<'_>, demand: &Demand, chosen: &Chosen
 /// How the build makes the topics of a Kafka, where it makes them alike for every namespace there.
 fn topics_as_made(draft: &Draft<'_>, chosen: &Chosen) -> Option<KafkaConfig> {
     let is_tuned = draft.input.capabilities.tuning.contains(&Tuning::KafkaPartitions);
-    if !chosen.is_served || is_tuned {
+    if is_tuned { None } else { cluster(draft, chosen) }
+}
+
+/// The Kafka of a plan that the build serves.
+fn cluster(draft: &Draft<'_>, chosen: &Chosen) -> Option<KafkaConfig> {
+    if !chosen.is_served {
         return None;
     }
-    let mut configured = draft.input.platform.backends.configured.iter();
-    let backend = configured.find(|backend| chosen.names.contains(&backend.name))?;
-    match &backend.kind {
+    let named = |backend: &&Backend| chosen.names.contains(&backend.name);
+    draft.input.platform.backends.configured.iter().filter(named).find_map(|backend| match &backend
+        .kind
+    {
         BackendKind::Kafka(kafka) => Some((**kafka).clone()),
         _ => None,
-    }
+    })
 }
 
 /// Refuses what asks for other topics than are made.
@@ -225,11 +231,14 @@ pub(super) fn parts(draft: &mut Draft<'_>, chosen: &Chosen, partitions: u32) -> 
         let holds = match kind {
             BackendType::Kafka => {
                 settings.insert("partitions", partitions);
-                let made = topics_as_made(draft, chosen);
+                let made = cluster(draft, chosen);
                 let pinned = chosen.pin.as_ref().and_then(|pin| pin.replication);
                 let own = chosen.own.as_ref().and_then(|own| own.replication_factor);
                 let replication = match made {
-                    Some(made) => made.replication.map(u32::from),
+                    Some(made) => {
+                        let asked = pinned.or(own).map(|copies| copies.value.0);
+                        asked.or(made.replication.map(u32::from))
+                    }
                     None => Some(pinned.or(own).map_or(REPLICATION, |copies| copies.value.0)),
                 };
                 settings.extend(replication.map(|copies| ("replication", copies)));
@@ -327,12 +336,17 @@ pub(super) fn notes(draft: &mut Draft<'_>, api: Api, demand: &Demand, target: Ta
         draft.decide("retention", retention.value.to_string(), asked, vec![]);
         let keeps_all = target == Target::of(BackendType::Memstore)
             || target == Target::of(BackendType::Redis) && api == Api::Stream;
+        let is_shaped = target.kinds().contains(&BackendType::Kafka)
+            && draft.input.capabilities.tuning.contains(&Tuning::KafkaPartitions);
         let how = match (keeps_all, api) {
             (true, Api::Queue) => "a message stays until it is acknowledged",
             (true, Api::Stream) => {
                 "nothing is removed before; SetRetention narrows it for each stream"
             }
             (true, _) => "nothing is removed before",
+            (false, _) if is_shaped => {
+                "topics are made to keep it that long; one that is there already stays as it is"
+            }
             (false, _) => {
                 "the backend has to be set to keep it that long; this build does not set it there"
             }

@@ -20,6 +20,7 @@ use prism_adapters::{Backend as _, Context, Error, PageSink, Reply, reader};
 use prism_proto::catalogue::{Interfaces, Method};
 
 use crate::config::{Backend, BackendKind};
+use crate::namespaces::Namespace;
 
 /// A backend that a shard holds.
 pub(crate) enum Attached {
@@ -79,6 +80,15 @@ impl Attached {
             | BackendKind::KafkaPostgres(_) => Attached::Unused,
         };
         backends.iter().enumerate().map(attach).collect()
+    }
+
+    /// Has the topics of a namespace be made in this shape, where there are topics.
+    pub(crate) fn shape_topics(&self, namespace: &Namespace) {
+        match self {
+            Attached::Kafka(kafka) => kafka.shape_topics(namespace.id, namespace.topics),
+            Attached::KafkaPostgres(pair) => pair.shape_topics(namespace.id, namespace.topics),
+            _ => {}
+        }
     }
 
     /// As [`prism_adapters::Backend::unary_checked`].

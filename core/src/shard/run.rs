@@ -230,6 +230,9 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     let owner = LaneOwner { directory_id, epoch: launch.start };
     let client_name = format!("prism-{:032x}", u128::from_be_bytes(directory_id));
     let backends = Attached::all(&config.backends, &opened.store, &client_name, is_used);
+    for namespace in namespaces.iter().filter(|namespace| namespace.home == index) {
+        backends[namespace.backend].shape_topics(namespace);
+    }
     for orphan in opened.lanes.orphans() {
         tracing::warn!(
             shard = index,
@@ -368,6 +371,7 @@ impl Shard {
         let Some((loss, shard)) = loss(&self.config, namespace).zip(self.this.upgrade()) else {
             return;
         };
+        shard.backend(namespace).shape_topics(namespace);
         let last_of_lane = |lane| self.log.writer().last_of_lane(lane);
         let lane = self.lanes.begin_new(namespace, loss, last_of_lane);
         rt::spawn(lanes::drive(shard, lane.clone()));

@@ -149,6 +149,14 @@ pub(super) fn partitions(draft: &mut Draft<'_>, demand: &Demand, chosen: &Chosen
         draft.decide("partitions", topics.partitions.to_string(), because, vec![]);
         return topics.partitions;
     }
+    // What was said for every topic there is the least, unless somebody has said otherwise of this namespace.
+    let made = cluster(draft, chosen).map_or(0, |cluster| cluster.partitions);
+    if needs.kafka_partitions.is_none() && pinned.is_none() && partitions < made {
+        let because =
+            format!("topics of {} have so many; asked for: {partitions}", chosen.names[0]);
+        draft.decide("partitions", made.to_string(), because, vec![]);
+        return made;
+    }
     draft.decide("partitions", partitions.to_string(), because, vec![]);
     partitions
 }

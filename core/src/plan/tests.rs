@@ -162,20 +162,56 @@ fn the_queue_of_the_concepts_is_a_log_with_kafka_and_postgres() {
     assert_eq!((plan.durability, plan.partitions), (Durability::Strong, 5));
 }
 
+fn topics_planned(
+    build: &Capabilities,
+    (needs, of_backend, pin): (&str, &str, &str),
+) -> (BTreeMap<&'static str, u32>, Vec<String>) {
+    let text = format!(
+        "namespace: n\nteam: web\nclient_api: stream\nneeds: {{durability: strong, {needs}}}\n"
+    );
+    let platform = format!(
+        "backends: [{{name: k, type: kafka, brokers: [\"h:3\"], {of_backend}}}]\nallowed_backends: [kafka]\n{pin}"
+    );
+    let outcome = outcomes(&text, &platform, build).remove(0);
+    let part = outcome.plan.as_ref().expect("it fits").parts[0].settings.clone();
+    (part, outcome.refusals.iter().map(ToString::to_string).collect::<Vec<_>>())
+}
+
+/// Each namespace's topics are made for it; what the backend says of all of them holds where nothing is said of one.
+#[test]
+fn topics_are_planned_for_each_namespace() {
+    let build = Capabilities::of_this_build();
+    for (case, partitions, replication) in [
+        (("write_rps: 3k", "partitions: 6, replication: 2", ""), 6, Some(2)),
+        (("write_rps: 7k, retention: 8days", "partitions: 6, retention: 7days", ""), 7, None),
+        (
+            ("", "partitions: 6", "placement: [{namespace: n, backend: {type: k, partitions: 3}}]"),
+            3,
+            None,
+        ),
+        (
+            (
+                "",
+                "replication: 2",
+                "placement: [{namespace: n, backend: {type: k, replication: 3}}]",
+            ),
+            4,
+            Some(3),
+        ),
+    ] {
+        let (settings, refusals) = topics_planned(&build, case);
+        assert_eq!(refusals, [] as [String; 0], "{case:?}");
+        let expected = std::iter::once(("partitions", partitions));
+        let expected = expected.chain(replication.map(|copies| ("replication", copies)));
+        assert_eq!(settings, expected.collect(), "{case:?}");
+    }
+}
+
 /// A build that makes the topics of a backend all alike says how they are made, and refuses what asks for others.
 #[test]
-fn topics_are_planned_as_this_build_makes_them() {
-    let plan = |needs: &str, of_backend: &str, pin: &str| {
-        let text = format!(
-            "namespace: n\nteam: web\nclient_api: stream\nneeds: {{durability: strong, {needs}}}\n"
-        );
-        let platform = format!(
-            "backends: [{{name: k, type: kafka, brokers: [\"h:3\"], {of_backend}}}]\nallowed_backends: [kafka]\n{pin}"
-        );
-        let outcome = outcomes(&text, &platform, &Capabilities::of_this_build()).remove(0);
-        let part = outcome.plan.as_ref().expect("it fits").parts[0].settings.clone();
-        (part, outcome.refusals.iter().map(ToString::to_string).collect::<Vec<_>>())
-    };
+fn topics_are_planned_as_a_build_makes_them() {
+    let build = Capabilities { tuning: vec![Tuning::Backend], ..Capabilities::of_this_build() };
+    let plan = |needs, of_backend, pin| topics_planned(&build, (needs, of_backend, pin));
     let made = plan("write_rps: 3k", "partitions: 6, replication: 2", "");
     assert_eq!(made, (BTreeMap::from([("partitions", 6), ("replication", 2)]), vec![]));
     assert_eq!(

@@ -63,6 +63,8 @@ pub(super) struct Group {
     pub(super) buffer: Vec<u8>,
     pub(super) commands: usize,
     pub(super) members: Vec<Rc<GroupMember>>,
+    /// Scripts whose source is among the commands already.
+    scripts: Vec<Script>,
 }
 
 /// One call of a group.
@@ -195,6 +197,17 @@ impl Link {
     #[inline]
     pub(super) fn is_grouping(&self) -> bool {
         self.group.borrow().is_some()
+    }
+
+    /// Whether a script's source has to come along: the first time in a group, where there is no second attempt.
+    pub(super) fn is_new_to_group(&self, script: Script) -> bool {
+        let mut group = self.group.borrow_mut();
+        let Some(group) = &mut *group else { return false };
+        let is_new = !group.scripts.contains(&script);
+        if is_new {
+            group.scripts.push(script);
+        }
+        is_new
     }
 
     /// A call of a group.

@@ -67,15 +67,20 @@ fn read_receipt(namespace: u32, name: Name<'_>, receipt: &str) -> Option<(u64, I
 }
 
 /// Where a group begins, as the script is told.
-struct Beginning {
+pub(super) struct Beginning {
     /// An id that has to have been told, if there is one.
-    told: Option<Id>,
+    pub(super) told: Option<Id>,
     /// The id behind which it begins; absent: behind all that is there.
-    behind: Option<Id>,
+    pub(super) behind: Option<Id>,
 }
 
 impl Beginning {
-    fn of(context: &Context<'_>, stream: &str, start: &Start<'_>) -> Result<(Self, String), Error> {
+    /// Where a start says; and the field that it stands in, if it is a position.
+    pub(super) fn of(
+        context: &Context<'_>,
+        stream: &str,
+        start: &Start<'_>,
+    ) -> Result<(Self, String), Error> {
         let from = |id| Beginning { told: None, behind: Some(id) };
         let begun = match start.start {
             None | Some(StartStart::Latest(_)) => Beginning { told: None, behind: None },

@@ -250,8 +250,8 @@ impl Redis {
                 write(out);
             }
         };
-        if self.link.is_grouping() {
-            // Within a transaction there is no second attempt.
+        if self.link.is_new_to_group(script) {
+            // Within a transaction there is no second attempt; Redis knows the script when the next one comes to it.
             return self.link.call(context, 1, call(b"EVAL", script.source().as_bytes())).await;
         }
         let answer = self.link.call(context, 1, call(b"EVALSHA", script.digest())).await?;
@@ -453,6 +453,19 @@ impl KeyValueTransactional for Redis {
         request: TransactRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
+        self.transact_with(context, request, Default::default(), reply).await.map(drop)
+    }
+}
+
+impl Redis {
+    /// As [`KeyValueTransactional::transact`], with so many more arguments of the script; whether it was committed.
+    pub(super) async fn transact_with(
+        &self,
+        context: &Context<'_>,
+        request: TransactRequest<'_>,
+        (more, more_parts): (Vec<u8>, usize),
+        reply: &mut Reply,
+    ) -> Result<bool, Error> {
         let (conditions, operations) = (request.conditions, request.operations);
         // Before anything is sent: what cannot be carried out has no effect.
         for operation in operations.iter() {
@@ -479,9 +492,10 @@ impl KeyValueTransactional for Redis {
                 let expiry = Expiry::new(put.ttl, put.keep_ttl, context.now_us);
                 put_operation_put(out, expiry.unwrap_or(Expiry::Cleared), put.value);
             }
+            out.extend_from_slice(&more);
         };
-        let (keys, arguments) =
-            (conditions.len() + operations.len(), 3 + 2 * conditions.len() + 3 * operations.len());
+        let keys = conditions.len() + operations.len();
+        let arguments = 3 + 2 * conditions.len() + 3 * operations.len() + more_parts;
         let read = self.script(context, Script::Transact, keys, arguments, write).await?;
         let mut answer = Answer::new(context, &read);
         let failures = match answer.next()? {
@@ -495,7 +509,7 @@ impl KeyValueTransactional for Redis {
                         _ => put_operation(reply, None),
                     }
                 }
-                return Ok(());
+                return Ok(true);
             }
             Value::Array(failures) => failures,
             _ => return Err(errors::unexpected(context)),
@@ -507,7 +521,7 @@ impl KeyValueTransactional for Redis {
             let current = current.as_ref().map(Stored::view);
             put_failure(reply, context.limits, index as u32, current);
         }
-        Ok(())
+        Ok(false)
     }
 }
 

@@ -14,6 +14,7 @@ use super::codec::{self, Framer, ProtocolError, Replies, Value};
 use super::connection::Group;
 use super::errors;
 use super::keyvalue::Answer;
+use crate::backend::Backend;
 use crate::call::Context;
 use crate::error::Error;
 use crate::lane::{BatchedCall, Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
@@ -68,13 +69,26 @@ impl LaneBackend for Redis {
         records: &[LaneRecord<'_>],
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error> {
+        self.apply_to(self, owner, records, outcomes).await
+    }
+}
+
+impl Redis {
+    /// As [`LaneBackend::apply`], of records that `backend` carries out over this Redis.
+    pub(super) async fn apply_to<B: Backend>(
+        &self,
+        backend: &B,
+        owner: &LaneOwner,
+        records: &[LaneRecord<'_>],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), Error> {
         let Some(last) = records.last() else { return Ok(()) };
         let context = &last.context;
         if self.link.session() == 0 || !self.is_resumed(context) {
             return Err(self.link.refusal(context));
         }
         let (mut calls, group) = self.link.group(|| {
-            records.iter().map(|record| BatchedCall::begin(self, record)).collect::<Vec<_>>()
+            records.iter().map(|record| BatchedCall::begin(backend, record)).collect::<Vec<_>>()
         });
         let cell = Cell { owner: *owner, lane_seq: last.lane_seq };
         let commands = group.commands;
@@ -94,9 +108,7 @@ impl LaneBackend for Redis {
         }
         Ok(())
     }
-}
 
-impl Redis {
     fn resumed(&self, context: &Context<'_>, session: u64) {
         self.lanes.borrow_mut().insert((context.namespace, context.partition), session);
     }

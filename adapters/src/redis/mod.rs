@@ -14,7 +14,9 @@
 //! - `keyvalue`, `scan`: the interfaces
 //! - `stream`, `walk`, `tail`, `retention`: streams as Redis Streams; appended to, read, waited for on a connection of its own, and
 //!   trimmed; `groups`, `members`: consumer groups as Redis's own, and a member's stream
-//! - `event`, `topics`, `pubsub`: topics as channels, and who hears them on this shard
+//! - `fields`: messages as fields; `outbox`: those of transactions
+//! - `queue`: queues as hashes and sorted sets; `wake`: how those who wait for messages hear of some
+//! - `event`, `topics`, `pubsub`: topics as channels, and who hears them on this shard; `topic_log`: topics that are stored instead, as streams
 //! - `lane`: logged writes, a batch as one transaction; `ending`: a namespace taken out
 //!
 //! It serves a Redis by itself, not yet a cluster.
@@ -25,18 +27,23 @@ mod connection;
 mod ending;
 mod errors;
 mod event;
+mod fields;
 mod groups;
 mod keyvalue;
 mod lane;
 mod members;
+mod outbox;
 mod pipeline;
 mod pubsub;
+mod queue;
 mod retention;
 mod scan;
 mod scripts;
 mod stream;
 mod tail;
+mod topic_log;
 mod topics;
+mod wake;
 mod walk;
 
 use std::cell::RefCell;
@@ -51,9 +58,12 @@ use self::connection::Link;
 use self::members::Members;
 use self::retention::Trims;
 use self::tail::Tail;
+pub use self::topic_log::TopicLog;
 use self::topics::Topics;
 use crate::backend::Admission;
+use crate::claims::Promises;
 use crate::error::Error;
+use crate::outbox::Outboxes;
 
 /// A shard's Redis, see the module. The connection ends with it.
 pub struct Redis {
@@ -62,6 +72,9 @@ pub struct Redis {
     topics: Rc<Topics>,
     trims: Trims,
     members: Members,
+    /// What calls on their way to queues have been promised.
+    promises: Promises,
+    outboxes: RefCell<Outboxes>,
     /// By namespace and partition: the connection on which the lane's cell was read.
     lanes: RefCell<HashMap<(u32, u16), u64>>,
 }
@@ -74,12 +87,18 @@ crate::backend! {
         keyvalue_transactional,
         keyvalue_batch,
         keyvalue_cas,
+        queue_basic,
+        queue_visibility,
+        queue_dead_letter,
+        queue_priority,
+        queue_delayed,
         stream_basic,
         stream_consumer_groups,
         stream_replay,
         stream_retention,
         pubsub_basic,
-        pubsub_wildcards,
+        pubsub_wildcards;
+    outbox write_with_messages
 }
 
 impl Redis {
@@ -94,6 +113,8 @@ impl Redis {
             topics,
             trims: Trims::default(),
             members: Members::default(),
+            promises: Promises::default(),
+            outboxes: RefCell::default(),
             lanes: RefCell::default(),
         }
     }

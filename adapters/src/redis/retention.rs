@@ -42,7 +42,7 @@ pub(super) struct Trims(RefCell<HashMap<(u32, Box<str>), usize, ahash::RandomSta
 
 impl Trims {
     /// Counts records; whether the stream is to be trimmed now.
-    fn is_due(&self, namespace: u32, stream: &str, appended: usize) -> bool {
+    pub(super) fn is_due(&self, namespace: u32, stream: &str, appended: usize) -> bool {
         let mut counted = self.0.borrow_mut();
         let key = (namespace, Box::from(stream));
         if let Some(count) = counted.get_mut(&key) {

@@ -53,11 +53,18 @@ const HASH_KEYS: (u64, u64) = (0x7072_6973_6d2d_7363, 0x616e_2d72_6564_6973);
 
 /// Where a walk goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-struct Place {
-    cursor: u64,
+pub(super) struct Place {
+    pub(super) cursor: u64,
     /// From `cursor` until here the keys up to the hash `told` have been told already.
     until: u64,
     told: u64,
+}
+
+impl Place {
+    /// One that is known by its cursor alone.
+    pub(super) fn at(cursor: u64) -> Self {
+        Place { cursor, ..Place::default() }
+    }
 }
 
 /// The keys of one SCAN that are not told yet.
@@ -348,7 +355,8 @@ fn hash(key: &[u8]) -> u64 {
     hasher.finish().max(1)
 }
 
-fn sign(context: &Context<'_>, selection: Selection<'_>, place: Place) -> String {
+/// A token that says where a list of `selection` goes on.
+pub(super) fn sign(context: &Context<'_>, selection: impl Hash, place: Place) -> String {
     let mut hasher = SipHasher13::new_with_keys(HASH_KEYS.0, HASH_KEYS.1);
     (context.namespace, context.namespace_name, context.partition).hash(&mut hasher);
     (selection, place).hash(&mut hasher);
@@ -356,9 +364,10 @@ fn sign(context: &Context<'_>, selection: Selection<'_>, place: Place) -> String
     format!("{cursor:016x}{until:016x}{told:016x}{:016x}", hasher.finish())
 }
 
-fn read_token(
+/// Where it goes on; at the beginning where there is no token.
+pub(super) fn read_token(
     context: &Context<'_>,
-    selection: Selection<'_>,
+    selection: impl Hash + Copy,
     token: &str,
 ) -> Result<Place, Error> {
     if token.is_empty() {

@@ -34,10 +34,49 @@ pub(super) enum Script {
     GroupNext,
     /// How far a group is.
     GroupLook,
+    /// Messages for a queue.
+    QueueSend,
+    /// Messages that are leased.
+    QueueReceive,
+    /// Deliveries that end for good.
+    QueueSettle,
+    /// A delivery that ends at another time.
+    QueueChange,
+    /// After how many deliveries a message is given up.
+    QueueConfigure,
+    /// Messages or dead letters, looked at.
+    QueueList,
+    /// Dead letters that are put back.
+    QueueRedrive,
+    /// How many messages there are.
+    QueueCount,
+    /// A durable subscription that begins somewhere.
+    TopicSubscribe,
+    /// What comes next to a stream of a durable subscription.
+    TopicNext,
+    /// What was done with events.
+    TopicAcknowledge,
+    /// The end of a durable subscription.
+    TopicUnsubscribe,
+    /// What a stream of a durable subscription leaves behind.
+    TopicLeave,
+    /// Events that all durable subscriptions are done with.
+    TopicTrim,
+    /// Which messages of transactions wait.
+    OutboxList,
+    /// Messages of transactions.
+    OutboxRead,
+}
+
+/// A script of queues: what Redis has to know of it, what they all begin with, and itself.
+macro_rules! of_queues {
+    ($flags:literal, $source:literal) => {
+        concat!("#!lua", $flags, "\n", include_str!("queue/queue.lua"), include_str!($source))
+    };
 }
 
 impl Script {
-    pub(super) const ALL: [Script; 12] = [
+    pub(super) const ALL: [Script; 28] = [
         Script::Transact,
         Script::Replace,
         Script::Read,
@@ -50,6 +89,22 @@ impl Script {
         Script::GroupAcknowledge,
         Script::GroupNext,
         Script::GroupLook,
+        Script::QueueSend,
+        Script::QueueReceive,
+        Script::QueueSettle,
+        Script::QueueChange,
+        Script::QueueConfigure,
+        Script::QueueList,
+        Script::QueueRedrive,
+        Script::QueueCount,
+        Script::TopicSubscribe,
+        Script::TopicNext,
+        Script::TopicAcknowledge,
+        Script::TopicUnsubscribe,
+        Script::TopicLeave,
+        Script::TopicTrim,
+        Script::OutboxList,
+        Script::OutboxRead,
     ];
 
     pub(super) fn source(self) -> &'static str {
@@ -66,6 +121,23 @@ impl Script {
             Script::GroupAcknowledge => include_str!("group_acknowledge.lua"),
             Script::GroupNext => include_str!("group_next.lua"),
             Script::GroupLook => include_str!("group_look.lua"),
+            // What takes messages in is refused as a whole where there is no memory for it; what takes them out goes on.
+            Script::QueueSend => of_queues!("", "queue/queue_send.lua"),
+            Script::QueueReceive => of_queues!(" flags=allow-oom", "queue/queue_receive.lua"),
+            Script::QueueSettle => of_queues!(" flags=allow-oom", "queue/queue_settle.lua"),
+            Script::QueueChange => of_queues!(" flags=allow-oom", "queue/queue_change.lua"),
+            Script::QueueConfigure => of_queues!("", "queue/queue_configure.lua"),
+            Script::QueueList => of_queues!(" flags=no-writes", "queue/queue_list.lua"),
+            Script::QueueRedrive => of_queues!("", "queue/queue_redrive.lua"),
+            Script::QueueCount => of_queues!(" flags=no-writes", "queue/queue_count.lua"),
+            Script::TopicSubscribe => include_str!("topic_log/topic_subscribe.lua"),
+            Script::TopicNext => include_str!("topic_log/topic_next.lua"),
+            Script::TopicAcknowledge => include_str!("topic_log/topic_acknowledge.lua"),
+            Script::TopicUnsubscribe => include_str!("topic_log/topic_unsubscribe.lua"),
+            Script::TopicLeave => include_str!("topic_log/topic_leave.lua"),
+            Script::TopicTrim => include_str!("topic_log/topic_trim.lua"),
+            Script::OutboxList => include_str!("outbox_list.lua"),
+            Script::OutboxRead => include_str!("outbox_read.lua"),
         }
     }
 

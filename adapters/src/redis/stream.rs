@@ -22,7 +22,7 @@ use crate::interfaces::stream::StreamBasic;
 /// The fields of an entry that are no attributes.
 const OWN_FIELDS: [&str; 4] = ["value", "tombstone", "key", "content-type"];
 /// What the field of an attribute begins with that is called like one of them; attributes have no dots.
-const ATTRIBUTE: &str = "attribute.";
+pub(super) const ATTRIBUTE: &str = "attribute.";
 
 /// An entry's place in a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -16,6 +16,7 @@ use super::connection::Link;
 use super::errors;
 use super::event::{self, BESIDE, beside, channel};
 use super::keyvalue::Answer;
+use super::wake::Wakes;
 use crate::call::{Context, NO_DEADLINE_NS};
 use crate::error::Error;
 use crate::memory::pubsub::{Standing, Subscriptions};
@@ -26,6 +27,8 @@ pub(super) struct Topics {
     config: RedisConfig,
     link: RefCell<Option<Rc<Link>>>,
     pub(super) subscriptions: Subscriptions,
+    /// Who waits for messages of queues.
+    pub(super) wakes: Wakes,
     tails: Shared<Tail>,
     /// By the channel, or the pattern of channels, that Redis is asked for.
     ears: RefCell<HashMap<Box<str>, Ear>>,
@@ -105,6 +108,7 @@ impl Topics {
             config: RedisConfig { client_name, ..config },
             link: RefCell::default(),
             subscriptions: Subscriptions::default(),
+            wakes: Wakes::default(),
             tails: Shared::default(),
             ears: RefCell::default(),
             tails_made: Cell::new(0),
@@ -185,7 +189,7 @@ impl Topics {
     }
 
     /// The connection, which is made when it is first needed.
-    fn link(self: &Rc<Self>) -> Rc<Link> {
+    pub(super) fn link(self: &Rc<Self>) -> Rc<Link> {
         let make = || Link::start_for(self.config.clone(), Rc::downgrade(self));
         let link = self.link.borrow_mut().get_or_insert_with(make).clone();
         if self.is_stopped.get() {
@@ -214,6 +218,7 @@ impl Topics {
 
     /// The connection is gone, and with it every subscription.
     pub(super) fn cut_off(&self) {
+        self.wakes.cut_off();
         let ears = self.ears.take();
         for one in ears.into_values().flat_map(|ear| ear.listeners) {
             self.tails.forget(&one.key, &one.tail);
@@ -232,7 +237,9 @@ impl Topics {
         match (text()?, count) {
             (b"message", 3) => {
                 let channel = text()?;
-                self.take(channel, channel, text()?);
+                if !self.wakes.hear(&String::from_utf8_lossy(channel)) {
+                    self.take(channel, channel, text()?);
+                }
                 Ok(false)
             }
             (b"pmessage", 4) => {
@@ -241,8 +248,10 @@ impl Topics {
                 Ok(false)
             }
             (b"subscribe" | b"psubscribe", 3) => {
+                let channel = text()?;
+                self.wakes.subscribed(&String::from_utf8_lossy(channel));
                 // What came for the one of the two channels before the other was there belongs to nothing.
-                if let Some(ear) = self.ears.borrow_mut().get_mut(&*name_of(text()?)) {
+                if let Some(ear) = self.ears.borrow_mut().get_mut(&*name_of(channel)) {
                     ear.beside = None;
                 }
                 Ok(true)

@@ -17,7 +17,7 @@ use siphasher::sip::SipHasher13;
 use added::Added;
 pub(crate) use terms::Terms;
 
-use crate::config::{self, ClientApi, Config, Durability};
+use crate::config::{self, ClientApi, Config, Durability, Topics};
 use crate::registry::Registry;
 
 /// Namespaces that may come between two starts, where they are planned from files.
@@ -42,6 +42,8 @@ pub(crate) struct Namespace {
     pub(crate) terms: Terms,
     /// The strongest level that a call may ask for.
     pub(crate) durability_max: Durability,
+    /// How its topics are kept.
+    pub(crate) topics: Topics,
     /// What it offers.
     pub(crate) offers: Interfaces,
     /// The shard that owns it.
@@ -53,7 +55,7 @@ pub(crate) struct Namespace {
     /// Whether its backend stores messages with the data of a transaction.
     pub(crate) has_outbox: bool,
     /// How its topics are made on a Kafka.
-    pub(crate) topics: TopicShape,
+    pub(crate) topic_shape: TopicShape,
     /// Of a reader: the places of the namespaces that it reads instead of its own data.
     pub(crate) reads: Box<[usize]>,
 }
@@ -118,14 +120,14 @@ impl Namespaces {
             backend_name: config.backends[namespace.backend].name.as_str().into(),
             terms: Terms::of(namespace, Self::is_audited(config, namespace)),
             durability_max: config.backends[namespace.backend].durability_max(),
+            topics: namespace.topics,
             offers: config.backends[namespace.backend]
-                .serves()
-                .intersection(namespace.client_api.model().interfaces()),
+                .offers(namespace.client_api, namespace.topics),
             home,
             memory_bytes_max: namespace.memory_bytes_max,
             idempotency_window_us: namespace.idempotency_window.as_micros() as u64,
             has_outbox: config.backends[namespace.backend].has_outbox(namespace.client_api),
-            topics: namespace.topics,
+            topic_shape: namespace.topic_shape,
             reads: namespace.reads.as_slice().into(),
         }
     }

@@ -190,7 +190,7 @@ pub(crate) fn configured(document: &Document) -> Hindrance {
 }
 
 /// How a plan has topics be made; nothing where it has none.
-fn topics(plan: &Plan) -> TopicShape {
+fn topic_shape(plan: &Plan) -> TopicShape {
     let Some(part) = plan.parts.iter().find(|part| part.kind == BackendType::Kafka) else {
         return TopicShape::default();
     };
@@ -240,6 +240,7 @@ pub(crate) fn namespace(
         client_api,
         backend,
         durability: plan.durability,
+        topics: plan.topics,
         max_message_size,
         in_flight_bytes_max: in_flight.max(max_message_size),
         memory_bytes_max: config.memory.bytes_max,
@@ -248,7 +249,7 @@ pub(crate) fn namespace(
         audit_logging: plan.patterns.contains(&Pattern::Audit),
         idempotency_window: IDEMPOTENCY_WINDOW,
         home: plan.homes.first().copied(),
-        topics: topics(plan),
+        topic_shape: topic_shape(plan),
         reads: Vec::new(),
     })
 }

@@ -16,7 +16,7 @@ use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
-use prism_adapters::redis::Redis;
+use prism_adapters::redis::{Redis, TopicLog};
 use prism_io::rt;
 use prism_proto::catalogue::{Interfaces, Method, Model};
 use servers::{OwnNats, OwnRedis};
@@ -523,4 +523,57 @@ fn messages_conform_on(
     server.assert_well();
     assert!(server.metric("prism_mesh_sent_total") > 0.0, "calls cross the mesh");
     server.stop();
+}
+
+/// Two namespaces at each level on a real Redis, answered by it and by way of the log, with more settings of each.
+fn model_on_redis_conforms(model: Model, settings: &str, serves: Interfaces) -> OwnRedis {
+    let redis = OwnRedis::start(&[]);
+    let directory = directory();
+    let mut config = format!(
+        "backends:\n  - {{name: data, type: redis, address: \"{}\"}}\nnamespaces:\n",
+        redis.address
+    );
+    let api = model.name();
+    let levels = ["memory", "wal", "strong"];
+    let names = levels.map(|level| [0, 1].map(|number| format!("{level}-{number}"))).concat();
+    for name in &names {
+        let level = name.split('-').next().unwrap();
+        config += &format!(
+            "  - {{name: {name}, client_api: {api}, backend: data, durability: {level}{settings}}}\n"
+        );
+    }
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    let listen = server.listen;
+    let suites = run(async move {
+        together(names.into_iter().map(|name| async move {
+            let offers = serves.intersection(model.interfaces());
+            let served = Served(Caller::to(listen, &name).await, Versions::None, offers);
+            conformance::run(&served).await
+        }))
+        .await
+    });
+    for ran in suites {
+        assert!(ran.len() > 15, "{ran:?}");
+    }
+    server.assert_well();
+    let moved = redis.cli(&["GET", "_prism:cell:wal-0:0"]);
+    assert!(!moved.is_empty(), "logged messages go by the lane's cell");
+    server.stop();
+    redis
+}
+
+#[test]
+fn queues_on_redis_conform_and_their_messages_are_plain_there() {
+    let redis = model_on_redis_conforms(Model::Queue, "", Redis::SERVES);
+    let left = redis.cli(&["--raw", "KEYS", "wal-0:*:message:*"]);
+    let first = left.lines().next().expect("what the suite has left is in plain hashes");
+    assert!(!redis.cli(&["HGET", first, "id"]).is_empty());
+}
+
+#[test]
+fn topics_kept_as_a_log_on_redis_conform_and_their_events_are_plain_there() {
+    let redis = model_on_redis_conforms(Model::PubSub, ", topics: log", TopicLog::SERVES);
+    let left = redis.cli(&["--raw", "KEYS", "wal-0:*"]);
+    let first = left.lines().next().expect("what the suite has left is in plain streams");
+    assert_eq!(redis.cli(&["TYPE", first]), "stream");
 }

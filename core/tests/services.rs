@@ -303,7 +303,7 @@ fn transactions_on_redis() {
         redis.address
     );
     let server = serve(directory.path()).shards(2).config(&config).start();
-    transact_in(&server, &["on-redis", "logged", "strong"], "OUTBOX_NOT_OFFERED");
+    transact_in(&server, &["on-redis", "logged", "strong"], "TARGET_MISSING");
     server.stop();
 }
 

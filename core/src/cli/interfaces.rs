@@ -8,7 +8,7 @@ use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
-use prism_adapters::redis::Redis;
+use prism_adapters::redis::{Redis, TopicLog};
 use prism_proto::catalogue::{Access, Interface, Interfaces, Method, Model};
 use serde_json::{Value, json};
 
@@ -20,9 +20,12 @@ fn backends() -> [(&'static str, Interfaces); 6] {
     fn of<B: Backend>() -> (&'static str, Interfaces) {
         (B::NAME, B::SERVES)
     }
+    // What a namespace with `topics: log` offers instead.
+    let topic_log = ("redis (log)", TopicLog::SERVES);
     [
         of::<Memstore>(),
         of::<Redis>(),
+        topic_log,
         of::<Postgres>(),
         of::<Kafka>(),
         of::<Nats>(),

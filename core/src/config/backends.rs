@@ -12,14 +12,14 @@ use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
-use prism_adapters::redis::{Login, Redis, RedisConfig, Tls, TlsFiles};
+use prism_adapters::redis::{Login, Redis, RedisConfig, Tls, TlsFiles, TopicLog};
 use prism_io::tls::Roots;
 use prism_proto::catalogue::{Interfaces, Model};
 
 use super::error::{Origin, Problem};
 use super::read::{file, span};
 use super::tree::{Report, Section};
-use super::{ClientApi, Durability, kafka, namespace_name_valid, nats};
+use super::{ClientApi, Durability, Topics, kafka, namespace_name_valid, nats};
 
 /// Redis with `appendfsync everysec` loses a second, or two while its disk is busy.
 const LOSS_WINDOW: Duration = Duration::from_secs(3);
@@ -110,16 +110,27 @@ impl Backend {
         }
     }
 
+    /// What its namespaces of this client API offer, with topics kept so.
+    pub fn offers(&self, api: ClientApi, topics: Topics) -> Interfaces {
+        let serves = match (&self.kind, api, topics) {
+            (BackendKind::Redis(_), ClientApi::PubSub, Topics::Log) => TopicLog::SERVES,
+            _ => self.serves(),
+        };
+        serves.intersection(api.model().interfaces())
+    }
+
+    /// Whether its topics can be kept so.
+    pub fn keeps(&self, topics: Topics) -> bool {
+        topics == Topics::Volatile || matches!(self.kind, BackendKind::Redis(_))
+    }
+
     /// Whether its namespaces of this client API store messages with the data of a transaction.
     pub fn has_outbox(&self, api: ClientApi) -> bool {
         match self.kind {
             BackendKind::Memory => api.model() == Model::KeyValue,
-            // A database is looked through for what an earlier process has left, which is not for every namespace of keys.
-            BackendKind::Postgres(_) => api == ClientApi::Transact,
-            BackendKind::Redis(_)
-            | BackendKind::Nats(_)
-            | BackendKind::Kafka(_)
-            | BackendKind::KafkaPostgres(_) => false,
+            // They are looked through for what an earlier process has left, which is not for every namespace of keys.
+            BackendKind::Postgres(_) | BackendKind::Redis(_) => api == ClientApi::Transact,
+            BackendKind::Nats(_) | BackendKind::Kafka(_) | BackendKind::KafkaPostgres(_) => false,
         }
     }
 

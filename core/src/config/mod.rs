@@ -171,6 +171,8 @@ pub struct Namespace {
     pub backend: usize,
     /// When a caller hears "done".
     pub durability: Durability,
+    /// How its topics are kept, where its backend can do so in more than one way.
+    pub topics: Topics,
     /// Largest request message, in bytes; at most [`Limits::message_bytes_max`].
     pub max_message_size: u64,
     /// Most bytes of requests that may be in flight at once.
@@ -188,7 +190,7 @@ pub struct Namespace {
     /// The shard that is to own it, unless it lives on another already; `None`: by its name.
     pub home: Option<usize>,
     /// How its topics are made on a Kafka, where that is not as the backend says. Those that are there stay as they are.
-    pub topics: TopicShape,
+    pub topic_shape: TopicShape,
     /// Of a reader: the namespaces that it reads, by their places in the list, at most one of each model. Empty: what its
     /// backend holds under its own name.
     pub reads: Vec<usize>,
@@ -198,7 +200,7 @@ impl Namespace {
     /// Whether it differs from `other` in nothing but its terms: what may change while it is served.
     pub fn is_with_other_terms(&self, other: &Self) -> bool {
         let Self { durability, max_message_size, in_flight_bytes_max, .. } = *other;
-        let Self { backlog_records_max, quotas, audit_logging, topics, .. } = *other;
+        let Self { backlog_records_max, quotas, audit_logging, topic_shape, .. } = *other;
         let terms = Self {
             durability,
             max_message_size,
@@ -206,7 +208,7 @@ impl Namespace {
             backlog_records_max,
             quotas,
             audit_logging,
-            topics,
+            topic_shape,
             ..self.clone()
         };
         terms == *other
@@ -285,6 +287,26 @@ impl Durability {
             Self::Memory => "memory",
             Self::Wal => "wal",
             Self::Strong => "strong",
+        }
+    }
+}
+
+/// How topics on Redis are kept: the plan of a namespace, which decides what it offers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Topics {
+    /// As channels: who is not subscribed never hears of an event; patterns are offered.
+    #[default]
+    Volatile,
+    /// As streams: stored, with attributes and ordering keys, for durable subscriptions; without patterns.
+    Log,
+}
+
+impl Topics {
+    /// As it is written in configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Volatile => "volatile",
+            Self::Log => "log",
         }
     }
 }

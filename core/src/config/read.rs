@@ -22,7 +22,7 @@ use super::web;
 use super::{
     Backend, ClientApi, Config, Direct, Durability, Flags, IDEMPOTENCY_WINDOW_MAX,
     IDEMPOTENCY_WINDOW_MIN, Level, Limits, Log, LogFormat, Machine, Memory, NAMESPACES_MAX,
-    Namespace, PlannedFrom, Quotas, SHARDS_MAX, Sync, Tls, TlsClients, Unprotected, Wal,
+    Namespace, PlannedFrom, Quotas, SHARDS_MAX, Sync, Tls, TlsClients, Topics, Unprotected, Wal,
     parse_cores,
 };
 
@@ -150,6 +150,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 client_api: *api,
                 backend: 0,
                 durability: Durability::Wal,
+                topics: Topics::Volatile,
                 max_message_size: limits.message_bytes_max,
                 in_flight_bytes_max: limits.namespace_bytes_in_flight_max,
                 memory_bytes_max: memory.bytes_max,
@@ -158,7 +159,7 @@ fn read_all(tree: &Node, flags: &Flags, machine: &Machine, report: &Report) -> C
                 audit_logging: false,
                 idempotency_window: IDEMPOTENCY_WINDOW,
                 home: None,
-                topics: TopicShape::default(),
+                topic_shape: TopicShape::default(),
                 reads: readers::default(*api),
             })
             .collect(),
@@ -578,6 +579,7 @@ fn read_namespaces(
         let backend = section.value("backend", 0, |text| backend(text, backends));
         let durability = section.value("durability", Durability::Wal, durability);
         let of = &backends[backend.value];
+        let topics = section.value("topics", Topics::Volatile, topics);
         if durability.value > of.durability_max() {
             let message = format!(
                 "durability `{}` is not offered on backend `{}` ({}) yet",
@@ -626,7 +628,18 @@ fn read_namespaces(
             let remedy = "leave it out, or write `client_api: reader`";
             report.error(reads.origin, Problem::new(message, remedy));
         }
-        let served = of.serves().intersection(api.model().interfaces());
+        if topics.value == Topics::Log && !(of.keeps(Topics::Log) && api == ClientApi::PubSub) {
+            let message = format!(
+                "`topics: log` means nothing for `{}` on backend `{}` ({})",
+                api.name(),
+                of.name,
+                of.type_name()
+            );
+            let remedy =
+                "leave it out, or write `client_api: pubsub` and name a backend of type redis";
+            report.error(topics.origin, Problem::new(message, remedy));
+        }
+        let served = of.offers(api, topics.value);
         let reads_others = api == ClientApi::Reader && reads.is_some();
         if !reads_others && (served == Interfaces::NONE || !served.contains_all(api.needs())) {
             let api = client_api.value.name();
@@ -644,6 +657,7 @@ fn read_namespaces(
             client_api: client_api.value,
             backend: backend.value,
             durability: durability.value,
+            topics: topics.value,
             max_message_size: message.value,
             in_flight_bytes_max: in_flight.value,
             memory_bytes_max: memory.value,
@@ -652,7 +666,7 @@ fn read_namespaces(
             audit_logging,
             idempotency_window: window.value,
             home: None,
-            topics: TopicShape::default(),
+            topic_shape: TopicShape::default(),
             reads: Vec::new(),
         });
         named.push(reads);
@@ -718,6 +732,10 @@ fn durability(text: &str) -> Result<Durability, Problem> {
             ("eventual", Durability::Wal),
         ],
     )
+}
+
+fn topics(text: &str) -> Result<Topics, Problem> {
+    one_of(text, [Topics::Volatile, Topics::Log].map(|topics| (topics.name(), topics)))
 }
 
 fn one_of<T: Copy, const N: usize>(text: &str, choices: [(&str, T); N]) -> Result<T, Problem> {

@@ -12,7 +12,7 @@ use super::kafka;
 use super::nats;
 use super::transport::show_transport;
 use super::units::{show_bytes, show_duration};
-use super::{Backend, BackendKind, Config, show_cores};
+use super::{Backend, BackendKind, Config, Topics, show_cores};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,6 +79,9 @@ impl fmt::Display for Config {
             writeln!(f, "    client_api: {}", namespace.client_api.name())?;
             writeln!(f, "    backend: {}", self.backends[namespace.backend].name)?;
             writeln!(f, "    durability: {}", namespace.durability.name())?;
+            if namespace.topics != Topics::Volatile {
+                writeln!(f, "    topics: {}", namespace.topics.name())?;
+            }
             if !namespace.reads.is_empty() {
                 let names = namespace.reads.iter().map(|at| self.namespaces[*at].name.as_str());
                 writeln!(f, "    reads: [{}]", names.collect::<Vec<_>>().join(", "))?;

@@ -24,7 +24,7 @@ pub(super) fn namespace(
     plan: Option<&Plan>,
 ) -> proto::Namespace {
     let backend = &config.backends[namespace.backend];
-    let offers = backend.serves().intersection(namespace.client_api.model().interfaces());
+    let offers = backend.offers(namespace.client_api, namespace.topics);
     let durability = match namespace.durability {
         Durability::Memory => proto::Durability::Memory,
         Durability::Wal => proto::Durability::Wal,

@@ -7,7 +7,7 @@ use super::{Draft, Plan, Rule, Target, authority};
 use crate::config::platform::{BackendPin, BackendType, Mode};
 use crate::config::request::{Api, BackendAsked, OwnBackend};
 use crate::config::units::{round_bytes, show_bytes, show_duration, show_rate};
-use crate::config::{Durability, Origin, pair_name};
+use crate::config::{Durability, Origin, Topics, pair_name};
 
 /// Makes the plan; what stands in its way is refused. `None` where no backend would do.
 pub(super) fn choose(draft: &mut Draft<'_>) -> Option<Plan> {
@@ -30,7 +30,13 @@ pub(super) fn choose(draft: &mut Draft<'_>) -> Option<Plan> {
     };
     let patterns = patterns(draft, api, &demand, chosen.target);
     let partitions = partitions(draft, &demand, &chosen);
-    let parts = parts(draft, &chosen, partitions);
+    let needs = demand.interfaces.iter().map(|(one, ..)| *one);
+    let (topics, _) = draft.input.capabilities.topics(chosen.target, needs);
+    if topics == Topics::Log {
+        let passed = vec![("volatile".to_owned(), "channels store nothing".to_owned())];
+        draft.decide("topics", topics.name(), because(&demand, api), passed);
+    }
+    let parts = parts(draft, &chosen, partitions, topics);
     draft.check_moves(&pair_name(parts.iter().map(|part| part.backend.as_str())));
     let homes = vec![draft.home()];
     let limits = limits(draft, chosen.target);
@@ -42,6 +48,7 @@ pub(super) fn choose(draft: &mut Draft<'_>) -> Option<Plan> {
         patterns,
         parts,
         durability: demand.durability,
+        topics,
         partitions,
         retention: demand.retention.map(|retention| retention.value.0),
         limits,
@@ -292,7 +299,8 @@ fn unserved(
         };
         return Some((why, None));
     };
-    let lacks = demand.interfaces.iter().find(|(one, ..)| !offer.interfaces.contains(*one));
+    let (_, served) = build.topics(target, demand.interfaces.iter().map(|(one, ..)| *one));
+    let lacks = demand.interfaces.iter().find(|(one, ..)| !served.contains(*one));
     if let Some((interface, because, origin)) = lacks {
         let why = format!("in this build it does not serve {interface} ({because})");
         return Some((why, Some(*origin)));

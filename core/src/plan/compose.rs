@@ -12,7 +12,7 @@ use crate::config::described::Count;
 use crate::config::platform::{BackendPin, BackendType, Tuning};
 use crate::config::request::Api;
 use crate::config::units::{show_bytes, show_duration, show_rate};
-use crate::config::{Backend, BackendKind, Durability, Origin, Setting};
+use crate::config::{Backend, BackendKind, Durability, Origin, Setting, Topics};
 
 /// The patterns, in the order in which a request meets them.
 pub(super) fn patterns(
@@ -229,7 +229,12 @@ fn check_topics(
 }
 
 /// What lies where, and with which settings.
-pub(super) fn parts(draft: &mut Draft<'_>, chosen: &Chosen, partitions: u32) -> Vec<Part> {
+pub(super) fn parts(
+    draft: &mut Draft<'_>,
+    chosen: &Chosen,
+    partitions: u32,
+    topics: Topics,
+) -> Vec<Part> {
     let request = &draft.document.request;
     let (namespace, api) = (&request.namespace.value.0, request.client_api.value);
     let is_composed = chosen.target.kinds().len() > 1;
@@ -266,7 +271,9 @@ pub(super) fn parts(draft: &mut Draft<'_>, chosen: &Chosen, partitions: u32) -> 
                     false => format!("schema {namespace}"),
                 }
             }
+            BackendType::Redis if topics == Topics::Log => format!("streams {namespace}:<topic>"),
             BackendType::Redis if api == Api::PubSub => format!("channels {namespace}.<topic>"),
+            BackendType::Redis if api == Api::Queue => format!("keys {namespace}:<queue>:…"),
             BackendType::Redis => format!("keys {namespace}:<key>"),
             BackendType::Nats => format!("subjects {namespace}.<name>"),
             BackendType::Memstore => "in the process".to_owned(),
@@ -343,7 +350,7 @@ pub(super) fn notes(draft: &mut Draft<'_>, api: Api, demand: &Demand, target: Ta
         let asked = format!("retention {}", retention.value);
         draft.decide("retention", retention.value.to_string(), asked, vec![]);
         let keeps_all = target == Target::of(BackendType::Memstore)
-            || target == Target::of(BackendType::Redis) && api == Api::Stream;
+            || target == Target::of(BackendType::Redis) && matches!(api, Api::Stream | Api::Queue);
         let is_shaped = target.kinds().contains(&BackendType::Kafka)
             && draft.input.capabilities.tuning.contains(&Tuning::KafkaPartitions);
         let how = match (keeps_all, api) {

@@ -32,7 +32,7 @@ use crate::config::described::show_place;
 use crate::config::platform::{BackendType, Platform, Quotas};
 use crate::config::request::{Api, Document};
 use crate::config::units::Date;
-use crate::config::{Durability, Origin};
+use crate::config::{Durability, Origin, Topics};
 use crate::namespaces::rendezvous;
 
 /// A backend, or several that serve an API together.
@@ -200,6 +200,8 @@ pub struct Plan {
     pub parts: Vec<Part>,
     /// When a caller hears "done".
     pub durability: Durability,
+    /// How its topics are kept.
+    pub topics: Topics,
     /// Shares that keep their order for themselves.
     pub partitions: u32,
     /// How long data is kept.

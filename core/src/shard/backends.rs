@@ -15,7 +15,7 @@ use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::outbox::{Chain, Outboxes, Outgoing, Place};
 use prism_adapters::postgres::{Postgres, PostgresConfig};
-use prism_adapters::redis::{Redis, RedisConfig};
+use prism_adapters::redis::{Redis, RedisConfig, TopicLog};
 use prism_adapters::{Backend as _, Context, Error, PageSink, Reply, reader};
 use prism_proto::catalogue::{Interfaces, Method};
 
@@ -26,8 +26,10 @@ use crate::namespaces::Namespace;
 pub(crate) enum Attached {
     /// The embedded store.
     Memory(Rc<Memstore>),
-    /// A Redis server.
-    Redis(Redis),
+    /// A Redis server, and its topics where they are kept as a log ([`Attached::TopicLog`]).
+    Redis(Rc<Redis>, Box<Attached>),
+    /// The topics of a Redis server as streams.
+    TopicLog(TopicLog),
     /// A PostgreSQL server.
     Postgres(Postgres),
     /// A Kafka cluster.
@@ -53,7 +55,10 @@ impl Attached {
             BackendKind::Redis(config) if used(index) => {
                 // Lanes tell what a connection before this one has left behind by the name.
                 let client_name = client_name.to_owned();
-                Attached::Redis(Redis::start(RedisConfig { client_name, ..(**config).clone() }))
+                let config = RedisConfig { client_name, ..(**config).clone() };
+                let redis = Rc::new(Redis::start(config));
+                let log = Box::new(Attached::TopicLog(TopicLog::over(redis.clone())));
+                Attached::Redis(redis, log)
             }
             BackendKind::Postgres(config) if used(index) => {
                 let application_name = client_name.to_owned();
@@ -85,8 +90,8 @@ impl Attached {
     /// Has the topics of a namespace be made in this shape, where there are topics.
     pub(crate) fn shape_topics(&self, namespace: &Namespace) {
         match self {
-            Attached::Kafka(kafka) => kafka.shape_topics(namespace.id, namespace.topics),
-            Attached::KafkaPostgres(pair) => pair.shape_topics(namespace.id, namespace.topics),
+            Attached::Kafka(kafka) => kafka.shape_topics(namespace.id, namespace.topic_shape),
+            Attached::KafkaPostgres(pair) => pair.shape_topics(namespace.id, namespace.topic_shape),
             _ => {}
         }
     }
@@ -104,8 +109,11 @@ impl Attached {
             Attached::Memory(store) => {
                 store.unary_checked(context, method, request, offered, reply).await
             }
-            Attached::Redis(redis) => {
+            Attached::Redis(redis, _) => {
                 redis.unary_checked(context, method, request, offered, reply).await
+            }
+            Attached::TopicLog(log) => {
+                log.unary_checked(context, method, request, offered, reply).await
             }
             Attached::Postgres(postgres) => {
                 postgres.unary_checked(context, method, request, offered, reply).await
@@ -133,7 +141,8 @@ impl Attached {
     ) -> Result<(), Error> {
         match self {
             Attached::Memory(store) => store.unary(context, method, request, reply).await,
-            Attached::Redis(redis) => redis.unary(context, method, request, reply).await,
+            Attached::Redis(redis, _) => redis.unary(context, method, request, reply).await,
+            Attached::TopicLog(log) => log.unary(context, method, request, reply).await,
             Attached::Postgres(postgres) => postgres.unary(context, method, request, reply).await,
             Attached::Nats(nats) => nats.unary(context, method, request, reply).await,
             Attached::Kafka(kafka) => kafka.unary(context, method, request, reply).await,
@@ -147,7 +156,8 @@ impl Attached {
         match self {
             Attached::Memory(store) => Some(store.outboxes()),
             Attached::Postgres(postgres) => Some(postgres.outboxes()),
-            Attached::Redis(_)
+            Attached::Redis(redis, _) => Some(redis.outboxes()),
+            Attached::TopicLog(_)
             | Attached::Nats(_)
             | Attached::Kafka(_)
             | Attached::KafkaPostgres(_)
@@ -163,6 +173,7 @@ impl Attached {
     ) -> Result<(), Error> {
         match self {
             Attached::Postgres(postgres) => postgres.outbox_refresh(context, all).await,
+            Attached::Redis(redis, _) => redis.outbox_refresh(context, all).await,
             _ => Ok(()),
         }
     }
@@ -177,6 +188,7 @@ impl Attached {
         match self {
             Attached::Memory(store) => Ok(store.outbox_messages(context.namespace, chain, count)),
             Attached::Postgres(postgres) => postgres.outbox_messages(context, chain, count).await,
+            Attached::Redis(redis, _) => redis.outbox_messages(context, chain, count).await,
             _ => Ok(Vec::new()),
         }
     }
@@ -189,6 +201,7 @@ impl Attached {
     ) -> Result<(), Error> {
         match self {
             Attached::Postgres(postgres) => postgres.outbox_done(context, arrived).await,
+            Attached::Redis(redis, _) => redis.outbox_done(context, arrived).await,
             _ => Ok(()),
         }
     }
@@ -205,8 +218,11 @@ impl Attached {
             Attached::Memory(store) => {
                 reader::unary((&**store, Some(&**store)), context, call, offered, reply).await
             }
-            Attached::Redis(redis) => {
-                reader::unary((redis, None), context, call, offered, reply).await
+            Attached::Redis(redis, _) => {
+                reader::unary((&**redis, Some(&**redis)), context, call, offered, reply).await
+            }
+            Attached::TopicLog(log) => {
+                reader::unary((log, None), context, call, offered, reply).await
             }
             Attached::Postgres(postgres) => {
                 reader::unary((postgres, Some(postgres)), context, call, offered, reply).await
@@ -236,8 +252,11 @@ impl Attached {
             Attached::Memory(store) => {
                 reader::stream((&**store, Some(&**store)), context, call, offered, sink).await
             }
-            Attached::Redis(redis) => {
-                reader::stream((redis, None), context, call, offered, sink).await
+            Attached::Redis(redis, _) => {
+                reader::stream((&**redis, Some(&**redis)), context, call, offered, sink).await
+            }
+            Attached::TopicLog(log) => {
+                reader::stream((log, None), context, call, offered, sink).await
             }
             Attached::Postgres(postgres) => {
                 reader::stream((postgres, Some(postgres)), context, call, offered, sink).await
@@ -262,7 +281,8 @@ impl Attached {
         owner: &LaneOwner,
     ) -> Result<Option<Cell>, Error> {
         match self {
-            Attached::Redis(redis) => redis.resume(context, owner).await,
+            Attached::Redis(redis, _) => redis.resume(context, owner).await,
+            Attached::TopicLog(log) => log.resume(context, owner).await,
             Attached::Postgres(postgres) => postgres.resume(context, owner).await,
             Attached::Kafka(kafka) => kafka.resume(context, owner).await,
             Attached::Nats(nats) => nats.resume(context, owner).await,
@@ -274,7 +294,8 @@ impl Attached {
     /// As [`LaneBackend::set_cell`].
     pub(crate) async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error> {
         match self {
-            Attached::Redis(redis) => redis.set_cell(context, cell).await,
+            Attached::Redis(redis, _) => redis.set_cell(context, cell).await,
+            Attached::TopicLog(log) => log.set_cell(context, cell).await,
             Attached::Postgres(postgres) => postgres.set_cell(context, cell).await,
             Attached::Kafka(kafka) => kafka.set_cell(context, cell).await,
             Attached::Nats(nats) => nats.set_cell(context, cell).await,
@@ -291,7 +312,8 @@ impl Attached {
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error> {
         match self {
-            Attached::Redis(redis) => redis.apply(owner, records, outcomes).await,
+            Attached::Redis(redis, _) => redis.apply(owner, records, outcomes).await,
+            Attached::TopicLog(log) => log.apply(owner, records, outcomes).await,
             Attached::Postgres(postgres) => postgres.apply(owner, records, outcomes).await,
             Attached::Kafka(kafka) => kafka.apply(owner, records, outcomes).await,
             Attached::Nats(nats) => nats.apply(owner, records, outcomes).await,
@@ -303,7 +325,8 @@ impl Attached {
     /// As [`prism_adapters::ending::Endings::holds_data`].
     pub(crate) async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
         match self {
-            Attached::Redis(redis) => redis.holds_data(context).await,
+            Attached::Redis(redis, _) => redis.holds_data(context).await,
+            Attached::TopicLog(log) => log.holds_data(context).await,
             Attached::Postgres(postgres) => postgres.holds_data(context).await,
             Attached::Kafka(kafka) => kafka.holds_data(context).await,
             Attached::Nats(nats) => nats.holds_data(context).await,
@@ -315,7 +338,8 @@ impl Attached {
     /// As [`prism_adapters::ending::Endings::erase`].
     pub(crate) async fn erase(&self, context: &Context<'_>) -> Result<(), Error> {
         match self {
-            Attached::Redis(redis) => redis.erase(context).await,
+            Attached::Redis(redis, _) => redis.erase(context).await,
+            Attached::TopicLog(log) => log.erase(context).await,
             Attached::Postgres(postgres) => postgres.erase(context).await,
             Attached::Kafka(kafka) => kafka.erase(context).await,
             Attached::Nats(nats) => nats.erase(context).await,
@@ -328,7 +352,8 @@ impl Attached {
     pub(crate) async fn ready(&self, context: &Context<'_>, method: Method, request: &[u8]) {
         match self {
             Attached::Memory(store) => store.ready(context, method, request).await,
-            Attached::Redis(redis) => redis.ready(context, method, request).await,
+            Attached::Redis(redis, _) => redis.ready(context, method, request).await,
+            Attached::TopicLog(log) => log.ready(context, method, request).await,
             Attached::Postgres(postgres) => postgres.ready(context, method, request).await,
             Attached::Nats(nats) => nats.ready(context, method, request).await,
             Attached::Kafka(kafka) => kafka.ready(context, method, request).await,
@@ -347,7 +372,8 @@ impl Attached {
     ) -> Result<(), Error> {
         match self {
             Attached::Memory(store) => store.stream(context, method, request, sink).await,
-            Attached::Redis(redis) => redis.stream(context, method, request, sink).await,
+            Attached::Redis(redis, _) => redis.stream(context, method, request, sink).await,
+            Attached::TopicLog(log) => log.stream(context, method, request, sink).await,
             Attached::Postgres(postgres) => postgres.stream(context, method, request, sink).await,
             Attached::Nats(nats) => nats.stream(context, method, request, sink).await,
             Attached::Kafka(kafka) => kafka.stream(context, method, request, sink).await,

@@ -45,7 +45,7 @@ pub(crate) use stopping::Stopping;
 
 use crate::access::{Gate, who_connects};
 use crate::audit::{ShardAudit, Who};
-use crate::config::Config;
+use crate::config::{Config, Topics};
 use crate::control::Ask;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
@@ -272,7 +272,10 @@ impl Shard {
 
     /// The backend of a namespace whose home is here.
     pub(crate) fn backend(&self, namespace: &Namespace) -> &Attached {
-        self.backend_at(namespace.backend)
+        match self.backend_at(namespace.backend) {
+            Attached::Redis(_, log) if namespace.topics == Topics::Log => log,
+            attached => attached,
+        }
     }
 
     /// The backend at that place of the configuration.

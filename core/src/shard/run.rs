@@ -26,7 +26,7 @@ use super::{
 };
 use crate::access::{Gate, InForce};
 use crate::audit::{AuditPort, ShardAudit};
-use crate::config::{ClientApi, Config, Durability, OnDataLoss};
+use crate::config::{ClientApi, Config, Durability, OnDataLoss, Topics};
 use crate::control::{self, Ask};
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
@@ -180,7 +180,10 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
             // Where namespaces may come while this runs, so may those of every API.
             let may_come = namespaces.room() > 0
                 && ClientApi::ALL.iter().any(|api| is_of(*api))
-                && config.backends.iter().any(|backend| method.offered_by(backend.serves()));
+                && config.backends.iter().any(|backend| {
+                    let of = |api, topics| method.offered_by(backend.offers(api, topics));
+                    method.offered_by(backend.serves()) || of(ClientApi::PubSub, Topics::Log)
+                });
             let served = may_come
                 || namespaces
                     .iter()

@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 mod postgres;
+mod redis;
 #[path = "../../../adapters/tests/servers/mod.rs"]
 mod servers;
 
@@ -457,7 +458,7 @@ fn a_target_that_is_away_holds_up_neither_the_data_nor_other_targets() {
          - {{name: ledger, client_api: transact, backlog_records_max: 10}}\n  \
          - {{name: jobs, client_api: queue}}\n  \
          - {{name: far, client_api: stream, backend: cache, durability: memory, backlog_records_max: 2}}\n  \
-         - {{name: on-redis, client_api: transact, backend: cache, durability: memory}}\n",
+         - {{name: on-redis, client_api: keyvalue, backend: cache, durability: memory}}\n",
         redis.address
     );
     let setup = serve(directory.path()).shards(2).config(&config);

@@ -129,7 +129,7 @@ fn messages_are_rows_beside_the_data_in_postgres_until_they_are_relayed() {
 }
 
 /// Waits for what cannot be subscribed to.
-async fn wait_until(is_so: impl Fn() -> bool) {
+pub(super) async fn wait_until(is_so: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < end, "it never came to that");
@@ -182,7 +182,7 @@ fn a_kill_between_the_commit_in_postgres_and_the_relay_loses_nothing_and_repeats
     server.stop();
 }
 
-async fn write_jobs_until_killed(
+pub(super) async fn write_jobs_until_killed(
     listen: SocketAddr,
     namespace: &'static str,
     mut journal: Journal,

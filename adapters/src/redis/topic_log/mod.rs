@@ -37,6 +37,7 @@ use super::scripts::Script;
 use super::stream::Id;
 use crate::backend::Admission;
 use crate::call::{Context, PageSink, Reply};
+use crate::ending::Endings;
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::interfaces::message::{identity, item_status};
@@ -265,6 +266,16 @@ impl LaneBackend for TopicLog {
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error> {
         self.redis.apply_to(self, owner, records, outcomes).await
+    }
+}
+
+impl Endings for TopicLog {
+    async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
+        self.redis.holds_data(context).await
+    }
+
+    async fn erase(&self, context: &Context<'_>) -> Result<(), Error> {
+        self.redis.erase(context).await
     }
 }
 

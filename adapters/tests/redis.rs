@@ -14,6 +14,7 @@ use prism_proto::prism::keyvalue::v1::{
 use prism_proto::prism::stream::v1::{
     AppendRequest, AppendResponse, GetLatestOffsetRequest, GetLatestOffsetResponse, NewRecord,
 };
+use prism_proto::prism::r#type::v1::Position;
 use prost::Message;
 use servers::redis_cli;
 
@@ -169,6 +170,24 @@ fn redis_cli_reads_and_appends_the_same_streams() {
         let method = Method::STREAM_GET_LATEST_OFFSET;
         let answer: GetLatestOffsetResponse = call(&redis, method, &request).await.unwrap();
         assert_eq!(answer.positions[0].offset, by_hand);
+
+        // Behind what somebody else has appended it goes only if that is what it expects.
+        let append = |offset: &str| AppendRequest {
+            namespace: "orders".to_owned(),
+            stream: "events".to_owned(),
+            record: Some(NewRecord { value: b"behind".to_vec().into(), ..NewRecord::default() }),
+            expected_last: Some(Position { partition: 0, offset: offset.to_owned() }),
+        };
+        let method = Method::STREAM_APPEND;
+        let refused = call::<AppendResponse>(&redis, method, &append(&offset)).await.unwrap_err();
+        assert_eq!(refused.reason(), "EXPECTED_LAST_MISMATCH");
+        assert!(refused.metadata().contains(&("latest", by_hand.clone().into())));
+        assert_eq!(cli(&["XLEN", "orders:events"]), "2");
+        let appended: AppendResponse = call(&redis, method, &append(&by_hand)).await.unwrap();
+        let newest = cli(&["XREVRANGE", "orders:events", "+", "-", "COUNT", "1"]);
+        assert_eq!(newest, format!("{}\nvalue\nbehind", appended.position.unwrap().offset));
+        let nonsense = call::<AppendResponse>(&redis, method, &append("none")).await.unwrap_err();
+        assert_eq!(nonsense.reason(), "POSITION_INVALID");
     })
     .unwrap();
 }

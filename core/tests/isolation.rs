@@ -18,7 +18,7 @@ use prism_adapters::kafka::Kafka;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
-use prism_adapters::redis::Redis;
+use prism_adapters::redis::{Redis, TopicLog};
 use prism_io::client::StreamReply;
 use prism_io::grpc::Code;
 use prism_proto::catalogue::{Interfaces, Method, Model};
@@ -538,6 +538,11 @@ async fn other_names_lead_nowhere(address: SocketAddr, victim: &str) {
 
 /// Runs every attack on a backend that serves so much; `backend` is its entry in the configuration, `data` its name there.
 fn namespaces_stay_apart(backend: &str, serves: Interfaces) {
+    namespaces_with_settings_stay_apart(backend, "", serves);
+}
+
+/// The same, with more settings of each namespace.
+fn namespaces_with_settings_stay_apart(backend: &str, settings: &str, serves: Interfaces) {
     let all = [Model::KeyValue, Model::PubSub, Model::Queue, Model::Stream];
     let models: Vec<Model> = all
         .into_iter()
@@ -557,7 +562,7 @@ fn namespaces_stay_apart(backend: &str, serves: Interfaces) {
     for model in &models {
         let api = model.name();
         for name in [format!("{run_name}-{api}"), format!("{run_name}-{api}-x")] {
-            config += &format!("  - {{name: {name}, client_api: {api}{on}}}\n");
+            config += &format!("  - {{name: {name}, client_api: {api}{on}{settings}}}\n");
         }
     }
     let has_transactions = Method::TRANSACT_EXECUTE.offered_by(serves);
@@ -640,6 +645,7 @@ fn namespaces_on_redis_stay_apart() {
     let redis = OwnRedis::start(&[]);
     let backend = format!("{{name: data, type: redis, address: \"{}\"}}", redis.address);
     namespaces_stay_apart(&backend, Redis::SERVES);
+    namespaces_with_settings_stay_apart(&backend, ", topics: log", TopicLog::SERVES);
 }
 
 #[test]

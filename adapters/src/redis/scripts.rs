@@ -16,6 +16,8 @@ pub(super) enum Script {
     Replace,
     /// Entries of many keys, no more than fit.
     Read,
+    /// A record that is appended if the newest one is as expected.
+    StreamAppend,
     /// Where a stream stands, and its next records.
     StreamRead,
     /// Where many streams end.
@@ -76,10 +78,11 @@ macro_rules! of_queues {
 }
 
 impl Script {
-    pub(super) const ALL: [Script; 28] = [
+    pub(super) const ALL: [Script; 29] = [
         Script::Transact,
         Script::Replace,
         Script::Read,
+        Script::StreamAppend,
         Script::StreamRead,
         Script::StreamEnds,
         Script::StreamTrim,
@@ -112,6 +115,7 @@ impl Script {
             Script::Transact => include_str!("transact.lua"),
             Script::Replace => include_str!("replace.lua"),
             Script::Read => include_str!("read.lua"),
+            Script::StreamAppend => include_str!("stream_append.lua"),
             Script::StreamRead => include_str!("stream_read.lua"),
             Script::StreamEnds => include_str!("stream_ends.lua"),
             Script::StreamTrim => include_str!("stream_trim.lua"),

@@ -8,12 +8,15 @@ use prism_proto::prism::r#type::v1::Position;
 use prism_proto::view::stream::{
     AppendBatchRequest, AppendRequest, GetLatestOffsetRequest, NewRecord, ReadRequest,
 };
+use prism_proto::view::types as view;
 use prost::Message as _;
 
 use super::Redis;
-use super::codec;
+use super::codec::{self, Value};
 use super::errors;
 use super::keyvalue::{Answer, put_key};
+use super::scripts::Script;
+use super::walk::{check_partition, unknown_position};
 use crate::call::{Context, PageSink, Reply};
 use crate::error::{Error, Kind};
 use crate::interfaces::message::{item_status, time};
@@ -66,11 +69,20 @@ impl Id {
 
 /// Adds the command that appends a record.
 fn put_append(out: &mut Vec<u8>, context: &Context<'_>, stream: &str, record: &NewRecord<'_>) {
-    let beside = usize::from(record.key.is_some()) + usize::from(!record.content_type.is_empty());
-    codec::put_command(out, 3 + 2 * (1 + beside + record.attributes.len()));
+    codec::put_command(out, 3 + count_parts(record));
     codec::put(out, b"XADD");
     put_key(out, context, stream);
     codec::put(out, b"*");
+    put_parts(out, record);
+}
+
+/// How many parts the fields of a record and their values are.
+fn count_parts(record: &NewRecord<'_>) -> usize {
+    let beside = usize::from(record.key.is_some()) + usize::from(!record.content_type.is_empty());
+    2 * (1 + beside + record.attributes.len())
+}
+
+fn put_parts(out: &mut Vec<u8>, record: &NewRecord<'_>) {
     match record.tombstone {
         true => [&b"tombstone"[..], b"1"].map(|part| codec::put(out, part)),
         false => [&b"value"[..], record.value].map(|part| codec::put(out, part)),
@@ -131,12 +143,13 @@ impl StreamBasic for Redis {
         request: AppendRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        if request.expected_last.is_some() {
-            let message = "the streams on Redis do not yet append under the condition of what is last: leave expected_last out";
-            return Err(Error::new(Kind::Unimplemented, "EXPECTED_LAST_NOT_OFFERED", message)
-                .with("backend", errors::BACKEND));
-        }
         let record = request.record.unwrap_or_default();
+        if let Some(expected) = request.expected_last {
+            let id = self.append_behind(context, request.stream, &expected, &record).await?;
+            self.note_appended(context, request.stream, 1);
+            reply::AppendResponse { position: Some(id.position()) }.encode_raw(&mut reply.head);
+            return Ok(());
+        }
         let write = |out: &mut Vec<u8>| put_append(out, context, request.stream, &record);
         let read = self.link.call(context, 1, write).await?;
         let id = Id::read(context, Answer::new(context, &read).blob()?)?;
@@ -196,6 +209,45 @@ impl StreamBasic for Redis {
     ) -> Result<(), Error> {
         self.read_stream(context, request, sink).await
     }
+}
+
+impl Redis {
+    /// Appends a record if the newest one is the one that is expected.
+    async fn append_behind(
+        &self,
+        context: &Context<'_>,
+        stream: &str,
+        expected: &view::Position<'_>,
+        record: &NewRecord<'_>,
+    ) -> Result<Id, Error> {
+        check_partition("expected_last.partition", expected.partition)?;
+        let behind =
+            Id::parse(expected.offset).ok_or_else(|| unknown_position("expected_last.offset"))?;
+        let write = |out: &mut Vec<u8>| {
+            put_key(out, context, stream);
+            codec::put(out, behind.text().as_bytes());
+            put_parts(out, record);
+        };
+        let arguments = 1 + count_parts(record);
+        let read = self.script(context, Script::StreamAppend, 1, arguments, write).await?;
+        let mut answer = Answer::new(context, &read);
+        match answer.next()? {
+            Value::Blob(id) => Id::read(context, Some(id)),
+            Value::Array(1) => {
+                let newest = answer.blob()?.unwrap_or_default();
+                Err(not_last(&String::from_utf8_lossy(newest)))
+            }
+            _ => Err(errors::unexpected(context)),
+        }
+    }
+}
+
+#[cold]
+fn not_last(newest: &str) -> Error {
+    let message =
+        format!("the newest record of the stream is another one than expected_last: {newest}");
+    Error::new(Kind::FailedPrecondition, "EXPECTED_LAST_MISMATCH", message)
+        .with("latest", newest.to_owned())
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! `ordered`, and since when it stands (`since-us`), so that another of its name knows no receipt of it. What was handed out and is not
 //! acknowledged are Redis's pending entries; what a stream leaves behind is given back at once, or late when its time is over.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use prism_io::rt;
@@ -34,6 +34,7 @@ use crate::interfaces::message::{item_status, span_ms, time};
 use crate::interfaces::pubsub::PubSubPersistent;
 use crate::limits::{IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX, LEASE_DEFAULT_MS};
 use crate::memory::pubsub::{Event, mismatch, not_found, receipt_expired, response};
+use crate::shared::Key;
 use crate::sharing::Seal;
 use crate::sources::Sources;
 
@@ -47,10 +48,10 @@ const AGAIN_US: u64 = 200_000;
 /// The streams of durable subscriptions on this shard.
 #[derive(Default)]
 pub(super) struct Streams {
-    /// By namespace and subscription, in the order in which they came: what they are called.
-    attached: RefCell<HashMap<(u32, Box<str>), BTreeMap<u64, Box<str>>>>,
+    /// By namespace and subscription, in the order in which they came.
+    attached: RefCell<HashMap<Key, BTreeSet<u64>>>,
     /// Streams that there were.
-    came: std::cell::Cell<u64>,
+    came: Cell<u64>,
     sources: Sources,
 }
 
@@ -59,7 +60,7 @@ struct Attached {
     streams: Rc<Streams>,
     redis: Rc<Redis>,
     namespace_name: Box<str>,
-    key: (u32, Box<str>),
+    key: Key,
     topic: Box<str>,
     number: u64,
     /// What Redis calls the consumer.
@@ -69,8 +70,7 @@ struct Attached {
 impl Attached {
     fn is_first(&self) -> bool {
         let attached = self.streams.attached.borrow();
-        let first = attached.get(&self.key).and_then(|of| of.first_key_value());
-        first.map(|(number, _)| *number) == Some(self.number)
+        attached.get(&self.key).and_then(BTreeSet::first) == Some(&self.number)
     }
 }
 
@@ -284,9 +284,9 @@ impl TopicLog {
         // Others know it by this name: of this process, of this start, of this stream.
         let consumer: Box<str> =
             format!("{}-{now_us:x}-{number:x}", self.redis.link.client_name()).into();
-        let key = (context.namespace, Box::from(request.subscription_id));
+        let key: Key = (context.namespace, request.subscription_id.into());
         let mut attached = self.streams.attached.borrow_mut();
-        attached.entry(key.clone()).or_default().insert(number, consumer.clone());
+        attached.entry(key.clone()).or_default().insert(number);
         Attached {
             streams: self.streams.clone(),
             redis: self.redis.clone(),

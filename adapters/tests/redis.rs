@@ -16,10 +16,9 @@ use prism_proto::prism::stream::v1::{
 };
 use prism_proto::prism::r#type::v1::Position;
 use prost::Message;
-use servers::redis_cli;
+use servers::{OwnRedis, redis_cli};
 
 /// Databases, so that tests that run side by side do not see each other.
-const CONFORMANCE: u32 = 1;
 const RANDOM: u32 = 2;
 const READ_BACK: u32 = 3;
 const FOREIGN: u32 = 4;
@@ -67,7 +66,8 @@ fn set(key: &str, value: &[u8]) -> SetRequest {
 
 #[test]
 fn redis_serves_what_it_declares() {
-    let config = config(CONFORMANCE);
+    let server = OwnRedis::start(&[]);
+    let config = RedisConfig::at(server.address.ip().to_string(), server.address.port());
     prism_io::rt::run(async {
         let client = Direct::in_real_time(Redis::start(config), Versions::Digest);
         let ran = run(&client).await;

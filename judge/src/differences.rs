@@ -383,11 +383,16 @@ pub const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         name: "a malformed message on a stream of which both sides have ended",
-        why: "Reset all the same (section 8.1.1) by us; h2 tells its application alone",
+        why: "Reset all the same (section 8.1.1) by us; h2 tells its application alone, also where the server has said GOAWAY with \
+              an error",
         applies: |case| {
+            let has_ended =
+                case.before.written.get(&case.number()).is_some_and(|written| written.ended);
+            let was_given_up = case.role == Role::Client
+                && case.earlier.iter().any(|frame| frame.kind == kind::GOAWAY);
             case.block.as_ref().is_some_and(|block| block.end)
                 && case.we_reset(ErrorCode::PROTOCOL_ERROR)
-                && case.before.written.get(&case.number()).is_some_and(|written| written.ended)
+                && (has_ended || was_given_up)
                 && case
                     .theirs
                     .told

@@ -16,7 +16,7 @@ use super::output::{Format, columns, print};
 use super::{Exit, complain};
 
 /// The backends of this build, with what they serve.
-fn backends() -> [(&'static str, Interfaces); 6] {
+fn backends() -> [(&'static str, Interfaces); 7] {
     fn of<B: Backend>() -> (&'static str, Interfaces) {
         (B::NAME, B::SERVES)
     }

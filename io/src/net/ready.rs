@@ -283,6 +283,7 @@ mod tests {
                     counter.set(counter.get() + 1);
                 }
             });
+            let ends = peer.try_clone().unwrap();
             let sender = std::thread::spawn(move || while peer.write_all(&[0; 1 << 16]).is_ok() {});
             let mut reads = 0;
             while turns.get() < 100 {
@@ -293,6 +294,8 @@ mod tests {
             write.close();
             drop(half);
             drop(write);
+            // Where our window was shut, it would wait for ever: nothing that it sends finds out that nobody is there.
+            let _ = ends.shutdown(Shutdown::Both);
             sender.join().unwrap();
         })
         .unwrap();

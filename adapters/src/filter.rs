@@ -81,6 +81,11 @@ impl Filter {
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
+
+    /// What a field must begin with for the filter to match; empty where that cannot be told.
+    pub fn prefix_of(&self, field: &str) -> &str {
+        self.0.as_ref().map_or("", |node| node.prefix_of(field))
+    }
 }
 
 impl Node {
@@ -101,6 +106,31 @@ impl Node {
             }
         }
     }
+
+    fn prefix_of(&self, asked: &str) -> &str {
+        match self {
+            Node::StartsWith(field, prefix) if field == asked => prefix,
+            Node::Compare(field, Operator::Equal, literal) if field == asked => literal.prefix(),
+            Node::In(field, literals) if field == asked => {
+                common_prefix(literals.iter().map(Literal::prefix))
+            }
+            Node::Any(nodes) => common_prefix(nodes.iter().map(|node| node.prefix_of(asked))),
+            Node::All(nodes) => {
+                let prefixes = nodes.iter().map(|node| node.prefix_of(asked));
+                prefixes.max_by_key(|prefix| prefix.len()).unwrap_or_default()
+            }
+            _ => "",
+        }
+    }
+}
+
+/// What all of them begin with.
+fn common_prefix<'a>(mut texts: impl Iterator<Item = &'a str>) -> &'a str {
+    let first = texts.next().unwrap_or_default();
+    texts.fold(first, |common, text| {
+        let alike = common.chars().zip(text.chars()).take_while(|(left, right)| left == right);
+        &common[..alike.map(|(left, _)| left.len_utf8()).sum()]
+    })
 }
 
 impl Operator {
@@ -117,6 +147,14 @@ impl Operator {
 }
 
 impl Literal {
+    /// What a value must begin with to be equal; a number is written in many ways.
+    fn prefix(&self) -> &str {
+        match self {
+            Literal::Text(text) => text,
+            Literal::Number(_) => "",
+        }
+    }
+
     /// How an attribute's value compares with it; `None` where the two cannot be compared.
     fn compare(&self, value: &str) -> Option<Ordering> {
         match self {
@@ -412,6 +450,27 @@ mod tests {
         ] {
             let error = Filter::parse(bad).expect_err(bad);
             assert!(error.ends_with(place), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_field_must_begin_with_is_told() {
+        for (filter, prefix) in [
+            ("", ""),
+            (r#"key STARTS_WITH "ab""#, "ab"),
+            (r#"key = "ab""#, "ab"),
+            ("key = 12", ""),
+            (r#"key != "ab""#, ""),
+            (r#"key >= "ab""#, ""),
+            (r#"NOT key STARTS_WITH "ab""#, ""),
+            (r#"other STARTS_WITH "ab""#, ""),
+            (r#"key STARTS_WITH "a" AND key STARTS_WITH "abc" AND has(x)"#, "abc"),
+            (r#"key STARTS_WITH "abc" OR key = "abd""#, "ab"),
+            (r#"key STARTS_WITH "abc" OR has(x)"#, ""),
+            (r#"key IN ("aé1", "aè2")"#, "a"),
+            (r#"key IN ("a", 1)"#, ""),
+        ] {
+            assert_eq!(Filter::parse(filter).unwrap().prefix_of("key"), prefix, "{filter}");
         }
     }
 }

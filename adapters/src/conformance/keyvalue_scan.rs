@@ -9,11 +9,14 @@ use prism_proto::prism::keyvalue::v1::{
 };
 
 use super::caller::{Caller, Select, assert_field, payload};
-use super::{Client, Failure, cases};
+use super::{Client, Failure, cases, together};
 use crate::limits::{GLOB_BYTES_MAX, PREFIX_BYTES_MAX};
 
 /// Keys of the large scans.
 const MANY: usize = 10_000;
+
+/// Writes under way.
+const SIDE_BY_SIDE: usize = 100;
 
 pub(super) async fn run<C: Client>(client: &C, ran: &mut Vec<&'static str>) {
     cases!(client, ran, keyvalue_scan: [
@@ -175,8 +178,10 @@ async fn large_entries_are_shared_among_pages<C: Client>(caller: &Caller<'_, C>)
 
 async fn many_keys_while_written<C: Client>(caller: &Caller<'_, C>) {
     let stays = |number: usize| caller.key(&format!("stays {number}"));
-    for number in 0..MANY {
-        caller.set(&stays(number), "value").await;
+    let keys: Vec<String> = (0..MANY).map(stays).collect();
+    // Where every write waits for the disk, one after the other takes minutes.
+    for some in keys.chunks(SIDE_BY_SIDE) {
+        together(some.iter().map(|key| caller.set(key, "value"))).await;
     }
     let mut request =
         ScanRequest { page_size: 500, ..caller.scan_request(Select::Prefix(&caller.prefix())) };
@@ -193,12 +198,20 @@ async fn many_keys_while_written<C: Client>(caller: &Caller<'_, C>) {
         }
         request.page_token = page.next_page_token;
         // Between the pages keys come and go, and those that stay are overwritten, also longer.
-        for number in 0..50 {
-            caller.set(&caller.key(&format!("comes {round} {number}")), "value").await;
-            caller.delete(&caller.key(&format!("comes {} {number}", round / 2))).await;
+        let comes = |round: usize, number: usize| caller.key(&format!("comes {round} {number}"));
+        together((0..50).map(async |number| {
+            caller.set(&comes(round, number), "value").await;
+        }))
+        .await;
+        together((0..50).map(async |number| {
+            caller.delete(&comes(round / 2, number)).await;
+        }))
+        .await;
+        together((0..50).map(async |number| {
             let overwritten = stays((round * 997 + number * 31) % MANY);
             caller.set(&overwritten, payload(number * 40)).await;
-        }
+        }))
+        .await;
         assert!(round < 10 * MANY, "the scan does not end");
     }
     for number in 0..MANY {

@@ -26,6 +26,7 @@ mod queue;
 mod reader;
 mod stream;
 mod stream_groups;
+mod together;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -36,6 +37,7 @@ use prism_proto::catalogue::{Interface, Interfaces, Method};
 
 pub use self::direct::{Collect, Direct, block_on};
 pub use self::model::random_sequence;
+pub use self::together::together;
 use crate::error::Error;
 use crate::limits::Limits;
 

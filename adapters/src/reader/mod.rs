@@ -147,10 +147,11 @@ async fn read_into<B: Backend, O: walk::Out>(
                 // It had come to its end.
                 return out.page(Vec::new(), cursor::END, true).await;
             };
-            let selection = keyvalue::scan_request::Selection::Prefix(read.key_prefix.clone());
+            let prefix = read.scan_prefix().to_owned();
+            let selection = Some(prefix).filter(|prefix| !prefix.is_empty());
             let request = keyvalue::ScanRequest {
                 namespace: context.namespace_name.to_owned(),
-                selection: Some(selection).filter(|_| !read.key_prefix.is_empty()),
+                selection: selection.map(keyvalue::scan_request::Selection::Prefix),
                 page_size: read.page_size as u32,
                 page_token,
             };

@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use prism_proto::catalogue::{Interface, Interfaces, Method};
-use prism_proto::prism::keyvalue::v1 as keyvalue;
+use prism_proto::prism::keyvalue::v1::{self as keyvalue, scan_keys_request};
 use prism_proto::prism::reader::v1 as reader;
 use prism_proto::prism::r#type::v1::{Start, start};
 use prost::Message as _;
 
 use super::request::{
-    End, Of, Read, check_filter, check_source, malformed, not_readable, page_size,
+    End, Of, Read, check_filter, check_source, key_prefix, malformed, not_readable, page_size,
 };
 use super::walk::{Out, unreadable};
 use super::{cursor, get_key};
@@ -134,8 +134,12 @@ impl Query {
                 keys: BTreeSet::new(),
                 now_us: sink.now_us(),
             };
+            let prefix = Some(key_prefix(&self.filter)).filter(|prefix| !prefix.is_empty());
+            let prefix =
+                prefix.map(|prefix| scan_keys_request::Selection::Prefix(prefix.to_owned()));
             let request = keyvalue::ScanKeysRequest {
                 namespace: context.namespace_name.to_owned(),
+                selection: prefix,
                 ..keyvalue::ScanKeysRequest::default()
             };
             let (bytes, now) =

@@ -167,6 +167,16 @@ fn check_prefix(prefix: &str) -> Result<(), Error> {
     Err(Error::field("PREFIX_INVALID", "key_prefix", expected))
 }
 
+/// What a filter over keys demands of their beginning, no longer than a scan may ask for.
+pub(super) fn key_prefix(filter: &Filter) -> &str {
+    let prefix = filter.prefix_of("key");
+    &prefix[..prefix.floor_char_boundary(PREFIX_BYTES_MAX)]
+}
+
+fn longer<'a>(one: &'a str, other: &'a str) -> &'a str {
+    if one.len() < other.len() { other } else { one }
+}
+
 /// Records on a page.
 pub(super) fn page_size(asked: u32) -> usize {
     match asked as usize {
@@ -251,6 +261,11 @@ impl Read {
     /// Whether every record that the backend hands over is wanted.
     pub(super) fn takes_all(&self) -> bool {
         self.key_prefix.is_empty() && self.filter.is_empty() && self.end == End::Natural
+    }
+
+    /// What the keys of all wanted records begin with, so that a backend need not bring others.
+    pub(super) fn scan_prefix(&self) -> &str {
+        longer(&self.key_prefix, key_prefix(&self.filter))
     }
 
     /// Whether a record is wanted.

@@ -14,7 +14,6 @@ pub mod frames;
 pub mod guarded;
 pub mod mounts;
 pub mod neighbour;
-mod together;
 pub mod tokens;
 
 use std::fs;
@@ -30,8 +29,8 @@ use std::time::{Duration, Instant};
 
 pub use calls::{Caller, Refusal};
 pub use neighbour::Neighbour;
+pub use prism_adapters::conformance::together;
 pub use tempfile::TempDir;
-pub use together::together;
 
 /// How long anything may take that ought to happen soon; generous, for machines that do other work as well.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -7,6 +7,7 @@ use std::cell::{Cell as Slot, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use prism_adapters::ending::Endings as _;
 use prism_adapters::lane::{Cell, LaneBackend as _, LaneOwner, LaneRecord};
 use prism_adapters::reader::Peek as _;
 use prism_adapters::redis::{Redis, RedisConfig};
@@ -16,13 +17,14 @@ use prism_io::rt;
 use prism_proto::catalogue::Method;
 use prism_proto::prism::queue::v1::{
     AcknowledgeRequest, AcknowledgeResponse, ConfigureDeadLetterRequest,
-    ConfigureDeadLetterResponse, ReceiveRequest, ReceiveResponse, RejectRequest, RejectResponse,
-    SendRequest, SendResponse,
+    ConfigureDeadLetterResponse, ReceiveRequest, ReceiveResponse, RedriveRequest, RedriveResponse,
+    RejectRequest, RejectResponse, SendRequest, SendResponse,
 };
 use prism_proto::prism::r#type::v1::{Delivery, Message, message};
 use prost::Message as _;
 use servers::{LONG, OwnRedis};
 
+const OWNER: LaneOwner = LaneOwner { directory_id: [7; 16], epoch: 3 };
 const LIMITS: Limits = Limits { max_message_size: 4 * 1024 * 1024 };
 
 fn config(server: &OwnRedis) -> RedisConfig {
@@ -386,7 +388,6 @@ fn a_full_redis_gives_out_what_it_has() {
 /// What is sent at level `wal` arrives under the identity that the caller was told, and moves the lane's cell.
 #[test]
 fn logged_messages_go_with_the_cell() {
-    const OWNER: LaneOwner = LaneOwner { directory_id: [7; 16], epoch: 3 };
     let server = OwnRedis::start(&[]);
     let (address, config) = (server.address, config(&server));
     rt::run(async move {
@@ -420,6 +421,103 @@ fn logged_messages_go_with_the_cell() {
         assert_eq!(received[0].message.as_ref().unwrap().id, told);
         let cell = redis.resume(&context(0), &OWNER).await.unwrap().expect("it has one");
         assert_eq!(cell.lane_seq, 3);
+    })
+    .unwrap();
+}
+
+/// Dead letters as they lie in Redis, so many.
+fn put_dead_letters(cli: impl Fn(&[&str]) -> String, count: usize) {
+    let script = "for n = 1, tonumber(ARGV[1]) do \
+                  redis.call('HSET', KEYS[1] .. ':message:' .. n, 'id', 'id-' .. n, 'payload', n, 'sent-at-us', 1) \
+                  redis.call('ZADD', KEYS[1] .. ':dead', n, n) end \
+                  redis.call('HSET', KEYS[1], 'last-number', ARGV[1], 'max-deliveries', 1)";
+    cli(&["EVAL", script, "1", "jobs:mail.out", &count.to_string()]);
+}
+
+/// However many dead letters there are, no script puts back more than a page of them.
+#[test]
+fn many_dead_letters_are_put_back_a_page_at_a_time() {
+    let server = OwnRedis::start(&[]);
+    let (address, config) = (server.address, config(&server));
+    let cli = move |arguments: &[&str]| servers::redis_cli(address, 0, arguments);
+    let scripts = move || -> u64 {
+        let stats = cli(&["INFO", "commandstats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+    };
+    rt::run(async move {
+        let redis = Redis::start(config);
+        put_dead_letters(cli, 2_500);
+        let request = |ids: &[&str], limit| {
+            let (namespace, queue) = ("jobs".to_owned(), "mail.out".to_owned());
+            let message_ids = ids.iter().map(|id| (*id).to_owned()).collect();
+            RedriveRequest { namespace, queue, message_ids, limit }
+        };
+        let redrive = async |ids: &[&str], limit| -> u64 {
+            let before = scripts();
+            let method = Method::QUEUE_REDRIVE;
+            let answer: RedriveResponse =
+                call(&redis, method, &request(ids, limit)).await.expect("redriven");
+            assert!(scripts() - before > answer.redriven / 1_000, "in pages");
+            answer.redriven
+        };
+        assert_eq!(redrive(&["id-2400", "id-3", "id-9999"], 0).await, 2);
+        assert_eq!(redrive(&[], 1_200).await, 1_200);
+        assert_eq!(cli(&["ZCARD", "jobs:mail.out:dead"]), "1298");
+
+        // A logged one is a part of a batch, and takes one page.
+        redis.resume(&context(0), &OWNER).await.unwrap();
+        redis.set_cell(&context(0), &Cell { owner: OWNER, lane_seq: 0 }).await.unwrap();
+        let (all, named) =
+            (request(&[], 0).encode_to_vec(), request(&["id-2499"], 0).encode_to_vec());
+        let record = |lane_seq, request| {
+            let (context, method) = (context(lane_seq), Method::QUEUE_REDRIVE);
+            LaneRecord { lane_seq, context, method, request }
+        };
+        let mut outcomes = Vec::new();
+        redis.apply(&OWNER, &[record(1, &named), record(2, &all)], &mut outcomes).await.unwrap();
+        let redriven = outcomes
+            .drain(..)
+            .map(|outcome| RedriveResponse::decode(outcome.unwrap().to_bytes()).unwrap().redriven);
+        assert_eq!(redriven.collect::<Vec<_>>(), [1, 1_000]);
+        assert_eq!(redrive(&[], 0).await, 297);
+        assert_eq!(redrive(&[], 0).await, 0);
+        assert_eq!(cli(&["ZCARD", "jobs:mail.out:ready"]), "2500");
+        assert_eq!(receive(&redis, 1).await.len(), 1);
+    })
+    .unwrap();
+}
+
+/// A queue in which there is nothing leaves its hash, which nobody would miss.
+#[test]
+fn what_is_left_of_an_empty_queue_is_no_data() {
+    let server = OwnRedis::start(&[]);
+    let (address, config) = (server.address, config(&server));
+    let cli = move |arguments: &[&str]| servers::redis_cli(address, 0, arguments);
+    rt::run(async move {
+        let redis = Redis::start(config);
+        let request = ConfigureDeadLetterRequest {
+            namespace: "jobs".to_owned(),
+            queue: "mail.out".to_owned(),
+            max_deliveries: 3,
+        };
+        let method = Method::QUEUE_CONFIGURE_DEAD_LETTER;
+        let _: ConfigureDeadLetterResponse = call(&redis, method, &request).await.unwrap();
+        send(&redis, text_message("a")).await;
+        assert!(redis.holds_data(&context(0)).await.unwrap());
+        let delivery = receive(&redis, 1).await.remove(0);
+        assert!(acknowledge(&redis, &delivery.receipt).await);
+        assert_eq!(cli(&["KEYS", "*"]), "jobs:mail.out");
+        assert!(!redis.holds_data(&context(0)).await.unwrap());
+        for foreign in
+            [&["HSET", "jobs:mail.out", "by hand", "1"][..], &["SET", "jobs:key", "1"][..]]
+        {
+            cli(foreign);
+            assert!(redis.holds_data(&context(0)).await.unwrap(), "{foreign:?}");
+            redis.erase(&context(0)).await.unwrap();
+            assert_eq!(cli(&["DBSIZE"]), "0");
+            assert!(!redis.holds_data(&context(0)).await.unwrap());
+        }
     })
     .unwrap();
 }

@@ -33,6 +33,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// A read is not begun with less room than this.
 const READ_BYTES_MIN: usize = 4 * 1024;
 
+/// Buffers of a group that are larger are not kept for the next one.
+const GROUP_BYTES_KEPT_MAX: usize = 256 * 1024;
+
 /// The oldest Redis that has what is asked of it (PEXPIRETIME, `SET … GET` with a condition).
 const MAJOR_VERSION_MIN: u32 = 7;
 
@@ -62,7 +65,7 @@ pub struct ConnectionFacts {
 pub(super) struct Group {
     pub(super) buffer: Vec<u8>,
     pub(super) commands: usize,
-    pub(super) members: Vec<Rc<GroupMember>>,
+    pub(super) members: Vec<GroupMember>,
     /// Scripts whose source is among the commands already.
     scripts: Vec<Script>,
 }
@@ -71,8 +74,37 @@ pub(super) struct Group {
 pub(super) struct GroupMember {
     /// Replies that it gets.
     pub(super) replies: usize,
-    /// Those replies, once they have come.
-    pub(super) answer: Cell<Option<Bytes>>,
+    /// Where it looks for them.
+    seat: u32,
+}
+
+/// Where the calls of groups look for their replies; the places are used again.
+#[derive(Default)]
+struct Seats {
+    replies: Vec<Option<Bytes>>,
+    free: Vec<u32>,
+}
+
+/// The place of one call, which it leaves when it ends.
+struct Seat<'a>(&'a RefCell<Seats>, u32);
+
+impl<'a> Seat<'a> {
+    fn take(seats: &'a RefCell<Seats>) -> Self {
+        let mut all = seats.borrow_mut();
+        let number = all.free.pop().unwrap_or(all.replies.len() as u32);
+        if number as usize == all.replies.len() {
+            all.replies.push(None);
+        }
+        Seat(seats, number)
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut all = self.0.borrow_mut();
+        all.replies[self.1 as usize] = None;
+        all.free.push(self.1);
+    }
 }
 
 /// See the module.
@@ -80,6 +112,9 @@ pub(super) struct Link {
     config: RedisConfig,
     /// Set while calls are gathered.
     group: RefCell<Option<Group>>,
+    seats: RefCell<Seats>,
+    /// A group that was sent, whose buffers the next one uses.
+    spare: Cell<Option<Group>>,
     /// Number of the connection that stands; 0: none does.
     serial: Cell<u64>,
     pipeline: RefCell<Pipeline>,
@@ -150,6 +185,8 @@ impl Link {
             session: RefCell::new(None),
             facts: Cell::default(),
             group: RefCell::new(None),
+            seats: RefCell::default(),
+            spare: Cell::default(),
             serial: Cell::new(0),
             topics,
             config,
@@ -188,9 +225,25 @@ impl Link {
 
     /// Gathers the commands of the calls that `begin` polls, instead of sending them.
     pub(super) fn group<T>(&self, begin: impl FnOnce() -> T) -> (T, Group) {
-        self.group.replace(Some(Group::default()));
+        self.group.replace(Some(self.spare.take().unwrap_or_default()));
         let begun = begin();
         (begun, self.group.take().unwrap_or_default())
+    }
+
+    /// Gives a call of a group its replies.
+    pub(super) fn answer(&self, member: &GroupMember, replies: Bytes) {
+        self.seats.borrow_mut().replies[member.seat as usize] = Some(replies);
+    }
+
+    /// Keeps the buffers of a group for the next one, unless they have become large.
+    pub(super) fn give_back(&self, mut group: Group) {
+        if group.buffer.capacity() <= GROUP_BYTES_KEPT_MAX {
+            group.buffer.clear();
+            group.members.clear();
+            group.scripts.clear();
+            group.commands = 0;
+            self.spare.set(Some(group));
+        }
     }
 
     /// Whether calls are being gathered: then each gets one answer, and cannot ask again.
@@ -212,14 +265,15 @@ impl Link {
 
     /// A call of a group.
     async fn join(&self, replies: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
-        let member = Rc::new(GroupMember { replies, answer: Cell::new(None) });
+        let seat = Seat::take(&self.seats);
         if let Some(group) = &mut *self.group.borrow_mut() {
             write(&mut group.buffer);
             group.commands += replies;
-            group.members.push(member.clone());
+            group.members.push(GroupMember { replies, seat: seat.1 });
         }
         // Nobody is woken: whoever has gathered the calls polls them when their answers are there.
-        poll_fn(|_| member.answer.take().map_or(Poll::Pending, Poll::Ready)).await
+        let take = || self.seats.borrow_mut().replies[seat.1 as usize].take();
+        poll_fn(|_| take().map_or(Poll::Pending, Poll::Ready)).await
     }
 
     /// Number of the connection that stands, never used again; 0: none does.

@@ -16,6 +16,11 @@ use crate::error::Error;
 /// Keys that one SCAN looks at, about, and one UNLINK takes out at most: well below a millisecond of Redis's time.
 const PIECE_KEYS: u64 = 512;
 
+/// Keys that are looked at at a time.
+const LOOKED_AT_KEYS: usize = 16;
+/// The fields of a queue's hash: its messages are keys of their own.
+const OF_QUEUES: [&[u8]; 2] = [b"last-number", b"max-deliveries"];
+
 /// Of what Prism keeps beside a namespace's keys.
 const BESIDE: &[u8] = b"_prism:";
 /// Of what it keeps of messages that transactions send.
@@ -62,9 +67,12 @@ impl Endings for Redis {
             let mut cursor = 0;
             loop {
                 let (next, keys) = self.scan_of(context, of, cursor).await?;
-                // Of what is kept beside the data, messages on their way would be missed.
-                let is_missed = |key: &Bytes| of == Of::Data || key.starts_with(OUTBOX);
-                if keys.iter().any(is_missed) {
+                let is_missed = match of {
+                    Of::Data => self.is_any_missed(context, &keys).await?,
+                    // Of what is kept beside the data, messages on their way would be missed.
+                    Of::Beside => keys.iter().any(|key| key.starts_with(OUTBOX)),
+                };
+                if is_missed {
                     return Ok(true);
                 }
                 cursor = next;
@@ -96,6 +104,40 @@ impl Endings for Redis {
 }
 
 impl Redis {
+    /// Whether any of these keys holds something that somebody would miss: the hash of a queue in which there is nothing does not.
+    async fn is_any_missed(&self, context: &Context<'_>, keys: &[Bytes]) -> Result<bool, Error> {
+        for piece in keys.chunks(LOOKED_AT_KEYS) {
+            let write = |out: &mut Vec<u8>| {
+                for key in piece {
+                    codec::put_command(out, 2);
+                    codec::put(out, b"HLEN");
+                    codec::put(out, key);
+                    for field in OF_QUEUES {
+                        codec::put_command(out, 3);
+                        [b"HEXISTS", &key[..], field].iter().for_each(|part| codec::put(out, part));
+                    }
+                }
+            };
+            let replies = piece.len() * (1 + OF_QUEUES.len());
+            let read = self.link.call(context, replies, write).await?;
+            let mut answer = Answer::new(context, &read);
+            for _ in piece {
+                let fields = answer.integer();
+                let known: Vec<_> = OF_QUEUES.iter().map(|_| answer.integer()).collect();
+                let fields = match fields {
+                    // No hash.
+                    Err(error) if error.reason() == "BACKEND_WRONG_TYPE" => return Ok(true),
+                    fields => fields?,
+                };
+                let known = known.into_iter().sum::<Result<i64, Error>>()?;
+                if fields > known {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// The keys of one SCAN, and where the next one goes on; 0 when there is none.
     async fn scan_of(
         &self,

@@ -102,7 +102,8 @@ impl Redis {
         };
         // MULTI, each command and the cell are answered when they are queued, then all of them by EXEC.
         let read = self.link.call(context, commands + 3, write).await?;
-        distribute(context, &group, &read)?;
+        self.distribute(context, &group, &read)?;
+        self.link.give_back(group);
         for call in &mut calls {
             outcomes.push(call.end().ok_or_else(|| errors::unexpected(context))?);
         }
@@ -155,6 +156,53 @@ impl Redis {
     }
 }
 
+impl Redis {
+    /// Gives every call of a group its replies, from the answers to the whole transaction.
+    fn distribute(&self, context: &Context<'_>, group: &Group, read: &Bytes) -> Result<(), Error> {
+        let nonsense = |_: ProtocolError| errors::unexpected(context);
+        let (mut framer, mut at) = (Framer::default(), 0);
+        let mut next = |at: &mut usize| -> Result<Bytes, Error> {
+            loop {
+                let frame = framer.find(&read[*at..]).map_err(nonsense)?;
+                let frame = frame.ok_or_else(|| errors::unexpected(context))?;
+                let bytes = read.slice(*at..*at + frame.length);
+                *at += frame.length;
+                if !frame.is_push {
+                    return Ok(bytes);
+                }
+            }
+        };
+        let mut refused = None;
+        for _ in 0..group.commands + 2 {
+            let answer = next(&mut at)?;
+            if let Value::Error(text) = Replies::new(&answer).next().map_err(nonsense)? {
+                refused.get_or_insert_with(|| errors::of_reply(context, text));
+            }
+        }
+        let executed = next(&mut at)?;
+        // A command that was not even queued says why nothing was carried out.
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        match Replies::new(&executed).next().map_err(nonsense)? {
+            Value::Array(count) if count == group.commands as u64 + 1 => {}
+            Value::Error(text) => return Err(errors::of_reply(context, text)),
+            _ => return Err(errors::unexpected(context)),
+        }
+        let header = executed.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let (mut framer, mut at) = (Framer::default(), header);
+        for member in &group.members {
+            let start = at;
+            for _ in 0..member.replies {
+                let frame = framer.find(&executed[at..]).map_err(nonsense)?;
+                at += frame.ok_or_else(|| errors::unexpected(context))?.length;
+            }
+            self.link.answer(member, executed.slice(start..at));
+        }
+        Ok(())
+    }
+}
+
 /// The connections of this name in what CLIENT LIST says, without `own`.
 fn left_behind(list: &[u8], name: &str, own: i64) -> Vec<u64> {
     let list = String::from_utf8_lossy(list);
@@ -169,51 +217,6 @@ fn left_behind(list: &[u8], name: &str, own: i64) -> Vec<u64> {
         }
     }
     found
-}
-
-/// Gives every call of a group its replies, from the answers to the whole transaction.
-fn distribute(context: &Context<'_>, group: &Group, read: &Bytes) -> Result<(), Error> {
-    let nonsense = |_: ProtocolError| errors::unexpected(context);
-    let (mut framer, mut at) = (Framer::default(), 0);
-    let mut next = |at: &mut usize| -> Result<Bytes, Error> {
-        loop {
-            let frame = framer.find(&read[*at..]).map_err(nonsense)?;
-            let frame = frame.ok_or_else(|| errors::unexpected(context))?;
-            let bytes = read.slice(*at..*at + frame.length);
-            *at += frame.length;
-            if !frame.is_push {
-                return Ok(bytes);
-            }
-        }
-    };
-    let mut refused = None;
-    for _ in 0..group.commands + 2 {
-        let answer = next(&mut at)?;
-        if let Value::Error(text) = Replies::new(&answer).next().map_err(nonsense)? {
-            refused.get_or_insert_with(|| errors::of_reply(context, text));
-        }
-    }
-    let executed = next(&mut at)?;
-    // A command that was not even queued says why nothing was carried out.
-    if let Some(error) = refused {
-        return Err(error);
-    }
-    match Replies::new(&executed).next().map_err(nonsense)? {
-        Value::Array(count) if count == group.commands as u64 + 1 => {}
-        Value::Error(text) => return Err(errors::of_reply(context, text)),
-        _ => return Err(errors::unexpected(context)),
-    }
-    let header = executed.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    let (mut framer, mut at) = (Framer::default(), header);
-    for member in &group.members {
-        let start = at;
-        for _ in 0..member.replies {
-            let frame = framer.find(&executed[at..]).map_err(nonsense)?;
-            at += frame.ok_or_else(|| errors::unexpected(context))?.length;
-        }
-        member.answer.set(Some(executed.slice(start..at)));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

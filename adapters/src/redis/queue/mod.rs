@@ -43,6 +43,8 @@ use crate::limits::LEASE_DEFAULT_MS;
 
 /// Bytes of an answer that are kept free beside its deliveries.
 const ANSWER_SPARE_BYTES: usize = 256;
+/// Dead letters that one script looks at, and puts back, at most: some ten milliseconds of Redis's time.
+const REDRIVEN_MAX: &[u8] = b"1000";
 /// The reason of a dead letter that was delivered too often.
 const MAX_DELIVERIES: &str = "MAX_DELIVERIES";
 
@@ -205,6 +207,44 @@ impl Redis {
             found.push((place, given_up_us, Kept::read(&mut answer)?));
         }
         Ok(Looked { is_all, found })
+    }
+
+    /// Puts dead letters back, a page of them at a time; how many that were.
+    async fn redrive_pages(
+        &self,
+        context: &Context<'_>,
+        request: &RedriveRequest<'_>,
+    ) -> Result<u64, Error> {
+        let mut left = if request.limit == 0 { u64::MAX } else { request.limit.into() };
+        let mut redriven = 0;
+        // What dies again meanwhile is behind the last that is meant.
+        let (mut after, mut last) = (b"0".to_vec(), Vec::new());
+        // A part of a lane's batch cannot go on: it takes one page, or looks for those that are named among all.
+        let is_alone = !self.link.is_grouping();
+        let looked_at: &[u8] = match request.message_ids.is_empty() || is_alone {
+            true => REDRIVEN_MAX,
+            false => b"-1",
+        };
+        loop {
+            let write = |out: &mut Vec<u8>| {
+                codec::put_number(out, left.min(u32::MAX.into()));
+                [looked_at, &after, &last].iter().for_each(|part| codec::put(out, part));
+                request.message_ids.iter().for_each(|id| codec::put(out, id.as_bytes()));
+            };
+            let (arguments, script) = (4 + request.message_ids.len(), Script::QueueRedrive);
+            let read = self.queue_script(context, request.queue, script, arguments, write).await?;
+            let mut answer = Answer::new(context, &read);
+            if answer.array()? != 3 {
+                return Err(errors::unexpected(context));
+            }
+            let page = answer.integer()?.unsigned_abs();
+            (redriven, left) = (redriven + page, left.saturating_sub(page));
+            after = answer.blob()?.unwrap_or_default().to_vec();
+            last = answer.blob()?.unwrap_or_default().to_vec();
+            if !is_alone || after.is_empty() || left == 0 {
+                return Ok(redriven);
+            }
+        }
     }
 
     async fn count_messages(&self, context: &Context<'_>, queue: &str) -> Result<Counted, Error> {
@@ -404,15 +444,7 @@ impl QueueDeadLetter for Redis {
         request: RedriveRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let most = if request.limit == 0 { u32::MAX } else { request.limit };
-        let write = |out: &mut Vec<u8>| {
-            codec::put_number(out, most.into());
-            request.message_ids.iter().for_each(|id| codec::put(out, id.as_bytes()));
-        };
-        let arguments = 1 + request.message_ids.len();
-        let script = Script::QueueRedrive;
-        let read = self.queue_script(context, request.queue, script, arguments, write).await?;
-        let redriven = u64::try_from(Answer::new(context, &read).integer()?).unwrap_or(0);
+        let redriven = self.redrive_pages(context, &request).await?;
         encode(reply, &reply::RedriveResponse { redriven });
         Ok(())
     }

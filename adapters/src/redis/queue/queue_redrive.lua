@@ -1,23 +1,29 @@
--- Puts dead letters back as if they were just sent, the oldest first.
+-- Puts dead letters back as if they were just sent, the oldest first, so many of them that nobody waits for long.
 --
--- ARGV: the time; how many at most; the ids of those that are meant, all where there are none.
--- Answers how many.
+-- ARGV: the time; how many at most; how many are looked at at most (-1: all); the number behind which they are; the number of the last
+--       that is meant ('': the last that there is now); the ids of those that are meant, all where there are none.
+-- Answers how many were put back; the number behind which to go on ('': there are no more); the number of the last that is meant.
 tell()
 pass()
-local left, redriven, meant = tonumber(ARGV[2]), 0, {}
-for at = 3, #ARGV do
+local left, bound, after, last = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+if last == '' then
+  last = redis.call('ZRANGE', dead, -1, -1)[1] or '0'
+end
+local redriven, meant, is_any = 0, {}, #ARGV < 6
+for at = 6, #ARGV do
   meant[ARGV[at]] = true
 end
-local last = #ARGV < 3 and left - 1 or -1
-for _, old in ipairs(redis.call('ZRANGE', dead, 0, last)) do
+local some = redis.call('ZRANGEBYSCORE', dead, '(' .. after, last, 'LIMIT', 0, bound)
+for _, old in ipairs(some) do
   if redriven == left then
-    break
+    return {redriven, '', last}
   end
+  after = old
   local kept = redis.call('HMGET', message(old), 'id', 'ordering-key', 'expires-at-us')
   if not kept[1] then
     -- Somebody has deleted it by hand.
     redis.call('ZREM', dead, old)
-  elseif #ARGV < 3 or meant[kept[1]] then
+  elseif is_any or meant[kept[1]] then
     local number = next_number()
     redis.call('RENAME', message(old), message(number))
     redis.call('HDEL', message(number), 'reason', 'dead-at-us')
@@ -27,4 +33,4 @@ for _, old in ipairs(redis.call('ZRANGE', dead, 0, last)) do
     redriven = redriven + 1
   end
 end
-return redriven
+return {redriven, #some == bound and after or '', last}

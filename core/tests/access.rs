@@ -443,6 +443,41 @@ fn a_revoked_certificate_opens_nothing() {
 }
 
 #[test]
+fn connections_whose_certificate_is_revoked_are_ended_and_others_go_on() {
+    let good = "spiffe://example.org/payments/checkout";
+    let mutual = Mutual::start_with("required", |folder, authority| {
+        replace(&folder.join("revoked.pem"), &authority.revoked(&[]));
+        format!(", client_revocations: {}", folder.join("revoked.pem").display())
+    });
+    let folder = mutual.folder.path();
+    for (name, serial) in [("kept", 6_u64), ("gone", 7)] {
+        mutual.authority.issue(folder, name, &[good], |params| {
+            params.serial_number = Some(rcgen::SerialNumber::from(serial));
+        });
+    }
+    let (listen, id) = (mutual.server.listen, mutual.server.id());
+    let (kept, gone) = (mutual.connector(Some("kept")), mutual.connector(Some("gone")));
+    let (list, text) = (folder.join("revoked.pem"), mutual.authority.revoked(&[7]));
+    run(async move {
+        let kept = Caller::secured(listen, &kept, "orders").await;
+        let gone = Caller::secured(listen, &gone, "orders").await;
+        assert_eq!((codes(&kept, "").await, codes(&gone, "").await), ((0, 0), (0, 0)));
+        replace(&list, &text);
+        harness::signal(id, "HUP");
+        let ended = async { while codes(&gone, "").await == (0, 0) {} };
+        prism_io::rt::timeout(harness::PATIENCE, ended).await.expect("in time");
+        assert_eq!(codes(&kept, "").await, (0, 0));
+    });
+    // Shards tell what they have counted once in a while.
+    let until = std::time::Instant::now() + harness::PATIENCE;
+    while mutual.server.metric("prism_transport_refused_total{kind=\"revoked\"}") != 1.0 {
+        assert!(std::time::Instant::now() < until, "{}", mutual.server.admin_page("/metrics"));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    mutual.server.stop();
+}
+
+#[test]
 fn a_certificate_may_be_left_out_where_a_token_says_it() {
     let mutual = Mutual::start("optional");
     assert_eq!(mutual.codes(None), Some(UNKNOWN));

@@ -77,13 +77,13 @@ fn the_page_lists_every_limit_as_it_is() {
     for Row { setting, kind, .. } in &rows {
         assert!(Refusal::ALL.iter().any(|one| one.name() == *kind), "{setting}: no kind {kind}");
     }
-    // Kinds that no limit has are those of errors, and of browsers.
+    // Kinds that no limit has are those of certificates, of browsers, and of errors.
     let without: Vec<&str> = Refusal::ALL
         .iter()
         .map(|kind| kind.name())
         .filter(|name| !rows.iter().any(|row| row.kind == *name))
         .collect();
-    assert_eq!(without, ["origin", "malformed_head"]);
+    assert_eq!(without, ["revoked", "origin", "malformed_head"]);
 }
 
 #[test]

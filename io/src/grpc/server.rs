@@ -629,7 +629,12 @@ impl ServerConnection {
 
     /// Ends the connection for a limit that its driver keeps.
     pub fn cut_off(&mut self, kind: Refusal, reason: &'static str) {
-        self.core.cut_off(kind, ErrorCode::ENHANCE_YOUR_CALM, reason);
+        // gRPC's clients take the one for RESOURCE_EXHAUSTED, the other for PERMISSION_DENIED.
+        let code = match kind {
+            Refusal::Revoked => ErrorCode::INADEQUATE_SECURITY,
+            _ => ErrorCode::ENHANCE_YOUR_CALM,
+        };
+        self.core.cut_off(kind, code, reason);
     }
 
     /// Bytes that it holds: of messages that are being gathered or wait for their end, and of answers that wait.

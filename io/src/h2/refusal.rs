@@ -96,6 +96,8 @@ refusals! {
     Handshakes = "handshakes",
     /// A TLS handshake that took longer than `handshake_timeout`: closed.
     HandshakeTime = "handshake_time",
+    /// A connection whose client's certificate was revoked since it began: ended.
+    Revoked = "revoked",
     /// A browser that calls for a page whose origin is not among `web.allowed_origins`: 403.
     Origin = "origin",
     /// A head that no intermediary could agree on (RFC 9113, section 8.1.1): PROTOCOL_ERROR on its stream; 400 in HTTP/1.1.

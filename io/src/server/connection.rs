@@ -28,7 +28,7 @@ use crate::grpc::{Compressing, Event, Message, Status};
 use crate::h2::{CloseReason, Output, Pace, Refusal, StreamId};
 use crate::net::{READ_BYTES, ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
-use crate::tls::PeerIdentity;
+use crate::tls::{PeerIdentity, Revoked};
 
 /// Looks after a connection without a call before it rests.
 const RESTS_AFTER: u8 = 2;
@@ -65,6 +65,8 @@ pub struct Connection {
     peer: SocketAddr,
     identity: Option<Box<PeerIdentity>>,
     standing: Cell<Standing>,
+    /// The number of the list of revoked certificates that its client's was last looked up in.
+    revocations_seen: Cell<u64>,
     traffic: Rc<Traffic>,
     /// Its place in the list of those that are open, and what that list shows of it.
     entry: Entry,
@@ -118,6 +120,7 @@ impl Connection {
             peer,
             identity: identity.map(Box::new),
             standing: Cell::default(),
+            revocations_seen: Cell::new(0),
             entry: {
                 traffic.newest.set(traffic.newest.get() + 1);
                 traffic.registry.enter(traffic.newest.get(), peer)
@@ -351,6 +354,16 @@ impl Connection {
             self.abort();
         } else {
             self.has_work();
+        }
+    }
+
+    /// Ends the connection if its client's certificate is on this list and was not on the one before.
+    pub(super) fn check_revocation(&self, number: u64, revoked: &Revoked) {
+        let Some(identity) = &self.identity else { return };
+        if self.revocations_seen.replace(number) != number
+            && revoked.contains(&identity.certificate)
+        {
+            self.cut_off(Refusal::Revoked, "the client's certificate has been revoked");
         }
     }
 

@@ -125,9 +125,17 @@ impl Connections {
             if now_ns - swept_ns >= SWEEP.as_nanos() as u64 {
                 swept_ns = now_ns;
                 self.each(|connection| connection.handle_timeout(now_ns));
+                self.end_revoked();
                 self.list.borrow_mut().retain(|connection| connection.strong_count() > 0);
             }
         }
+    }
+
+    /// Ends the connections whose client's certificate has been revoked.
+    fn end_revoked(&self) {
+        let Some(tls) = &self.tls else { return };
+        let (number, revoked) = tls.acceptor.revoked();
+        self.each(|connection| connection.check_revocation(number, &revoked));
     }
 
     /// Ends the connections that hold most, until the others have room again.

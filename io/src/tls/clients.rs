@@ -16,6 +16,7 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
 use super::identity::{Validity, authorities, revocation_lists};
+use super::revocation::{CertificateId, Revoked};
 use super::{IdentityError, provider};
 
 /// Longest SPIFFE id, in bytes (SPIFFE-ID, section 2.3).
@@ -27,6 +28,7 @@ const NAME_BYTES_MAX: usize = 2048;
 #[derive(Clone, Debug)]
 pub struct ClientAuthorities {
     verifier: Arc<dyn ClientCertVerifier>,
+    revoked: Arc<Revoked>,
 }
 
 impl ClientAuthorities {
@@ -41,29 +43,43 @@ impl ClientAuthorities {
         let mut store = RootCertStore::empty();
         authorities(path, "client's", &mut store)?;
         let builder = WebPkiClientVerifier::builder_with_provider(store.into(), provider());
-        let builder = match revoked {
-            Some(revoked) => {
-                builder.with_crls(revocation_lists(revoked)?).only_check_end_entity_revocation()
+        let lists = revoked.map(revocation_lists).transpose()?;
+        let listed = match (&lists, revoked) {
+            (Some(lists), Some(path)) => {
+                Revoked::of(lists).map_err(|error| not_a_list(path, error))?
             }
+            _ => Revoked::default(),
+        };
+        let builder = match lists {
+            Some(lists) => builder.with_crls(lists).only_check_end_entity_revocation(),
             None => builder,
         };
         let builder = if required { builder } else { builder.allow_unauthenticated() };
         let inner = builder.build().map_err(|error| match (error, revoked) {
             (VerifierBuilderError::InvalidCrl(error), Some(revoked)) => {
-                let message = format!("a revocation list in it is not valid: {error:?}");
-                IdentityError::new(revoked, message, "get it again from the authority")
+                not_a_list(revoked, format!("{error:?}"))
             }
             (error, _) => {
                 let remedy = "give the certificates of the authorities that sign the clients'";
                 IdentityError::new(path, error.to_string(), remedy)
             }
         })?;
-        Ok(Self { verifier: Arc::new(Named { inner }) })
+        Ok(Self { verifier: Arc::new(Named { inner }), revoked: Arc::new(listed) })
+    }
+
+    /// The certificates that are on the lists.
+    pub(super) fn revoked(&self) -> Arc<Revoked> {
+        self.revoked.clone()
     }
 
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         self.verifier.clone()
     }
+}
+
+fn not_a_list(path: &Path, error: String) -> IdentityError {
+    let message = format!("a revocation list in it is not valid: {error}");
+    IdentityError::new(path, message, "get it again from the authority")
 }
 
 /// Who a client has shown to be.
@@ -73,6 +89,8 @@ pub struct PeerIdentity {
     pub name: Box<str>,
     /// From when until when its certificate holds.
     pub validity: Validity,
+    /// Which certificate it has shown.
+    pub(crate) certificate: CertificateId,
 }
 
 impl PeerIdentity {
@@ -88,7 +106,11 @@ impl PeerIdentity {
         if more.is_some() || !is_spiffe_id(name) {
             return None;
         }
-        Some(Self { name: name.into(), validity: Validity::of(certificate).ok()? })
+        Some(Self {
+            name: name.into(),
+            validity: Validity::of(certificate).ok()?,
+            certificate: CertificateId::of(&parsed).ok()?,
+        })
     }
 }
 

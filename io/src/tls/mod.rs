@@ -14,6 +14,7 @@ mod client;
 mod clients;
 mod failure;
 mod identity;
+mod revocation;
 mod server;
 mod session;
 
@@ -22,6 +23,7 @@ pub use client::{Connector, ConnectorError, Roots};
 pub use clients::{ClientAuthorities, PeerIdentity, is_spiffe_id};
 pub use failure::Failure;
 pub use identity::{Identity, IdentityError, Validity};
+pub(crate) use revocation::Revoked;
 pub use server::Acceptor;
 pub use session::{GATHER_BYTES_MAX, Phase, Sealed, Session};
 

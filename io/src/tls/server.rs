@@ -7,10 +7,11 @@ use rustls::server::ProducesTickets;
 use rustls::sign::SingleCertAndKey;
 use rustls::{Error, ServerConfig};
 
+use super::revocation::Revoked;
 use super::{ClientAuthorities, Identity, PROTOCOLS, Session, provider};
 
 /// Makes the server's side of connections. Clones share what they are made with, so that one [`Acceptor::replace`] reaches every
-/// shard; connections that stand keep what they began with.
+/// shard; connections that stand keep what they began with, but for those whose client's certificate is revoked.
 #[derive(Clone)]
 pub struct Acceptor {
     shared: Arc<Shared>,
@@ -22,6 +23,8 @@ struct Shared {
     /// Encrypts session tickets. It outlives the server's certificate: a client may resume after that was replaced, but not
     /// after the authorities of clients were.
     ticketer: Arc<dyn ProducesTickets>,
+    /// The certificates of clients that are revoked, and how often they were replaced. Read by each shard four times a second.
+    revoked: RwLock<(u64, Arc<Revoked>)>,
 }
 
 impl fmt::Debug for Acceptor {
@@ -43,7 +46,8 @@ impl Acceptor {
     ) -> Result<Self, Error> {
         let ticketer = rustls::crypto::ring::Ticketer::new()?;
         let config = RwLock::new(config(identity, clients, ticketer.clone())?);
-        Ok(Self { shared: Arc::new(Shared { config, ticketer }) })
+        let revoked = RwLock::new((1, revoked(clients)));
+        Ok(Self { shared: Arc::new(Shared { config, ticketer, revoked }) })
     }
 
     /// From now on connections are accepted as `identity`, and clients are held to `clients`.
@@ -59,7 +63,15 @@ impl Acceptor {
         };
         let config = config(identity, clients, ticketer)?;
         *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        // Behind the other: a handshake that the old one has let through is looked at again.
+        let mut known = self.shared.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        *known = (known.0 + 1, revoked(clients));
         Ok(())
+    }
+
+    /// Which certificates of clients are revoked, and the number of this list.
+    pub(crate) fn revoked(&self) -> (u64, Arc<Revoked>) {
+        self.shared.revoked.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The server's side of a new connection.
@@ -67,6 +79,10 @@ impl Acceptor {
         let config = self.shared.config.read().unwrap_or_else(PoisonError::into_inner).clone();
         Session::server(config)
     }
+}
+
+fn revoked(clients: Option<&ClientAuthorities>) -> Arc<Revoked> {
+    clients.map(ClientAuthorities::revoked).unwrap_or_default()
 }
 
 fn config(

@@ -64,8 +64,11 @@ pub struct LaneRecord<'a> {
     pub request: &'a [u8],
 }
 
-/// What became of a record that was applied: the reply to its caller, or why the backend refuses it for its own sake. The cell
-/// has passed it in either case.
+/// The reason of an outcome that is not known: the record is in the backend since an earlier attempt, whose answer was lost.
+pub const ANSWER_LOST: &str = "ANSWER_LOST";
+
+/// What became of a record that was applied: the reply to its caller, or why the backend refuses it for its own sake, or
+/// [`ANSWER_LOST`]. The cell has passed it in either case.
 pub type Outcome = Result<Reply, Error>;
 
 /// A backend outside the process that takes logged writes.

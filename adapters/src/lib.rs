@@ -33,6 +33,7 @@ pub mod redis;
 mod shared;
 mod sharing;
 mod sources;
+mod together;
 pub mod topic;
 
 pub use backend::{Admission, Backend};

@@ -219,6 +219,21 @@ pub(crate) fn namespace(
             remedy: "restart the server, so that it reads the platform's backends again".to_owned(),
         });
     };
+    let of = &config.backends[backend];
+    let offered = of.offers(client_api, plan.topics);
+    if plan.durability > of.durability_max() || !offered.contains_all(client_api.needs()) {
+        return Err(Hindrance {
+            obstacle: Obstacle::BackendUnknown,
+            origin: request.client_api.origin,
+            message: format!(
+                "the backend {named} of the platform does not offer {} at level {}: its strongest is {}",
+                plan.api,
+                plan.durability.name(),
+                of.durability_max().name()
+            ),
+            remedy: "name another backend with `backend: NAME`, or ask for less".to_owned(),
+        });
+    }
     let limits = &config.limits;
     let asked = plan.limits.message_bytes_max.max(MESSAGE_BYTES_MIN);
     if plan.is_message_size_asked && asked > limits.message_bytes_max {

@@ -14,7 +14,7 @@ use prism_io::rt;
 use prism_proto::catalogue::Method;
 use prism_proto::prism::keyvalue::v1 as kv;
 use prost::Message as _;
-use servers::{OwnRedis, Proxy, redis_cli};
+use servers::{OwnCluster, OwnRedis, Proxy, redis_cli};
 
 const STRONG: [(&str, &[u8]); 1] = [("prism-durability", b"strong")];
 
@@ -188,6 +188,36 @@ fn each_swap_takes_effect_once_while_the_connection_is_cut_again_and_again() {
     drained(&server);
     assert_eq!(redis.cli(&["GET", "orders:counter"]), swapped.to_string());
     assert!(server.metric("prism_lane_resumes_total") >= 5.0, "the lane went back and forth");
+    server.stop();
+}
+
+/// A master of a cluster dies under the writes, and its replica takes over with what it has: nothing that was acknowledged is missing.
+#[test]
+fn acknowledged_writes_outlive_a_fail_over_in_a_redis_cluster() {
+    let mut cluster = OwnCluster::start(3, 1, 2_000);
+    let directory = directory();
+    let server = setup(directory.path(), cluster.address(), ", cluster: true").start();
+    let listen = server.listen;
+    let write = move |numbers: std::ops::Range<usize>| {
+        run(async move {
+            let caller = Caller::to(listen, "orders").await;
+            for number in numbers {
+                caller.set(&format!("k{number}"), number.to_string().as_bytes()).await;
+            }
+        });
+    };
+    write(0..300);
+    cluster.nodes[0].kill();
+    write(300..1_000);
+    drained(&server);
+    assert_eq!(cluster.nodes[3].cli(&["ROLE"]).lines().next(), Some("master"));
+    run(async move {
+        let caller = Caller::to(listen, "orders").await;
+        for number in 0..1_000 {
+            let value = caller.get(&format!("k{number}")).await;
+            assert_eq!(value.as_deref(), Some(number.to_string().as_bytes()), "k{number}");
+        }
+    });
     server.stop();
 }
 

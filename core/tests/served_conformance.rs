@@ -16,10 +16,10 @@ use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
-use prism_adapters::redis::{Redis, TopicLog};
+use prism_adapters::redis::{Redis, RedisCluster, TopicLog};
 use prism_io::rt;
 use prism_proto::catalogue::{Interfaces, Method, Model};
-use servers::{OwnNats, OwnRedis};
+use servers::{OwnCluster, OwnNats, OwnRedis};
 
 /// A namespace as its callers see it, what its versions promise, and what it offers.
 struct Served(Caller, Versions, Interfaces);
@@ -182,6 +182,37 @@ fn a_namespace_on_redis_conforms_and_its_data_is_plain_there() {
     });
     assert_eq!(servers::redis_cli(redis.address, 0, &["GET", "on-redis:greeting"]), "hello");
     server.stop();
+}
+
+/// Keys, queues and topics on a real Redis Cluster, called through either shard.
+#[test]
+fn namespaces_on_a_redis_cluster_conform_also_across_the_mesh() {
+    let cluster = OwnCluster::start(3, 0, 5_000);
+    let directory = directory();
+    let backend = format!(
+        "{{name: log, type: redis, addresses: [\"{}\", \"{}\"]}}",
+        cluster.nodes[0].address, cluster.nodes[1].address
+    );
+    let config = format!(
+        "backends:\n  - {backend}\nnamespaces:\n  \
+         - {{name: one, client_api: keyvalue, backend: log, durability: memory}}\n  \
+         - {{name: two, client_api: keyvalue, backend: log, durability: memory}}\n  \
+         - {{name: strong, client_api: keyvalue, backend: log, durability: strong}}\n"
+    );
+    let server = serve(directory.path()).shards(2).config(&config).start();
+    let keys = RedisCluster::SERVES.intersection(Model::KeyValue.interfaces());
+    conforms_to(&server, vec!["one", "two", "strong"], Versions::Digest, keys, 20);
+    let listen = server.listen;
+    run(async move {
+        let caller = Caller::to(listen, "one").await;
+        caller.set("greeting", b"hello").await;
+    });
+    let (_, home) = cluster.place_of("one:greeting");
+    assert_eq!(cluster.nodes[home].cli(&["GET", "one:greeting"]), "hello");
+    server.stop();
+    let models = ["memory", "wal", "strong"];
+    let models = models.map(|level| [(Model::Queue, level), (Model::PubSub, level)]).concat();
+    messages_conform(1, "cluster", &backend, &models, RedisCluster::SERVES);
 }
 
 /// A Redis that is away costs its own namespace an error in time, and the others nothing.

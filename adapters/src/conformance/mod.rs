@@ -26,7 +26,6 @@ mod queue;
 mod reader;
 mod stream;
 mod stream_groups;
-mod together;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -37,9 +36,9 @@ use prism_proto::catalogue::{Interface, Interfaces, Method};
 
 pub use self::direct::{Collect, Direct, block_on};
 pub use self::model::random_sequence;
-pub use self::together::together;
 use crate::error::Error;
 use crate::limits::Limits;
+pub use crate::together::together;
 
 /// What a call failed with, as a client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,17 @@
 //! Where a Redis is, as whom to speak to it, and how long to be patient with it.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use prism_io::tls::{Connector, Identity, Roots};
 
 use crate::breaker::Backoff;
+
+/// Addresses, host and port, one of which is to be reached.
+pub(super) type Doors = Rc<RefCell<Vec<(String, u16)>>>;
 
 /// Settings of one Redis. [`RedisConfig::at`] has the defaults.
 #[derive(Clone, PartialEq, Eq)]
@@ -15,6 +20,10 @@ pub struct RedisConfig {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Further addresses of a cluster, host and port, for when the first is away.
+    pub others: Vec<(String, u16)>,
+    /// Whether this is a Redis Cluster, whose nodes tell who has which keys.
+    pub cluster: bool,
     /// Who logs in; absent: nobody does, and Redis takes us for its `default` user.
     pub login: Option<Login>,
     /// How TLS is spoken; absent: it is not.
@@ -95,6 +104,8 @@ impl RedisConfig {
         RedisConfig {
             host: host.into(),
             port,
+            others: Vec::new(),
+            cluster: false,
             login: None,
             tls: None,
             database: 0,
@@ -109,12 +120,21 @@ impl RedisConfig {
     }
 }
 
+impl RedisConfig {
+    /// Where it is looked for, in this order.
+    pub(super) fn doors(&self) -> Doors {
+        let first = (self.host.clone(), self.port);
+        Rc::new(RefCell::new([&[first][..], &self.others].concat()))
+    }
+}
+
 impl fmt::Debug for RedisConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let user = self.login.as_ref().map(|login| login.user.as_str());
         let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
         write!(formatter, "{scheme}://{}@", user.unwrap_or("default"))?;
-        write!(formatter, "{}:{}/{}", self.host, self.port, self.database)
+        write!(formatter, "{}:{}/{}", self.host, self.port, self.database)?;
+        if self.cluster { write!(formatter, " (cluster)") } else { Ok(()) }
     }
 }
 

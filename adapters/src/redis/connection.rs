@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use prism_io::net::{Closer, ReadHalf, Stream, WriteHalf, resolve};
 use prism_io::rt::{self, Signal};
 
 use super::codec::{self, Framer, Replies, Value};
-use super::config::RedisConfig;
+use super::config::{Doors, RedisConfig};
 use super::errors::{self, Outage};
 use super::pipeline::{Pipeline, Ticket};
 use super::scripts::Script;
@@ -54,6 +55,10 @@ pub struct ConnectionFacts {
     pub outages: u64,
     /// Calls that were refused at once, because there was no connection or there were too many.
     pub refused: u64,
+    /// Calls that a node of a cluster has sent on because a slot is somewhere else now (MOVED).
+    pub moved: u64,
+    /// Calls that it has sent on because a slot is on its way (ASK).
+    pub asked: u64,
     /// Calls under way.
     pub calls_under_way: usize,
     /// Whether there is a connection.
@@ -66,14 +71,18 @@ pub(super) struct Group {
     pub(super) buffer: Vec<u8>,
     pub(super) commands: usize,
     pub(super) members: Vec<GroupMember>,
-    /// Scripts whose source is among the commands already.
-    scripts: Vec<Script>,
+    /// Scripts whose source is among the commands already, of which slot.
+    scripts: Vec<(Script, u16)>,
 }
 
 /// One call of a group.
 pub(super) struct GroupMember {
     /// Replies that it gets.
     pub(super) replies: usize,
+    /// In a cluster, the slot of its keys.
+    pub(super) slot: u16,
+    /// Where its commands are in the buffer.
+    pub(super) bytes: Range<usize>,
     /// Where it looks for them.
     seat: u32,
 }
@@ -110,6 +119,12 @@ impl Drop for Seat<'_> {
 /// See the module.
 pub(super) struct Link {
     config: RedisConfig,
+    /// Where it may be made to.
+    doors: Doors,
+    /// Attempts so far: each begins with another one of these.
+    attempts: Cell<usize>,
+    /// Where it was last made to.
+    address: RefCell<(String, u16)>,
     /// Set while calls are gathered.
     group: RefCell<Option<Group>>,
     seats: RefCell<Seats>,
@@ -171,12 +186,28 @@ impl Drop for Guard<'_> {
 impl Link {
     /// Begins to connect. Needs a runtime around it.
     pub(super) fn start(config: RedisConfig) -> Rc<Self> {
-        Self::start_for(config, Weak::new())
+        let doors = config.doors();
+        Self::start_for(config, Weak::new(), doors)
     }
 
-    /// The same for subscriptions: these are told what comes, and when the connection ends.
-    pub(super) fn start_for(config: RedisConfig, topics: Weak<Topics>) -> Rc<Self> {
-        let link = Rc::new(Link {
+    /// The same to any of several doors, and for subscriptions: these are told what comes, and when the connection ends.
+    pub(super) fn start_for(config: RedisConfig, topics: Weak<Topics>, doors: Doors) -> Rc<Self> {
+        let link = Rc::new(Self::new(config, topics, doors));
+        rt::spawn(link.clone().run());
+        link
+    }
+
+    /// One that is never made: its calls are refused.
+    pub(super) fn refusing(config: RedisConfig, outage: Outage) -> Rc<Self> {
+        let doors = config.doors();
+        let link = Self::new(config, Weak::new(), doors);
+        link.stopped.set(true);
+        link.outage.replace(outage);
+        Rc::new(link)
+    }
+
+    fn new(config: RedisConfig, topics: Weak<Topics>, doors: Doors) -> Self {
+        Link {
             pipeline: RefCell::new(Pipeline::new(config.calls_max, config.unsent_bytes_max)),
             breaker: RefCell::new(Breaker::new(config.backoff)),
             outage: RefCell::new(Outage::closed()),
@@ -189,10 +220,11 @@ impl Link {
             spare: Cell::default(),
             serial: Cell::new(0),
             topics,
+            address: RefCell::new((config.host.clone(), config.port)),
+            doors,
+            attempts: Cell::new(0),
             config,
-        });
-        rt::spawn(link.clone().run());
-        link
+        }
     }
 
     /// Makes a call of one or more commands, written by `write`, and waits for all of their replies.
@@ -204,7 +236,7 @@ impl Link {
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Bytes, Error> {
         if self.is_grouping() {
-            return Ok(self.join(replies, write).await);
+            return Ok(self.join(0, replies, write).await);
         }
         if self.breaker.borrow().circuit() != Circuit::Closed || self.stopped.get() {
             return Err(self.refusal(context));
@@ -253,23 +285,36 @@ impl Link {
     }
 
     /// Whether a script's source has to come along: the first time in a group, where there is no second attempt.
-    pub(super) fn is_new_to_group(&self, script: Script) -> bool {
+    /// In a cluster each slot's commands are a transaction of their own.
+    pub(super) fn is_new_to_group(&self, script: Script, slot: u16) -> bool {
         let mut group = self.group.borrow_mut();
         let Some(group) = &mut *group else { return false };
-        let is_new = !group.scripts.contains(&script);
+        let is_new = !group.scripts.contains(&(script, slot));
         if is_new {
-            group.scripts.push(script);
+            group.scripts.push((script, slot));
         }
         is_new
     }
 
-    /// A call of a group.
-    async fn join(&self, replies: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    /// Calls that have been gathered so far.
+    pub(super) fn group_members(&self) -> usize {
+        self.group.borrow().as_ref().map_or(0, |group| group.members.len())
+    }
+
+    /// A call of a group, on keys of this slot where that is a cluster's.
+    pub(super) async fn join(
+        &self,
+        slot: u16,
+        replies: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Bytes {
         let seat = Seat::take(&self.seats);
         if let Some(group) = &mut *self.group.borrow_mut() {
+            let begin = group.buffer.len();
             write(&mut group.buffer);
+            let bytes = begin..group.buffer.len();
             group.commands += replies;
-            group.members.push(GroupMember { replies, seat: seat.1 });
+            group.members.push(GroupMember { replies, slot, bytes, seat: seat.1 });
         }
         // Nobody is woken: whoever has gathered the calls polls them when their answers are there.
         let take = || self.seats.borrow_mut().replies[seat.1 as usize].take();
@@ -287,6 +332,16 @@ impl Link {
     /// What CLIENT LIST calls the connection.
     pub(super) fn client_name(&self) -> &str {
         &self.config.client_name
+    }
+
+    /// Where the connection was last made to.
+    pub(super) fn address(&self) -> (String, u16) {
+        self.address.borrow().clone()
+    }
+
+    /// Why calls were last refused.
+    pub(super) fn last_outage(&self) -> Outage {
+        self.outage.borrow().clone()
     }
 
     /// What it has done so far.
@@ -545,7 +600,9 @@ impl Link {
             let mut replies = Replies::new(&reply);
             match replies.next().map_err(Outage::protocol)? {
                 Value::Error(text) => return Err(Outage::of_greeting(text)),
-                Value::Map(pairs) if command == 0 => check_server(&mut replies, pairs)?,
+                Value::Map(pairs) if command == 0 => {
+                    check_server(&mut replies, pairs, self.config.cluster)?;
+                }
                 _ => {}
             }
         }
@@ -554,10 +611,26 @@ impl Link {
 
     async fn dial(&self) -> io::Result<Stream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in resolve(&self.config.host, self.config.port).await? {
-            match Stream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
+        let mut doors = self.doors.borrow().clone();
+        // One that never answers costs an attempt; the next one begins with another.
+        let first = self.attempts.replace(self.attempts.get() + 1) % doors.len().max(1);
+        doors.rotate_left(first);
+        for (host, port) in doors {
+            let addresses = match resolve(&host, port).await {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    last = error;
+                    continue;
+                }
+            };
+            for address in addresses {
+                match Stream::connect(address).await {
+                    Ok(stream) => {
+                        self.address.replace((host, port));
+                        return Ok(stream);
+                    }
+                    Err(error) => last = error,
+                }
             }
         }
         Err(last)
@@ -595,7 +668,11 @@ impl Link {
 }
 
 /// Whether the server that HELLO describes is one to work with.
-fn check_server(replies: &mut Replies<'_>, pairs: u64) -> Result<(), Outage> {
+fn check_server(
+    replies: &mut Replies<'_>,
+    pairs: u64,
+    is_cluster_expected: bool,
+) -> Result<(), Outage> {
     for _ in 0..pairs {
         let (name, value) = (replies.next(), replies.next());
         let (name, value) = (name.map_err(Outage::protocol)?, value.map_err(Outage::protocol)?);
@@ -609,10 +686,18 @@ fn check_server(replies: &mut Replies<'_>, pairs: u64) -> Result<(), Outage> {
                     return Err(Outage::unfit("BACKEND_TOO_OLD", message));
                 }
             }
-            (Value::Blob(b"mode"), Value::Blob(b"cluster")) => {
-                let message = "it is a node of a cluster, which is not served yet: point the platform file to a Redis by itself";
-                return Err(Outage::unfit("BACKEND_IS_CLUSTER", message.to_owned()));
-            }
+            (Value::Blob(b"mode"), Value::Blob(mode)) => match (mode, is_cluster_expected) {
+                (b"cluster", false) => {
+                    let message =
+                        "it is a node of a cluster: write `cluster: true` beside its address";
+                    return Err(Outage::unfit("BACKEND_IS_CLUSTER", message.to_owned()));
+                }
+                (b"standalone" | b"sentinel", true) => {
+                    let message = "it is no node of a cluster: leave `cluster` out";
+                    return Err(Outage::unfit("BACKEND_IS_NO_CLUSTER", message.to_owned()));
+                }
+                _ => {}
+            },
             (_, Value::Array(count)) => replies.skip(count).map_err(Outage::protocol)?,
             (_, Value::Map(pairs)) => replies.skip(2 * pairs).map_err(Outage::protocol)?,
             _ => {}

@@ -3,12 +3,16 @@
 //! Its keys are those under `<namespace>:` and what Prism keeps beside them, under `_prism:<kind>:<namespace>` (lanes' cells, what is set
 //! for streams and groups, messages of transactions). SCAN tells every key that is there from its begin to its end, and nobody makes new ones any more.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 
 use super::Redis;
+use super::cluster::slot_of_whole;
 use super::codec;
+use super::connection::Link;
 use super::errors;
-use super::keyvalue::Answer;
+use super::keyvalue::{Answer, At};
 use crate::call::Context;
 use crate::ending::Endings;
 use crate::error::Error;
@@ -31,6 +35,8 @@ const OUTBOX: &[u8] = b"_prism:outbox:";
 enum Of {
     /// Those that hold the namespace's data.
     Data,
+    /// Those of queues in a cluster.
+    Tagged,
     /// Those that Prism keeps beside them.
     Beside,
 }
@@ -40,6 +46,7 @@ impl Of {
         match self {
             // No name of a namespace has a character that means something in a pattern.
             Of::Data => codec::put_pieces(out, [namespace, b":*", b""]),
+            Of::Tagged => codec::put_pieces(out, [b"{", namespace, b":*"]),
             Of::Beside => codec::put_pieces(out, [b"_prism:*:", namespace, b"*"]),
         }
     }
@@ -48,6 +55,7 @@ impl Of {
     fn is_of(self, key: &[u8], namespace: &[u8]) -> bool {
         let rest = match self {
             Of::Data => Some(key),
+            Of::Tagged => key.strip_prefix(b"{"),
             Of::Beside => key.strip_prefix(BESIDE).and_then(|rest| {
                 let kind = rest.iter().position(|byte| *byte == b':')?;
                 rest.get(kind + 1..)
@@ -63,12 +71,12 @@ impl Of {
 
 impl Endings for Redis {
     async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
-        for of in [Of::Data, Of::Beside] {
+        for (of, link) in self.scanned(context).await? {
             let mut cursor = 0;
             loop {
-                let (next, keys) = self.scan_of(context, of, cursor).await?;
+                let (next, keys) = scan_of(&link, context, of, cursor).await?;
                 let is_missed = match of {
-                    Of::Data => self.is_any_missed(context, &keys).await?,
+                    Of::Data | Of::Tagged => self.is_any_missed(context, &keys).await?,
                     // Of what is kept beside the data, messages on their way would be missed.
                     Of::Beside => keys.iter().any(|key| key.starts_with(OUTBOX)),
                 };
@@ -85,11 +93,13 @@ impl Endings for Redis {
     }
 
     async fn erase(&self, context: &Context<'_>) -> Result<(), Error> {
+        let before = self.nodes_now(context).await?;
+        self.lane_cells.borrow_mut().retain(|(namespace, _), _| *namespace != context.namespace);
         // What is kept beside the data goes after it.
-        for of in [Of::Data, Of::Beside] {
+        for (of, link) in self.scanned(context).await? {
             let mut cursor = 0;
             loop {
-                let (next, keys) = self.scan_of(context, of, cursor).await?;
+                let (next, keys) = scan_of(&link, context, of, cursor).await?;
                 for piece in keys.chunks(PIECE_KEYS as usize) {
                     self.unlink(context, piece).await?;
                 }
@@ -99,14 +109,19 @@ impl Endings for Redis {
                 }
             }
         }
-        Ok(())
+        match self.nodes_now(context).await? == before {
+            true => Ok(()),
+            // What has moved meanwhile may have been missed.
+            false => Err(errors::slots_move(context)),
+        }
     }
 }
 
 impl Redis {
     /// Whether any of these keys holds something that somebody would miss: the hash of a queue in which there is nothing does not.
     async fn is_any_missed(&self, context: &Context<'_>, keys: &[Bytes]) -> Result<bool, Error> {
-        for piece in keys.chunks(LOOKED_AT_KEYS) {
+        let together = if self.cluster().is_some() { 1 } else { LOOKED_AT_KEYS };
+        for piece in keys.chunks(together) {
             let write = |out: &mut Vec<u8>| {
                 for key in piece {
                     codec::put_command(out, 2);
@@ -119,7 +134,15 @@ impl Redis {
                 }
             };
             let replies = piece.len() * (1 + OF_QUEUES.len());
-            let read = self.link.call(context, replies, write).await?;
+            let read = match self.cluster() {
+                None => self.link.call(context, replies, write).await?,
+                // Each key may be elsewhere by now.
+                Some(_) => {
+                    let Some(key) = piece.first() else { return Ok(false) };
+                    let at = At::Slot(slot_of_whole(key));
+                    self.call_at(context, at, replies, write).await?
+                }
+            };
             let mut answer = Answer::new(context, &read);
             for _ in piece {
                 let fields = answer.integer();
@@ -138,39 +161,37 @@ impl Redis {
         Ok(false)
     }
 
-    /// The keys of one SCAN, and where the next one goes on; 0 when there is none.
-    async fn scan_of(
-        &self,
-        context: &Context<'_>,
-        of: Of,
-        cursor: u64,
-    ) -> Result<(u64, Vec<Bytes>), Error> {
-        let namespace = context.namespace_name.as_bytes();
-        let write = |out: &mut Vec<u8>| {
-            codec::put_command(out, 6);
-            codec::put(out, b"SCAN");
-            codec::put_number(out, cursor);
-            codec::put(out, b"MATCH");
-            of.put_pattern(out, namespace);
-            codec::put(out, b"COUNT");
-            codec::put_number(out, PIECE_KEYS);
-        };
-        let read = self.link.call(context, 1, write).await?;
-        let mut answer = Answer::new(context, &read);
-        answer.array()?;
-        let next = answer.blob()?.and_then(|digits| std::str::from_utf8(digits).ok());
-        let next: Option<u64> = next.and_then(|digits| digits.parse().ok());
-        let next = next.ok_or_else(|| errors::unexpected(context))?;
-        let mut keys = Vec::new();
-        for _ in 0..answer.array()? {
-            if let Some(key) = answer.blob()?.filter(|key| of.is_of(key, namespace)) {
-                keys.push(read.slice_ref(key));
+    /// What is looked through, and where: what is kept beside the data comes last.
+    async fn scanned(&self, context: &Context<'_>) -> Result<Vec<(Of, Rc<Link>)>, Error> {
+        let (links, kinds) = match self.cluster() {
+            None => (vec![self.link.clone()], &[Of::Data, Of::Beside][..]),
+            Some(cluster) => {
+                (cluster.masters(context).await?, &[Of::Data, Of::Tagged, Of::Beside][..])
             }
-        }
-        Ok((next, keys))
+        };
+        let each = |of: &Of| links.iter().map(|link| (*of, link.clone())).collect::<Vec<_>>();
+        Ok(kinds.iter().flat_map(each).collect())
+    }
+
+    /// Which node of a cluster has which slots; nothing else has anything to tell.
+    async fn nodes_now(&self, context: &Context<'_>) -> Result<u64, Error> {
+        let Some(cluster) = self.cluster() else { return Ok(0) };
+        let now = cluster.fingerprint(context).await?;
+        now.ok_or_else(|| errors::slots_move(context))
     }
 
     async fn unlink(&self, context: &Context<'_>, keys: &[Bytes]) -> Result<(), Error> {
+        if self.cluster().is_some() {
+            let slots = keys.iter().map(|key| slot_of_whole(key));
+            let write = |number: usize, out: &mut Vec<u8>| {
+                codec::put_command(out, 2);
+                codec::put(out, b"UNLINK");
+                codec::put(out, &keys[number]);
+            };
+            let read = self.call_each(context, slots, write).await?;
+            let mut answer = Answer::new(context, &read);
+            return keys.iter().try_for_each(|_| answer.integer().map(drop));
+        }
         let write = |out: &mut Vec<u8>| {
             codec::put_command(out, 1 + keys.len());
             codec::put(out, b"UNLINK");
@@ -180,6 +201,38 @@ impl Redis {
         // How many were there still.
         Answer::new(context, &read).integer().map(drop)
     }
+}
+
+/// The keys of one SCAN, and where the next one goes on; 0 when there is none.
+async fn scan_of(
+    link: &Link,
+    context: &Context<'_>,
+    of: Of,
+    cursor: u64,
+) -> Result<(u64, Vec<Bytes>), Error> {
+    let namespace = context.namespace_name.as_bytes();
+    let write = |out: &mut Vec<u8>| {
+        codec::put_command(out, 6);
+        codec::put(out, b"SCAN");
+        codec::put_number(out, cursor);
+        codec::put(out, b"MATCH");
+        of.put_pattern(out, namespace);
+        codec::put(out, b"COUNT");
+        codec::put_number(out, PIECE_KEYS);
+    };
+    let read = link.call(context, 1, write).await?;
+    let mut answer = Answer::new(context, &read);
+    answer.array()?;
+    let next = answer.blob()?.and_then(|digits| std::str::from_utf8(digits).ok());
+    let next: Option<u64> = next.and_then(|digits| digits.parse().ok());
+    let next = next.ok_or_else(|| errors::unexpected(context))?;
+    let mut keys = Vec::new();
+    for _ in 0..answer.array()? {
+        if let Some(key) = answer.blob()?.filter(|key| of.is_of(key, namespace)) {
+            keys.push(read.slice_ref(key));
+        }
+    }
+    Ok((next, keys))
 }
 
 #[cfg(test)]

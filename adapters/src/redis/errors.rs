@@ -117,6 +117,19 @@ impl Outage {
         Outage::new(Kind::FailedPrecondition, reason, message)
     }
 
+    /// A node of a cluster knows none that has slots.
+    pub(super) fn no_slots() -> Self {
+        let message =
+            "no node of the cluster has slots: was it created (redis-cli --cluster create)?";
+        Outage::new(Kind::Unavailable, "BACKEND_NOT_READY", message)
+    }
+
+    /// What a Redis by itself serves and a cluster does not.
+    pub(super) fn not_of_clusters() -> Self {
+        let message = "a cluster does not serve this: point the platform file to a Redis by itself";
+        Outage::new(Kind::FailedPrecondition, "BACKEND_IS_CLUSTER", message)
+    }
+
     /// The adapter has been shut down.
     pub(super) fn closed() -> Self {
         Outage::new(Kind::Unavailable, "BACKEND_CLOSED", "the connection is closed for good")
@@ -158,6 +171,54 @@ pub(super) fn busy(context: &Context<'_>, calls_max: usize) -> Error {
     );
     failure(context, Kind::ResourceExhausted, "BACKEND_BUSY", &message)
         .retry_after(Duration::from_millis(100))
+}
+
+/// One node of a cluster sends the call to the other, and that one on.
+#[cold]
+pub(super) fn sent_around(context: &Context<'_>, times: usize) -> Error {
+    let message = format!(
+        "its nodes have sent the call on {times} times: they do not agree yet about who has its key; the last one has not carried it out"
+    );
+    failure(context, Kind::Unavailable, "BACKEND_NOT_READY", &message).retry_after(RETRY_DELAY)
+}
+
+/// Nobody has the slot of a key.
+#[cold]
+pub(super) fn slot_unserved(context: &Context<'_>, slot: Option<u16>) -> Error {
+    let slot = slot.map_or_else(|| "a slot".to_owned(), |slot| format!("slot {slot}"));
+    let message = format!(
+        "no node of the cluster has {slot}: wait for the fail-over, or look at `redis-cli --cluster check`"
+    );
+    failure(context, Kind::Unavailable, "BACKEND_NOT_READY", &message).retry_after(RETRY_DELAY)
+}
+
+/// A node cannot be asked what it knows.
+#[cold]
+pub(super) fn nodes_unknown(context: &Context<'_>) -> Error {
+    let message = "a node of the cluster cannot be asked which slots it has";
+    failure(context, Kind::Unavailable, "BACKEND_NOT_READY", message).retry_after(RETRY_DELAY)
+}
+
+/// The cluster's slots go on moving while they are looked through.
+#[cold]
+pub(super) fn slots_move(context: &Context<'_>) -> Error {
+    let message = "slots of the cluster are on their way from one node to another, and what is in them may have been missed: \
+                   try again when that is done";
+    failure(context, Kind::Unavailable, "BACKEND_NOT_READY", message).retry_after(RETRY_DELAY)
+}
+
+/// A record is there since an earlier attempt, whose answer nobody has heard.
+#[cold]
+pub(super) fn answer_lost(context: &Context<'_>, reason: &'static str) -> Error {
+    let message = "the write took effect, but its answer was lost with a connection: read to learn what it did";
+    failure(context, Kind::Unknown, reason, message)
+}
+
+/// The keys of a call that must be atomic are in several slots.
+#[cold]
+pub(super) fn cross_slot(context: &Context<'_>) -> Error {
+    let (kind, reason, advice) = classify(b"CROSSSLOT");
+    failure(context, kind, reason, advice)
 }
 
 /// The answer is not what the command answers.
@@ -241,7 +302,7 @@ fn classify(text: &[u8]) -> (Kind, &'static str, &'static str) {
         b"MOVED" | b"ASK" => (
             Kind::FailedPrecondition,
             "BACKEND_IS_CLUSTER",
-            "it is a node of a cluster, which is not served yet: point the platform file to a Redis by itself",
+            "it is a node of a cluster: write `cluster: true` beside its address",
         ),
         b"ERR" if text.starts_with(b"ERR unknown") || text.starts_with(b"ERR syntax") => (
             Kind::FailedPrecondition,

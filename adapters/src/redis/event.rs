@@ -4,9 +4,12 @@
 //! A message of Redis has no headers. What is beside the payload goes out just before it, on `_prism:<namespace>.<topic>` (no
 //! namespace begins with `_`), as lines of a name and a value, published by the same script, so that nothing comes in between.
 
+use std::hash::Hasher;
+
 use bytes::Bytes;
 use prism_proto::prism::r#type::v1::Message;
 use prism_proto::view::types as view;
+use siphasher::sip::SipHasher13;
 
 use crate::interfaces::message::{expires_us, minted_us, time};
 use crate::memory::pubsub::Event;
@@ -17,6 +20,8 @@ pub(super) const BESIDE: &str = "_prism:";
 
 const ID: &str = "id";
 const CONTENT_TYPE: &str = "content-type";
+/// Of the payload, in a cluster.
+const MARK: &str = "payload";
 /// Milliseconds since the epoch.
 const EXPIRES_AT: &str = "expires-at";
 
@@ -41,6 +46,26 @@ pub(super) fn lines(message: &view::Message<'_>, id: &str) -> String {
         lines.push_str(&format!("{EXPIRES_AT} {}\n", expires_us / 1000));
     }
     lines
+}
+
+/// A payload's mark. Between the nodes of a cluster somebody else's message may come between a payload and what is beside it.
+pub(super) fn mark(payload: &[u8]) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(payload);
+    hasher.finish()
+}
+
+/// The line that marks the payload which these lines are beside.
+pub(super) fn mark_line(payload: &[u8]) -> String {
+    format!("{MARK} {:016x}\n", mark(payload))
+}
+
+/// The mark of the payload that these lines are beside, if they tell one.
+pub(super) fn marked(lines: &[u8]) -> Option<u64> {
+    let lines = std::str::from_utf8(lines).ok()?;
+    let found =
+        lines.lines().filter_map(|line| line.split_once(' ')).find(|(name, _)| *name == MARK);
+    u64::from_str_radix(found?.1, 16).ok()
 }
 
 /// The event that came on a channel of the namespace, whoever has published it; nothing where that is no topic's.

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use prism_proto::prism::keyvalue::v1::SetCondition;
 use prism_proto::view::keyvalue::{
-    BatchDeleteRequest, BatchGetRequest, BatchSetRequest, CompareAndDeleteRequest,
+    BatchDeleteRequest, BatchGetRequest, BatchSetItem, BatchSetRequest, CompareAndDeleteRequest,
     CompareAndDeleteRequestExpected, CompareAndDeleteResponse, CompareAndSwapRequest,
     CompareAndSwapRequestExpected, CompareAndSwapResponse, DeleteRequest, DeleteResponse,
     ExistsRequest, ExistsResponse, ExpireRequest, ExpireRequestExpiry, ExpireResponse, GetRequest,
@@ -18,6 +18,7 @@ use prism_proto::view::protobuf::Duration;
 use prism_proto::view::types::{ConditionRequirement, Entry, OperationAction};
 
 use super::Redis;
+use super::cluster::{lane_slot, slot_of};
 use super::codec::{self, ProtocolError, Replies, Value};
 use super::errors;
 use super::scripts::{Script, hex, sha1};
@@ -230,11 +231,89 @@ fn put_read(out: &mut Vec<u8>, context: &Context<'_>, key: &str) {
     put_keyed(out, b"PEXPIRETIME", context, key);
 }
 
+/// Where a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    /// To the Redis that is by itself.
+    Alone,
+    /// To the node of a cluster that has this slot.
+    Slot(u16),
+    /// To any node, if it is a cluster.
+    Anywhere,
+}
+
 impl Redis {
-    /// Runs a script: `write` adds its keys and arguments, of which there are so many.
+    /// Where calls on the key `<namespace>:<key>` go.
+    #[inline]
+    pub(super) fn at_key(&self, context: &Context<'_>, key: &str) -> At {
+        match self.cluster() {
+            None => At::Alone,
+            Some(_) => At::Slot(slot_of(context.namespace_name, key.as_bytes())),
+        }
+    }
+
+    /// Where a call on all of these keys goes, which has to be one place.
+    fn at_keys<'k>(
+        &self,
+        context: &Context<'_>,
+        mut keys: impl Iterator<Item = &'k str>,
+    ) -> Result<At, Error> {
+        let first = keys.next().map_or(At::Anywhere, |key| self.at_key(context, key));
+        match first == At::Alone || keys.all(|key| self.at_key(context, key) == first) {
+            true => Ok(first),
+            false => Err(errors::cross_slot(context)),
+        }
+    }
+
+    /// Makes a call of one or more commands, written by `write` as often as it is sent on, and waits for all of their replies.
+    #[inline]
+    pub(super) async fn call_at(
+        &self,
+        context: &Context<'_>,
+        at: At,
+        replies: usize,
+        write: impl Fn(&mut Vec<u8>),
+    ) -> Result<Bytes, Error> {
+        let slot = match (at, &self.cluster) {
+            (At::Alone, _) | (_, None) => return self.link.call(context, replies, write).await,
+            (At::Slot(slot), _) => Some(slot),
+            (At::Anywhere, _) => None,
+        };
+        if self.link.is_grouping() {
+            let slot = self.group_slot(context, at);
+            return Ok(self.link.join(slot, replies, write).await);
+        }
+        let Some(cluster) = self.cluster() else { return Err(self.link.refusal(context)) };
+        // In a box, so that the futures of a Redis by itself are no larger for it.
+        Box::pin(cluster.call(context, slot, replies, write)).await
+    }
+
+    /// The slot of a call of a group; what has no keys goes with its lane's cell.
+    fn group_slot(&self, context: &Context<'_>, at: At) -> u16 {
+        match at {
+            At::Alone => 0,
+            At::Slot(slot) => slot,
+            At::Anywhere => lane_slot(context),
+        }
+    }
+
+    /// Runs a script on a Redis by itself: `write` adds its keys and arguments, of which there are so many.
     pub(super) async fn script(
         &self,
         context: &Context<'_>,
+        script: Script,
+        keys: usize,
+        arguments: usize,
+        write: impl Fn(&mut Vec<u8>),
+    ) -> Result<Bytes, Error> {
+        self.script_at(context, At::Alone, script, keys, arguments, write).await
+    }
+
+    /// Runs a script where its keys are.
+    pub(super) async fn script_at(
+        &self,
+        context: &Context<'_>,
+        at: At,
         script: Script,
         keys: usize,
         arguments: usize,
@@ -250,16 +329,39 @@ impl Redis {
                 write(out);
             }
         };
-        if self.link.is_new_to_group(script) {
+        if self.link.is_grouping()
+            && self.link.is_new_to_group(script, self.group_slot(context, at))
+        {
             // Within a transaction there is no second attempt; Redis knows the script when the next one comes to it.
-            return self.link.call(context, 1, call(b"EVAL", script.source().as_bytes())).await;
+            return self.call_at(context, at, 1, call(b"EVAL", script.source().as_bytes())).await;
         }
-        let answer = self.link.call(context, 1, call(b"EVALSHA", script.digest())).await?;
+        let answer = self.call_at(context, at, 1, call(b"EVALSHA", script.digest())).await?;
         if !answer.starts_with(b"-NOSCRIPT") {
             return Ok(answer);
         }
         // It was told to forget its scripts. EVAL makes it know this one again.
-        self.link.call(context, 1, call(b"EVAL", script.source().as_bytes())).await
+        self.call_at(context, at, 1, call(b"EVAL", script.source().as_bytes())).await
+    }
+
+    /// Values and expiries of many keys, as `read.lua` tells them: bytes that they may take together, the same for the first by itself, and
+    /// whether the answer is to end before the first that does not fit.
+    pub(super) async fn read_keys<'k>(
+        &self,
+        context: &Context<'_>,
+        keys: impl ExactSizeIterator<Item = &'k str> + Clone,
+        (room, first, ends): (usize, usize, bool),
+    ) -> Result<Bytes, Error> {
+        if let Some(cluster) = self.cluster() {
+            let keys: Vec<_> = keys.collect();
+            return Box::pin(cluster.read_each(context, &keys, (room, first, ends))).await;
+        }
+        let write = |out: &mut Vec<u8>| {
+            keys.clone().for_each(|key| put_key(out, context, key));
+            codec::put_number(out, room as u64);
+            codec::put_number(out, first as u64);
+            codec::put_number(out, ends.into());
+        };
+        self.script(context, Script::Read, keys.len(), 3, write).await
     }
 }
 
@@ -272,7 +374,7 @@ impl KeyValueBasic for Redis {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let write = |out: &mut Vec<u8>| put_read(out, context, request.key);
-        let read = self.link.call(context, 2, write).await?;
+        let read = self.call_at(context, self.at_key(context, request.key), 2, write).await?;
         let mut answer = Answer::new(context, &read);
         let (value, expiry) = (answer.blob()?, answer.integer()?);
         if let Some(stored) = Stored::read(context, value, expiry)? {
@@ -305,7 +407,7 @@ impl KeyValueBasic for Redis {
                 codec::put(out, only_if);
             }
         };
-        let read = self.link.call(context, 1, write).await?;
+        let read = self.call_at(context, self.at_key(context, request.key), 1, write).await?;
         let applied = Answer::new(context, &read).is_ok()?;
         let version = sha1(request.value);
         let version = applied.then_some(&version[..]);
@@ -320,7 +422,7 @@ impl KeyValueBasic for Redis {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let write = |out: &mut Vec<u8>| put_keyed(out, b"UNLINK", context, request.key);
-        let read = self.link.call(context, 1, write).await?;
+        let read = self.call_at(context, self.at_key(context, request.key), 1, write).await?;
         let existed = Some(Answer::new(context, &read).integer()? == 1);
         DeleteResponse { existed }.encode(&mut reply.head);
         Ok(())
@@ -334,7 +436,7 @@ impl KeyValueBasic for Redis {
     ) -> Result<(), Error> {
         // It says more than EXISTS: whether the key has expired by the caller's clock.
         let write = |out: &mut Vec<u8>| put_keyed(out, b"PEXPIRETIME", context, request.key);
-        let read = self.link.call(context, 1, write).await?;
+        let read = self.call_at(context, self.at_key(context, request.key), 1, write).await?;
         let expiry = Answer::new(context, &read).integer()?;
         let exists = live_expiry(context, expiry).is_some();
         ExistsResponse { exists }.encode(&mut reply.head);
@@ -362,7 +464,16 @@ impl Redis {
                 codec::put(out, only_if);
             }
         };
-        let read = self.script(context, Script::Replace, 1, arguments, write).await?;
+        let read = self
+            .script_at(
+                context,
+                self.at_key(context, request.key),
+                Script::Replace,
+                1,
+                arguments,
+                write,
+            )
+            .await?;
         let mut answer = Answer::new(context, &read);
         answer.array()?;
         let (applied, value, expiry) = (answer.integer()? == 1, answer.blob()?, answer.integer()?);
@@ -402,7 +513,7 @@ impl KeyValueTtl for Redis {
             put_key(out, context, request.key);
             codec::put_number(out, at_ms);
         };
-        let read = self.link.call(context, 1, write).await?;
+        let read = self.call_at(context, self.at_key(context, request.key), 1, write).await?;
         let existed = Some(Answer::new(context, &read).integer()? == 1);
         ExpireResponse { existed }.encode(&mut reply.head);
         Ok(())
@@ -415,7 +526,7 @@ impl KeyValueTtl for Redis {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let write = |out: &mut Vec<u8>| put_keyed(out, b"PEXPIRETIME", context, request.key);
-        let read = self.link.call(context, 1, write).await?;
+        let read = self.call_at(context, self.at_key(context, request.key), 1, write).await?;
         let expiry = Answer::new(context, &read).integer()?;
         if let Some(expires_us) = live_expiry(context, expiry) {
             let ttl = expires_us.map(|expires_us| time_left(expires_us, context.now_us));
@@ -437,7 +548,7 @@ impl KeyValueTtl for Redis {
             put_keyed(out, b"PERSIST", context, request.key);
             put_keyed(out, b"EXISTS", context, request.key);
         };
-        let read = self.link.call(context, 2, write).await?;
+        let read = self.call_at(context, self.at_key(context, request.key), 2, write).await?;
         let mut answer = Answer::new(context, &read);
         answer.integer()?;
         let existed = Some(answer.integer()? == 1);
@@ -467,6 +578,9 @@ impl Redis {
         reply: &mut Reply,
     ) -> Result<bool, Error> {
         let (conditions, operations) = (request.conditions, request.operations);
+        let condition_keys = conditions.iter().map(|condition| condition.key);
+        let operation_keys = operations.iter().map(|operation| operation.key);
+        let at = self.at_keys(context, condition_keys.chain(operation_keys))?;
         // Before anything is sent: what cannot be carried out has no effect.
         for operation in operations.iter() {
             if let Some(OperationAction::Put(put)) = operation.action {
@@ -496,7 +610,7 @@ impl Redis {
         };
         let keys = conditions.len() + operations.len();
         let arguments = 3 + 2 * conditions.len() + 3 * operations.len() + more_parts;
-        let read = self.script(context, Script::Transact, keys, arguments, write).await?;
+        let read = self.script_at(context, at, Script::Transact, keys, arguments, write).await?;
         let mut answer = Answer::new(context, &read);
         let failures = match answer.next()? {
             Value::Integer(_) => {
@@ -590,15 +704,8 @@ impl KeyValueBatch for Redis {
         let keys = request.keys;
         let mut reserved = keys.len() * TOO_LARGE_BYTES_MAX;
         let room = context.limits.max_message_size.saturating_sub(reserved);
-        let write = |out: &mut Vec<u8>| {
-            for key in keys.iter() {
-                put_key(out, context, key);
-            }
-            codec::put_number(out, room as u64);
-            codec::put(out, b"0");
-            codec::put(out, b"0");
-        };
-        let read = self.script(context, Script::Read, keys.len(), 3, write).await?;
+        let names: Vec<_> = keys.iter().collect();
+        let read = self.read_keys(context, names.iter().copied(), (room, 0, false)).await?;
         let mut answer = Answer::new(context, &read);
         answer.array()?;
         for _ in 0..keys.len() {
@@ -636,18 +743,28 @@ impl KeyValueBatch for Redis {
         for item in items.iter() {
             Expiry::new(item.ttl, item.keep_ttl, context.now_us)?;
         }
-        let write = |out: &mut Vec<u8>| {
-            for item in items.iter() {
-                let expiry = Expiry::new(item.ttl, item.keep_ttl, context.now_us);
-                let expiry = expiry.unwrap_or(Expiry::Cleared);
-                codec::put_command(out, 3 + expiry.parts());
-                codec::put(out, b"SET");
-                put_key(out, context, item.key);
-                codec::put(out, item.value);
-                expiry.put(out);
+        let put_one = |out: &mut Vec<u8>, item: &BatchSetItem<'_>| {
+            let expiry = Expiry::new(item.ttl, item.keep_ttl, context.now_us);
+            let expiry = expiry.unwrap_or(Expiry::Cleared);
+            codec::put_command(out, 3 + expiry.parts());
+            codec::put(out, b"SET");
+            put_key(out, context, item.key);
+            codec::put(out, item.value);
+            expiry.put(out);
+        };
+        let read = match self.cluster() {
+            None => {
+                let write = |out: &mut Vec<u8>| items.iter().for_each(|item| put_one(out, &item));
+                self.link.call(context, items.len(), write).await?
+            }
+            Some(_) => {
+                let all: Vec<_> = items.iter().collect();
+                let slots =
+                    all.iter().map(|item| slot_of(context.namespace_name, item.key.as_bytes()));
+                let write = |number: usize, out: &mut Vec<u8>| put_one(out, &all[number]);
+                Box::pin(self.call_each(context, slots, write)).await?
             }
         };
-        let read = self.link.call(context, items.len(), write).await?;
         let mut answer = Answer::new(context, &read);
         for item in items.iter() {
             match answer.is_ok() {
@@ -665,12 +782,19 @@ impl KeyValueBatch for Redis {
         reply: &mut Reply,
     ) -> Result<(), Error> {
         let keys = request.keys;
-        let write = |out: &mut Vec<u8>| {
-            for key in keys.iter() {
-                put_keyed(out, b"UNLINK", context, key);
+        let put_unlink = |out: &mut Vec<u8>, key: &str| put_keyed(out, b"UNLINK", context, key);
+        let read = match self.cluster() {
+            None => {
+                let write = |out: &mut Vec<u8>| keys.iter().for_each(|key| put_unlink(out, key));
+                self.link.call(context, keys.len(), write).await?
+            }
+            Some(_) => {
+                let all: Vec<_> = keys.iter().collect();
+                let slots = all.iter().map(|key| slot_of(context.namespace_name, key.as_bytes()));
+                let write = |number: usize, out: &mut Vec<u8>| put_unlink(out, all[number]);
+                Box::pin(self.call_each(context, slots, write)).await?
             }
         };
-        let read = self.link.call(context, keys.len(), write).await?;
         let mut answer = Answer::new(context, &read);
         for _ in 0..keys.len() {
             match answer.integer() {
@@ -701,7 +825,9 @@ impl Redis {
                 None => put_operation_delete(out),
             }
         };
-        let read = self.script(context, Script::Transact, 2, 3 + 2 + 3, write).await?;
+        let read = self
+            .script_at(context, self.at_key(context, key), Script::Transact, 2, 3 + 2 + 3, write)
+            .await?;
         let committed = matches!(Answer::new(context, &read).next()?, Value::Integer(_));
         Ok((committed, read))
     }

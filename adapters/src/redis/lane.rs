@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Redis;
 use super::codec::{self, Framer, ProtocolError, Replies, Value};
-use super::connection::Group;
+use super::connection::{GroupMember, Link};
 use super::errors;
 use super::keyvalue::Answer;
 use crate::backend::Backend;
@@ -38,9 +38,12 @@ impl LaneBackend for Redis {
     async fn resume(
         &self,
         context: &Context<'_>,
-        _owner: &LaneOwner,
+        owner: &LaneOwner,
     ) -> Result<Option<Cell>, Error> {
-        self.close_left_behind(context).await?;
+        if let Some(cluster) = self.cluster() {
+            return Box::pin(self.resume_in(cluster, context, owner)).await;
+        }
+        self.close_left_behind(context, &self.link).await?;
         // Asked once a call was answered: before, there may have been no connection yet.
         let session = self.link.session();
         let get = |out: &mut Vec<u8>| {
@@ -59,6 +62,9 @@ impl LaneBackend for Redis {
     }
 
     async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error> {
+        if let Some(cluster) = self.cluster() {
+            return Box::pin(self.set_cell_in(cluster, context, cell)).await;
+        }
         let read = self.link.call(context, 1, |out| put_cell(out, context, cell)).await?;
         Answer::new(context, &read).next().map(drop)
     }
@@ -83,6 +89,9 @@ impl Redis {
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error> {
         let Some(last) = records.last() else { return Ok(()) };
+        if let Some(cluster) = self.cluster() {
+            return Box::pin(self.apply_in(cluster, backend, owner, records, outcomes)).await;
+        }
         let context = &last.context;
         if self.link.session() == 0 || !self.is_resumed(context) {
             return Err(self.link.refusal(context));
@@ -102,7 +111,7 @@ impl Redis {
         };
         // MULTI, each command and the cell are answered when they are queued, then all of them by EXEC.
         let read = self.link.call(context, commands + 3, write).await?;
-        self.distribute(context, &group, &read)?;
+        self.distribute(context, group.members.iter(), &read)?;
         self.link.give_back(group);
         for call in &mut calls {
             outcomes.push(call.end().ok_or_else(|| errors::unexpected(context))?);
@@ -121,21 +130,25 @@ impl Redis {
     }
 
     /// Closes the connections of this shard's name but this one: what they still hold must not arrive behind what is sent now.
-    async fn close_left_behind(&self, context: &Context<'_>) -> Result<(), Error> {
+    pub(super) async fn close_left_behind(
+        &self,
+        context: &Context<'_>,
+        link: &Link,
+    ) -> Result<(), Error> {
         let list = |out: &mut Vec<u8>| {
             for parts in [&[&b"CLIENT"[..], b"ID"][..], &[b"CLIENT", b"LIST", b"TYPE", b"NORMAL"]] {
                 codec::put_command(out, parts.len());
                 parts.iter().for_each(|part| codec::put(out, part));
             }
         };
-        let read = self.link.call(context, 2, list).await?;
+        let read = link.call(context, 2, list).await?;
         let mut answer = Answer::new(context, &read);
         let own = answer.integer()?;
         let list = match answer.next()? {
             Value::Blob(list) => list,
             _ => return Err(errors::unexpected(context)),
         };
-        let old = left_behind(list, self.link.client_name(), own);
+        let old = left_behind(list, link.client_name(), own);
         if old.is_empty() {
             return Ok(());
         }
@@ -146,7 +159,7 @@ impl Redis {
                 codec::put_number(out, *id);
             }
         };
-        let read = self.link.call(context, old.len(), kill).await?;
+        let read = link.call(context, old.len(), kill).await?;
         let mut answer = Answer::new(context, &read);
         for _ in &old {
             // How many were closed; none if it has gone by itself.
@@ -158,8 +171,14 @@ impl Redis {
 
 impl Redis {
     /// Gives every call of a group its replies, from the answers to the whole transaction.
-    fn distribute(&self, context: &Context<'_>, group: &Group, read: &Bytes) -> Result<(), Error> {
+    pub(super) fn distribute<'m>(
+        &self,
+        context: &Context<'_>,
+        members: impl Iterator<Item = &'m GroupMember> + Clone,
+        read: &Bytes,
+    ) -> Result<(), Error> {
         let nonsense = |_: ProtocolError| errors::unexpected(context);
+        let commands = members.clone().map(|member| member.replies).sum::<usize>();
         let (mut framer, mut at) = (Framer::default(), 0);
         let mut next = |at: &mut usize| -> Result<Bytes, Error> {
             loop {
@@ -173,7 +192,7 @@ impl Redis {
             }
         };
         let mut refused = None;
-        for _ in 0..group.commands + 2 {
+        for _ in 0..commands + 2 {
             let answer = next(&mut at)?;
             if let Value::Error(text) = Replies::new(&answer).next().map_err(nonsense)? {
                 refused.get_or_insert_with(|| errors::of_reply(context, text));
@@ -185,13 +204,13 @@ impl Redis {
             return Err(error);
         }
         match Replies::new(&executed).next().map_err(nonsense)? {
-            Value::Array(count) if count == group.commands as u64 + 1 => {}
+            Value::Array(count) if count == commands as u64 + 1 => {}
             Value::Error(text) => return Err(errors::of_reply(context, text)),
             _ => return Err(errors::unexpected(context)),
         }
         let header = executed.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let (mut framer, mut at) = (Framer::default(), header);
-        for member in &group.members {
+        for member in members {
             let start = at;
             for _ in 0..member.replies {
                 let frame = framer.find(&executed[at..]).map_err(nonsense)?;

@@ -18,9 +18,9 @@
 //! - `queue`: queues as hashes and sorted sets; `wake`: how those who wait for messages hear of some
 //! - `event`, `topics`, `pubsub`: topics as channels, and who hears them on this shard; `topic_log`: topics that are stored instead, as streams
 //! - `lane`: logged writes, a batch as one transaction; `ending`: a namespace taken out
-//!
-//! It serves a Redis by itself, not yet a cluster.
+//! - `cluster`: the nodes of a Redis Cluster, and which of them a call goes to; it offers fewer interfaces
 
+mod cluster;
 mod codec;
 mod config;
 mod connection;
@@ -52,9 +52,12 @@ use std::rc::Rc;
 
 use prism_proto::catalogue::Method;
 
+pub use self::cluster::RedisCluster;
+use self::cluster::{Cluster, LaneCells};
 pub use self::config::{Login, RedisConfig, Tls, TlsFiles};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
+use self::errors::Outage;
 use self::members::Members;
 use self::retention::Trims;
 use self::tail::Tail;
@@ -67,7 +70,9 @@ use crate::outbox::Outboxes;
 
 /// A shard's Redis, see the module. The connection ends with it.
 pub struct Redis {
+    /// Of a cluster, one that refuses what only a Redis by itself serves.
     link: Rc<Link>,
+    cluster: Option<Rc<Cluster>>,
     tail: Rc<Tail>,
     topics: Rc<Topics>,
     trims: Trims,
@@ -77,6 +82,8 @@ pub struct Redis {
     outboxes: RefCell<Outboxes>,
     /// By namespace and partition: the connection on which the lane's cell was read.
     lanes: RefCell<HashMap<(u32, u16), u64>>,
+    /// The same in a cluster, with what is known of each slot.
+    lane_cells: RefCell<HashMap<(u32, u16), LaneCells>>,
 }
 
 crate::backend! {
@@ -105,10 +112,16 @@ impl Redis {
     /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: RedisConfig) -> Self {
         let tail = Rc::new(Tail::new(config.clone()));
-        let topics = Topics::new(config.clone());
-        let link = Link::start(config);
+        let cluster = config.cluster.then(|| Cluster::start(config.clone()));
+        let doors = cluster.as_ref().map_or_else(|| config.doors(), |cluster| cluster.doors());
+        let topics = Topics::new(config.clone(), doors);
+        let link = match config.cluster {
+            false => Link::start(config),
+            true => Link::refusing(config, Outage::not_of_clusters()),
+        };
         Redis {
             link,
+            cluster,
             tail,
             topics,
             trims: Trims::default(),
@@ -116,18 +129,22 @@ impl Redis {
             promises: Promises::default(),
             outboxes: RefCell::default(),
             lanes: RefCell::default(),
+            lane_cells: RefCell::default(),
         }
     }
 
     /// What the connection has done so far.
     pub fn facts(&self) -> ConnectionFacts {
-        self.link.facts()
+        self.cluster.as_ref().map_or_else(|| self.link.facts(), |cluster| cluster.facts())
     }
 }
 
 impl Drop for Redis {
     fn drop(&mut self) {
         self.link.stop();
+        if let Some(cluster) = &self.cluster {
+            cluster.stop();
+        }
         self.tail.stop();
         self.topics.stop();
     }

@@ -13,8 +13,8 @@ use prost::Message as _;
 
 use super::Redis;
 use super::codec;
-use super::event::{beside, channel, lines};
-use super::keyvalue::Answer;
+use super::event::{beside, channel, lines, mark_line};
+use super::keyvalue::{Answer, At};
 use super::scripts::Script;
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
@@ -102,11 +102,17 @@ impl Redis {
             codec::put(out, beside(&channel).as_bytes());
             codec::put(out, channel.as_bytes());
             for (message, id) in messages.iter().zip(&ids) {
-                codec::put(out, lines(message, id).as_bytes());
+                let mut lines = lines(message, id);
+                if self.cluster().is_some() {
+                    lines.push_str(&mark_line(message.payload));
+                }
+                codec::put(out, lines.as_bytes());
                 codec::put(out, message.payload);
             }
         };
-        let read = self.script(context, Script::Publish, 0, 2 + 2 * messages.len(), write).await?;
+        let read = self
+            .script_at(context, At::Anywhere, Script::Publish, 0, 2 + 2 * messages.len(), write)
+            .await?;
         Answer::new(context, &read).integer()?;
         Ok(ids)
     }

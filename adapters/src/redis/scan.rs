@@ -10,6 +10,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use prism_proto::view::keyvalue::{CountRequest, CountResponse, ScanKeysRequest, ScanRequest};
@@ -19,9 +20,9 @@ use siphasher::sip::SipHasher13;
 
 use super::Redis;
 use super::codec::{self, Value};
+use super::connection::Link;
 use super::errors;
-use super::keyvalue::{Answer, Stored, put_key, value_bytes_max};
-use super::scripts::Script;
+use super::keyvalue::{Answer, Stored, value_bytes_max};
 use crate::call::{Context, PageSink, Reply};
 use crate::error::Error;
 use crate::interfaces::keyvalue::KeyValueScan;
@@ -43,7 +44,10 @@ const PAGE_SCANS_MAX: usize = 64;
 const READ_KEYS_MAX: usize = 128;
 
 /// Room for the page token at the end of a page.
-const TOKEN_BYTES_MAX: usize = 80;
+const TOKEN_BYTES_MAX: usize = 112;
+
+/// How often a walk through a cluster begins again because slots have moved.
+const ROUNDS_MAX: u32 = 8;
 
 /// Different keys that one Count can tell apart: it remembers 8 bytes of each.
 const COUNT_KEYS_MAX: u64 = 2_000_000;
@@ -52,12 +56,32 @@ const COUNT_KEYS_MAX: u64 = 2_000_000;
 const HASH_KEYS: (u64, u64) = (0x7072_6973_6d2d_7363, 0x616e_2d72_6564_6973);
 
 /// Where a walk goes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) cursor: u64,
     /// From `cursor` until here the keys up to the hash `told` have been told already.
     until: u64,
     told: u64,
+    node: NodePlace,
+}
+
+/// At which node of a cluster a walk is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct NodePlace {
+    number: u32,
+    /// How often the walk has begun again because slots have moved.
+    round: u32,
+    /// Who had which slots when this round began; 0: it begins now.
+    fingerprint: u64,
+}
+
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.cursor, self.until, self.told).hash(state);
+        if self.node != NodePlace::default() {
+            self.node.hash(state);
+        }
+    }
 }
 
 impl Place {
@@ -76,6 +100,8 @@ struct Batch {
     has_come: bool,
     /// What the token said that this walk began with.
     token: Place,
+    /// The node of a cluster that comes after the one that the keys are of; absent: there is no other.
+    next_node: Option<NodePlace>,
 }
 
 impl Batch {
@@ -87,7 +113,7 @@ impl Batch {
     }
 
     fn is_last(&self) -> bool {
-        self.has_come && self.keys.is_empty() && self.place.until == 0
+        self.has_come && self.keys.is_empty() && self.place.until == 0 && self.next_node.is_none()
     }
 
     /// Where to go on after what was told.
@@ -95,10 +121,14 @@ impl Batch {
         if !self.has_come || !self.keys.is_empty() {
             return self.place;
         }
-        let cursor = self.place.until;
-        match order(cursor) < order(self.token.until) && self.token.told > 0 {
+        if let (0, Some(node)) = (self.place.until, self.next_node) {
+            return Place { node, ..Place::default() };
+        }
+        let (cursor, node) = (self.place.until, self.place.node);
+        let is_in_token = order(cursor) < order(self.token.until) && self.token.told > 0;
+        match is_in_token && node == self.token.node {
             true => Place { cursor, ..self.token },
-            false => Place { cursor, until: 0, told: 0 },
+            false => Place { cursor, until: 0, told: 0, node },
         }
     }
 }
@@ -220,7 +250,8 @@ impl Redis {
         mut count: u64,
         batch: &mut Batch,
     ) -> Result<(), Error> {
-        let from = batch.place();
+        let mut from = batch.place();
+        let (link, is_last_node) = self.node_to_scan(context, &mut from.node).await?;
         let pattern = escaped(selection.literal_prefix());
         let namespace = context.namespace_name.as_bytes();
         loop {
@@ -235,7 +266,7 @@ impl Redis {
                 codec::put(out, b"TYPE");
                 codec::put(out, b"string");
             };
-            let read = self.link.call(context, 1, write).await?;
+            let read = link.call(context, 1, write).await?;
             let mut answer = Answer::new(context, &read);
             answer.array()?;
             let until = answer.blob()?.and_then(|digits| std::str::from_utf8(digits).ok());
@@ -260,9 +291,51 @@ impl Redis {
             }
             keys.sort_unstable();
             keys.dedup();
-            batch.place = Place { cursor: from.cursor, until, told };
+            batch.place = Place { cursor: from.cursor, until, told, node: from.node };
+            batch.next_node = match (until, is_last_node) {
+                (0, false) => Some(NodePlace { number: from.node.number + 1, ..from.node }),
+                (0, true) => self.round_after(context, from.node).await?,
+                _ => None,
+            };
             (batch.keys, batch.has_come) = (keys.into(), true);
             return Ok(());
+        }
+    }
+
+    /// The connection of the node that a walk is at, and whether it is the last; of a cluster's first one, the round begins here.
+    async fn node_to_scan(
+        &self,
+        context: &Context<'_>,
+        node: &mut NodePlace,
+    ) -> Result<(Rc<Link>, bool), Error> {
+        let Some(cluster) = self.cluster() else { return Ok((self.link.clone(), true)) };
+        let links = Box::pin(cluster.masters(context)).await?;
+        if node.fingerprint == 0 {
+            // Where slots are on their way now, the round is known to be in vain, but for what it finds.
+            let now = Box::pin(cluster.fingerprint(context)).await?;
+            node.fingerprint = now.unwrap_or(1);
+        }
+        // There may be fewer by now; then the walk begins again.
+        let at = (node.number as usize).min(links.len().saturating_sub(1));
+        let link = links.get(at).ok_or_else(|| errors::nodes_unknown(context))?;
+        Ok((link.clone(), at + 1 == links.len()))
+    }
+
+    /// Where a walk goes on that has come to its end: nowhere, unless slots were given to other nodes meanwhile, whose keys may have been
+    /// where the walk had been already.
+    async fn round_after(
+        &self,
+        context: &Context<'_>,
+        node: NodePlace,
+    ) -> Result<Option<NodePlace>, Error> {
+        let Some(cluster) = self.cluster() else { return Ok(None) };
+        let now = Box::pin(cluster.fingerprint(context)).await?;
+        if now == Some(node.fingerprint) {
+            return Ok(None);
+        }
+        match node.round < ROUNDS_MAX {
+            true => Ok(Some(NodePlace { number: 0, round: node.round + 1, fingerprint: 0 })),
+            false => Err(errors::slots_move(context)),
         }
     }
 
@@ -277,15 +350,8 @@ impl Redis {
         let value_max = value_bytes_max(context);
         let room = PAGE_BYTES.saturating_sub(page.len()).min(value_max);
         let first = if page.is_empty() { value_max } else { room };
-        let write = |out: &mut Vec<u8>| {
-            for (_, key) in batch.keys.iter().take(count) {
-                put_key(out, context, key_of(key));
-            }
-            codec::put_number(out, room as u64);
-            codec::put_number(out, first as u64);
-            codec::put(out, b"1");
-        };
-        let read = self.script(context, Script::Read, count, 3, write).await?;
+        let keys = batch.keys.range(..count).map(|(_, key)| key_of(key));
+        let read = self.read_keys(context, keys, (room, first, true)).await?;
         let mut answer = Answer::new(context, &read);
         let found = answer.array()? / 2;
         for _ in 0..found {
@@ -360,8 +426,14 @@ pub(super) fn sign(context: &Context<'_>, selection: impl Hash, place: Place) ->
     let mut hasher = SipHasher13::new_with_keys(HASH_KEYS.0, HASH_KEYS.1);
     (context.namespace, context.namespace_name, context.partition).hash(&mut hasher);
     (selection, place).hash(&mut hasher);
-    let Place { cursor, until, told } = place;
-    format!("{cursor:016x}{until:016x}{told:016x}{:016x}", hasher.finish())
+    let Place { cursor, until, told, node } = place;
+    let seal = hasher.finish();
+    let mut token = format!("{cursor:016x}{until:016x}{told:016x}{seal:016x}");
+    if node != NodePlace::default() {
+        let NodePlace { number, round, fingerprint } = node;
+        token.push_str(&format!("{number:08x}{round:08x}{fingerprint:016x}"));
+    }
+    token
 }
 
 /// Where it goes on; at the beginning where there is no token.
@@ -374,7 +446,14 @@ pub(super) fn read_token(
         return Ok(Place::default());
     }
     let number = |from| u64::from_str_radix(token.get(from..from + 16)?, 16).ok();
-    let place = || Some(Place { cursor: number(0)?, until: number(16)?, told: number(32)? });
+    let node = || {
+        let (both, fingerprint) = (number(64)?, number(80)?);
+        Some(NodePlace { number: (both >> 32) as u32, round: both as u32, fingerprint })
+    };
+    let place = || {
+        let node = if token.len() > 64 { node()? } else { NodePlace::default() };
+        Some(Place { cursor: number(0)?, until: number(16)?, told: number(32)?, node })
+    };
     place().filter(|place| sign(context, selection, *place) == token).ok_or_else(|| {
         let expected = "does not belong to this namespace and selection: begin without one";
         Error::field("PAGE_TOKEN_INVALID", "page_token", expected)
@@ -393,19 +472,28 @@ mod tests {
     #[test]
     fn a_batch_knows_where_it_is() {
         let keys = VecDeque::from([(3, Bytes::from("a")), (9, Bytes::from("b"))]);
-        let place = Place { cursor: 5, until: 7, told: 0 };
-        let token = Place { cursor: 5, until: 15, told: 2 };
-        let mut batch = Batch { place, keys, has_come: true, token };
+        let node = NodePlace::default();
+        let place = Place { cursor: 5, until: 7, told: 0, node };
+        let token = Place { cursor: 5, until: 15, told: 2, node };
+        let mut batch = Batch { place, keys, has_come: true, token, next_node: None };
         assert_eq!(batch.place(), place);
         batch.told();
         assert_eq!(batch.place(), Place { told: 3, ..place });
         batch.told();
-        assert_eq!(batch.place(), Place { cursor: 7, until: 15, told: 2 }, "the token holds on");
+        assert_eq!(
+            batch.place(),
+            Place { cursor: 7, until: 15, told: 2, node },
+            "the token holds on"
+        );
         assert!(!batch.is_last());
         batch.place.until = 15;
-        assert_eq!(batch.place(), Place { cursor: 15, until: 0, told: 0 });
+        assert_eq!(batch.place(), Place { cursor: 15, until: 0, told: 0, node });
         batch.place.until = 0;
         assert!(batch.is_last());
+        let next = NodePlace { number: 1, ..node };
+        batch.next_node = Some(next);
+        assert!(!batch.is_last());
+        assert_eq!(batch.place(), Place { node: next, ..Place::default() }, "without the token");
     }
 
     #[test]

@@ -5,13 +5,13 @@
 //! the connection ends, events may be lost, and the streams end and say so.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 
 use prism_io::clock::wall_us;
 
 use super::codec::{self, ProtocolError, Replies, Value};
-use super::config::RedisConfig;
+use super::config::{Doors, RedisConfig};
 use super::connection::Link;
 use super::errors;
 use super::event::{self, BESIDE, beside, channel};
@@ -25,6 +25,8 @@ use crate::shared::{Key, Shared};
 /// See the module.
 pub(super) struct Topics {
     config: RedisConfig,
+    /// Where it may connect to: every node of a cluster hears all that is published.
+    doors: Doors,
     link: RefCell<Option<Rc<Link>>>,
     pub(super) subscriptions: Subscriptions,
     /// Who waits for messages of queues.
@@ -41,14 +43,35 @@ pub(super) struct Topics {
 #[derive(Default)]
 struct Ear {
     listeners: Vec<Listener>,
-    /// What is beside the payload that comes next.
-    beside: Option<Beside>,
+    /// What is beside payloads that are to come, the next one as a rule.
+    besides: VecDeque<Beside>,
 }
 
 /// What is beside a payload.
 struct Beside {
     channel: Box<[u8]>,
     lines: Box<[u8]>,
+    /// The payload's mark, where it need not come next.
+    mark: Option<u64>,
+}
+
+/// What is beside payloads that have not come, at most.
+const BESIDES_MAX: usize = 1024;
+
+impl Ear {
+    /// What is beside a payload that has come: what was marked as its own, else what came just before.
+    fn take_beside(&mut self, channel: &[u8], payload: &[u8]) -> Option<Beside> {
+        if self.besides.back().is_some_and(|beside| beside.mark.is_none()) {
+            return self.besides.pop_back().filter(|beside| *beside.channel == *channel);
+        }
+        if self.besides.is_empty() {
+            return None;
+        }
+        let mark = Some(event::mark(payload));
+        let is_its_own = |one: &Beside| one.mark == mark && *one.channel == *channel;
+        let at = self.besides.iter().position(is_its_own)?;
+        self.besides.remove(at)
+    }
 }
 
 /// A tail, for as long as it stands.
@@ -102,10 +125,11 @@ impl Name {
 }
 
 impl Topics {
-    pub(super) fn new(config: RedisConfig) -> Rc<Self> {
+    pub(super) fn new(config: RedisConfig, doors: Doors) -> Rc<Self> {
         let client_name = format!("{}-topics", config.client_name);
         Rc::new(Topics {
             config: RedisConfig { client_name, ..config },
+            doors,
             link: RefCell::default(),
             subscriptions: Subscriptions::default(),
             wakes: Wakes::default(),
@@ -190,7 +214,7 @@ impl Topics {
 
     /// The connection, which is made when it is first needed.
     pub(super) fn link(self: &Rc<Self>) -> Rc<Link> {
-        let make = || Link::start_for(self.config.clone(), Rc::downgrade(self));
+        let make = || Link::start_for(self.config.clone(), Rc::downgrade(self), self.doors.clone());
         let link = self.link.borrow_mut().get_or_insert_with(make).clone();
         if self.is_stopped.get() {
             link.stop();
@@ -252,7 +276,7 @@ impl Topics {
                 self.wakes.subscribed(&String::from_utf8_lossy(channel));
                 // What came for the one of the two channels before the other was there belongs to nothing.
                 if let Some(ear) = self.ears.borrow_mut().get_mut(&*name_of(channel)) {
-                    ear.beside = None;
+                    ear.besides.clear();
                 }
                 Ok(true)
             }
@@ -267,10 +291,14 @@ impl Topics {
         let Some(ear) = ears.get_mut(&*name_of(by)) else { return };
         if by.starts_with(BESIDE.as_bytes()) {
             let channel = channel.strip_prefix(BESIDE.as_bytes()).unwrap_or(channel);
-            ear.beside = Some(Beside { channel: channel.into(), lines: content.into() });
+            if ear.besides.len() == BESIDES_MAX {
+                ear.besides.pop_front();
+            }
+            let mark = event::marked(content);
+            ear.besides.push_back(Beside { channel: channel.into(), lines: content.into(), mark });
             return;
         }
-        let beside = ear.beside.take().filter(|beside| *beside.channel == *channel);
+        let beside = ear.take_beside(channel, content);
         let lines = beside.as_ref().map(|beside| &*beside.lines);
         for listener in &ear.listeners {
             let namespace = &listener.namespace_name;
@@ -308,8 +336,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_beside_a_payload_finds_it_though_others_come_in_between() {
+        let mut ear = Ear::default();
+        let beside = |lines: &str, payload: Option<&[u8]>| Beside {
+            channel: b"orders.a"[..].into(),
+            lines: lines.as_bytes().into(),
+            mark: payload.map(event::mark),
+        };
+        let take = |ear: &mut Ear, channel: &[u8], payload: &[u8]| {
+            let found = ear.take_beside(channel, payload);
+            found.map(|found| String::from_utf8(found.lines.into()).unwrap())
+        };
+        // As the nodes of a cluster may mix what two of them publish.
+        ear.besides.extend([beside("1", Some(b"one")), beside("2", Some(b"two"))]);
+        assert_eq!(take(&mut ear, b"orders.a", b"by hand"), None);
+        assert_eq!(take(&mut ear, b"orders.b", b"two"), None);
+        assert_eq!(take(&mut ear, b"orders.a", b"two").as_deref(), Some("2"));
+        assert_eq!(take(&mut ear, b"orders.a", b"one").as_deref(), Some("1"));
+        // Without a mark it is beside what comes next, and nothing else.
+        ear.besides.push_back(beside("3", None));
+        assert_eq!(take(&mut ear, b"orders.a", b"three").as_deref(), Some("3"));
+        ear.besides.push_back(beside("4", None));
+        assert_eq!(take(&mut ear, b"orders.b", b"four"), None);
+        assert_eq!(take(&mut ear, b"orders.a", b"four"), None);
+        let line = event::mark_line(b"one");
+        assert_eq!(event::marked(format!("id 7\n{line}").as_bytes()), Some(event::mark(b"one")));
+        assert_eq!(event::marked(b"id 7\n"), None);
+    }
+
+    #[test]
     fn what_redis_says_by_itself_is_understood_or_passed_over() {
-        let topics = Topics::new(RedisConfig::at("127.0.0.1", 1));
+        let config = RedisConfig::at("127.0.0.1", 1);
+        let topics = Topics::new(config.clone(), config.doors());
         for (frame, is_reply) in [
             (&b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"[..], true),
             (b">3\r\n$12\r\npunsubscribe\r\n_\r\n:0\r\n", true),

@@ -74,13 +74,13 @@ impl Wakes {
 }
 
 impl Topics {
-    /// Hears of what may bring messages of a queue in line, from now on.
+    /// Hears of what may bring messages in line of the queue whose key is called so, from now on.
     pub(super) async fn attend(
         self: &Rc<Self>,
         context: &Context<'_>,
-        queue: &str,
+        key_name: &str,
     ) -> Result<Listener, Error> {
-        let channel = format!("{CHANNEL}{}:{queue}", context.namespace_name);
+        let channel = format!("{CHANNEL}{key_name}");
         if let Some(listener) = self.wakes.listen(&channel) {
             return Ok(listener);
         }

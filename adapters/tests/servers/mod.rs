@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 mod kafka;
+mod redis_cluster;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 #[allow(unused_imports)]
 pub(crate) use kafka::{OwnKafka, free_address};
+#[allow(unused_imports)]
+pub(crate) use redis_cluster::OwnCluster;
 
 /// Longer than anything that is waited for takes.
 pub(crate) const LONG: Duration = Duration::from_secs(20);

@@ -8,7 +8,7 @@ use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::Nats;
 use prism_adapters::postgres::Postgres;
-use prism_adapters::redis::{Redis, TopicLog};
+use prism_adapters::redis::{Redis, RedisCluster, TopicLog};
 use prism_proto::catalogue::{Access, Interface, Interfaces, Method, Model};
 use serde_json::{Value, json};
 
@@ -16,16 +16,18 @@ use super::output::{Format, columns, print};
 use super::{Exit, complain};
 
 /// The backends of this build, with what they serve.
-fn backends() -> [(&'static str, Interfaces); 7] {
+fn backends() -> [(&'static str, Interfaces); 8] {
     fn of<B: Backend>() -> (&'static str, Interfaces) {
         (B::NAME, B::SERVES)
     }
     // What a namespace with `topics: log` offers instead.
     let topic_log = ("redis (log)", TopicLog::SERVES);
+    let cluster = ("redis (cluster)", RedisCluster::SERVES);
     [
         of::<Memstore>(),
         of::<Redis>(),
         topic_log,
+        cluster,
         of::<Postgres>(),
         of::<Kafka>(),
         of::<Nats>(),

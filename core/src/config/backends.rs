@@ -12,7 +12,7 @@ use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
-use prism_adapters::redis::{Login, Redis, RedisConfig, Tls, TlsFiles, TopicLog};
+use prism_adapters::redis::{Login, Redis, RedisCluster, RedisConfig, Tls, TlsFiles, TopicLog};
 use prism_io::tls::Roots;
 use prism_proto::catalogue::{Interfaces, Model};
 
@@ -100,8 +100,9 @@ impl Backend {
 
     /// The interfaces that it serves.
     pub fn serves(&self) -> Interfaces {
-        match self.kind {
+        match &self.kind {
             BackendKind::Memory => Memstore::SERVES,
+            BackendKind::Redis(redis) if redis.cluster => RedisCluster::SERVES,
             BackendKind::Redis(_) => Redis::SERVES,
             BackendKind::Postgres(_) => Postgres::SERVES,
             BackendKind::Kafka(_) => Kafka::SERVES,
@@ -113,7 +114,9 @@ impl Backend {
     /// What its namespaces of this client API offer, with topics kept so.
     pub fn offers(&self, api: ClientApi, topics: Topics) -> Interfaces {
         let serves = match (&self.kind, api, topics) {
-            (BackendKind::Redis(_), ClientApi::PubSub, Topics::Log) => TopicLog::SERVES,
+            (BackendKind::Redis(redis), ClientApi::PubSub, Topics::Log) if !redis.cluster => {
+                TopicLog::SERVES
+            }
             _ => self.serves(),
         };
         serves.intersection(api.model().interfaces())
@@ -121,12 +124,15 @@ impl Backend {
 
     /// Whether its topics can be kept so.
     pub fn keeps(&self, topics: Topics) -> bool {
-        topics == Topics::Volatile || matches!(self.kind, BackendKind::Redis(_))
+        let is_alone = matches!(&self.kind, BackendKind::Redis(redis) if !redis.cluster);
+        topics == Topics::Volatile || is_alone
     }
 
     /// Whether its namespaces of this client API store messages with the data of a transaction.
     pub fn has_outbox(&self, api: ClientApi) -> bool {
-        match self.kind {
+        match &self.kind {
+            // The outbox of a namespace would have to be in the slot of all of its keys.
+            BackendKind::Redis(redis) if redis.cluster => false,
             BackendKind::Memory => api.model() == Model::KeyValue,
             // They are looked through for what an earlier process has left, which is not for every namespace of keys.
             BackendKind::Postgres(_) | BackendKind::Redis(_) => api == ClientApi::Transact,
@@ -250,27 +256,46 @@ pub(super) fn keys(section: Section<'_>, report: &Report) -> Vec<&'static str> {
 
 fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
     let address = section.optional("address", host_and_port);
-    if address.is_none() && section.lacks("address") {
+    let addresses = section.list("addresses", addresses);
+    let is_told = !section.lacks("address") || !section.lacks("addresses");
+    if address.is_none() && addresses.is_none() && !is_told {
         let message = format!("{} has no `address`", section.path());
         let remedy = "add a line such as `address: 127.0.0.1:6379`";
         report.error(section.origin, Problem::new(message, remedy));
     }
     let user = section.optional("user", |text| Ok(text.to_owned()));
     let password = section.optional("password_file", |path| secret(path, report));
-    let database = section.value("database", 0, database).value;
+    let given_database = section.value("database", 0, database);
+    let database = given_database.value;
+    let cluster = section.value("cluster", addresses.is_some(), yes_or_no);
+    if cluster.value && database != 0 {
+        let remedy = "leave `database` out: a cluster has only 0";
+        let message = format!("a cluster has no database {database}");
+        report.error(given_database.origin, Problem::new(message, remedy));
+    }
+    if let (Some(addresses), false) = (&addresses, cluster.value) {
+        let message = "`addresses` are those of a cluster";
+        let remedy = "write `address: HOST:PORT` for a Redis by itself, or leave `cluster` out";
+        report.error(addresses.origin, Problem::new(message, remedy));
+    }
     if let (Some(user), true) = (&user, section.lacks("password_file")) {
         let remedy = "add `password_file: PATH`, or leave `user` out";
         report.error(user.origin, Problem::new("a user without a password", remedy));
     }
     let tls = section.section("tls");
     section.finish();
-    let (host, port) = address?.value;
+    let mut doors: Vec<_> = address.into_iter().map(|address| address.value).collect();
+    doors.extend(addresses.into_iter().flat_map(|addresses| addresses.value));
+    let mut doors = doors.into_iter();
+    let (host, port) = doors.next()?;
+    let others = doors.collect();
     let tls = tls.and_then(|tls| read_tls(tls, &host, report));
     let login = password.map(|password| Login {
         user: user.map_or_else(|| "default".to_owned(), |user| user.value),
         password: password.value,
     });
-    Some(RedisConfig { login, tls, database, ..RedisConfig::at(host, port) })
+    let cluster = cluster.value;
+    Some(RedisConfig { login, tls, database, others, cluster, ..RedisConfig::at(host, port) })
 }
 
 /// TLS to the Redis at `host`. Its files are read here, so that what is wrong with them is said at start.
@@ -408,6 +433,18 @@ fn secret_file(text: &str) -> Result<String, Problem> {
             let remedy = "make the file, readable by this user alone, with the password in it";
             Err(Problem::new(format!("{text} cannot be read: {error}"), remedy))
         }
+    }
+}
+
+fn addresses(text: &str) -> Result<Vec<(String, u16)>, Problem> {
+    text.split(',').map(|one| host_and_port(one.trim())).collect()
+}
+
+fn yes_or_no(text: &str) -> Result<bool, Problem> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Problem::new(format!("`{text}` is not known here"), "write `true` or `false`")),
     }
 }
 

@@ -54,6 +54,15 @@ impl fmt::Display for Config {
             if let BackendKind::Redis(redis) = &backend.kind {
                 writeln!(f, "    address: {}", quoted(&show_address(&redis.host, redis.port))?)?;
                 writeln!(f, "    database: {}", redis.database)?;
+                if redis.cluster {
+                    writeln!(f, "    cluster: true")?;
+                }
+                let others =
+                    redis.others.iter().map(|(host, port)| quoted(&show_address(host, *port)));
+                let others: Result<Vec<_>, _> = others.collect();
+                if let Some(others) = others.ok().filter(|others| !others.is_empty()) {
+                    writeln!(f, "    addresses: [{}]", others.join(", "))?;
+                }
                 if let Some(tls) = &redis.tls {
                     show_tls(f, &tls.files)?;
                 }

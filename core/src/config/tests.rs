@@ -156,6 +156,8 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "data_dir: \"a b: \\\"c\\\"\"\nlimits: {default_deadline: 1500ms, drain_timeout: 0}",
         "backends: [{name: cache, type: redis, address: \"[::1]:6379\", database: 3}]\nnamespaces: [{name: a, client_api: keyvalue, \
          backend: cache, durability: memory}]",
+        "backends: [{name: cache, type: redis, address: \"a.internal:6379\", cluster: true, addresses: [\"b.internal:6380\", \"[::1]:1\"]}]\n\
+         namespaces: [{name: a, client_api: queue, backend: cache, durability: memory}]",
         "backends: [{name: db, type: postgres, address: \"db.internal:5432\", user: \"a b\", database: orders, pool: 3}]",
         "backends: [{name: log, type: kafka, brokers: [\"a.internal:9092\", \"[::1]:9093\"], tls: {}, partitions: 12, replication: 3, \
          retention: 30days, linger: 2ms, readers_max: 7}]",
@@ -165,6 +167,34 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         // What is shown lists the namespaces, so that nothing is applied beside them.
         let config = Config { planned: None, ..read_text(text).unwrap() };
         assert_eq!(read_text(&config.to_string()).as_ref(), Ok(&config), "{config}");
+    }
+}
+
+#[test]
+fn what_a_redis_cluster_does_not_offer_is_refused_by_name() {
+    let read = |backend: &str, namespace: &str| {
+        let text = format!(
+            "backends: [{{name: cache, type: redis, {backend}}}]\nnamespaces: [{{name: a, backend: cache, {namespace}}}]"
+        );
+        read_text(&text).map_err(|errors| format!("{errors:?}"))
+    };
+    let (at, keys) = ("address: \"a:1\"", "client_api: keyvalue, durability: memory");
+    let cluster = format!("{at}, cluster: true");
+    assert!(read(&cluster, "client_api: queue, durability: strong").is_ok());
+    for good in [&cluster, "addresses: [\"a:1\", \"b:2\"]", at] {
+        assert!(read(good, keys).is_ok(), "{good}");
+    }
+    for (backend, namespace, wrong) in [
+        (&*cluster, "client_api: stream, durability: memory", "does not serve `stream`"),
+        (&*cluster, "client_api: pubsub, durability: memory, topics: log", "`topics: log` means"),
+        (&format!("{cluster}, database: 2"), keys, "a cluster has no database 2"),
+        (&format!("{at}, cluster: no"), keys, "`no` is not known here"),
+        ("addresses: [\"a:1\"], cluster: false", keys, "`addresses` are those of a cluster"),
+        ("addresses: [\"a\"]", keys, "is not a host and a port"),
+        ("database: 1", keys, "has no `address`"),
+    ] {
+        let refused = read(backend, namespace).expect_err(wrong);
+        assert!(refused.contains(wrong), "{wrong}: {refused}");
     }
 }
 

@@ -76,6 +76,11 @@ fn receipt_expired() -> Error {
     Error::new(Kind::FailedPrecondition, "RECEIPT_EXPIRED", message)
 }
 
+/// The name of a queue's keys in a cluster: in braces, which all of them begin with.
+pub(super) fn tagged(context: &Context<'_>, queue: &str) -> String {
+    format!("{{{}:{queue}}}", context.namespace_name)
+}
+
 /// A number that a script tells as text.
 fn number(context: &Context<'_>, text: Option<&[u8]>) -> Result<u64, Error> {
     let text = text.and_then(|text| std::str::from_utf8(text).ok());
@@ -92,12 +97,28 @@ impl Redis {
         arguments: usize,
         write: impl Fn(&mut Vec<u8>),
     ) -> Result<bytes::Bytes, Error> {
-        let write = |out: &mut Vec<u8>| {
-            put_key(out, context, queue);
+        let is_cluster = self.cluster().is_some();
+        let put = |out: &mut Vec<u8>| {
             codec::put_number(out, context.now_us);
             write(out);
         };
-        self.script(context, script, 1, 1 + arguments, write).await
+        if !is_cluster {
+            let write = |out: &mut Vec<u8>| {
+                put_key(out, context, queue);
+                put(out);
+            };
+            return self.script(context, script, 1, 1 + arguments, write).await;
+        }
+        // All keys of a queue are in the slot of its name. The second key is never there: with it Redis refuses the script while the slot
+        // is on its way to another node (TRYAGAIN), when some of the keys that the script makes up would be here and some there.
+        let at = self.at_key(context, queue);
+        let write = |out: &mut Vec<u8>| {
+            let name = tagged(context, queue);
+            codec::put(out, name.as_bytes());
+            codec::put_pieces(out, [name.as_bytes(), b":never", b""]);
+            put(out);
+        };
+        self.script_at(context, at, script, 2, 1 + arguments, write).await
     }
 
     async fn send_messages<'a>(
@@ -351,6 +372,10 @@ impl QueueBasic for Redis {
         let wanted = request.max_messages.max(1) as usize;
         let queue = (context.namespace, request.queue);
         let mut context = *context;
+        let key_name = match self.cluster() {
+            None => format!("{}:{}", context.namespace_name, request.queue),
+            Some(_) => tagged(&context, request.queue),
+        };
         let mut told = None;
         loop {
             // What is wrong, the call itself hears.
@@ -370,7 +395,7 @@ impl QueueBasic for Redis {
                 context.now_us = context.now_us.max(clock::wall_us());
             }
             // Then it looks again: something may have come in between.
-            let Ok(listener) = self.topics.attend(&context, request.queue).await else { return };
+            let Ok(listener) = self.topics.attend(&context, &key_name).await else { return };
             told = Some(listener);
         }
     }

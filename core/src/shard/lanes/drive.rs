@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use prism_adapters::lane::{Cell, LaneRecord, Outcome};
-use prism_adapters::{Context, Error, Kind, Limits, Revision};
+use prism_adapters::lane::{ANSWER_LOST, Cell, LaneRecord, Outcome};
+use prism_adapters::{Context, Error, Kind, Limits, Reply, Revision};
 use prism_io::{clock, rt};
 use prism_proto::catalogue::Method;
 
@@ -233,6 +233,7 @@ async fn apply(
                 _ => None,
             }
         };
+        let (call, outcome) = heard_earlier(call, outcome);
         if let Err(error) = &outcome {
             shard.count_backend_error(lane.namespace, error);
         }
@@ -259,6 +260,19 @@ async fn apply(
     lane.queue.borrow_mut().confirm(last_seq, last_lsn, now_ns);
     lane.wake_readers();
     Ok(())
+}
+
+/// Of a record that is in the backend since an earlier attempt whose answer was lost, the answer as far as the log can give it: nothing has
+/// refused it.
+fn heard_earlier(mut call: Option<Waiting>, outcome: Outcome) -> (Option<Waiting>, Outcome) {
+    let outcome = match outcome {
+        Err(error) if error.reason() == ANSWER_LOST => match &mut call {
+            Some(call) if !call.logged.rest.answered => call.from_log.take().ok_or(error),
+            _ => Ok(Reply::default()),
+        },
+        outcome => outcome,
+    };
+    (call, outcome)
 }
 
 /// Keeps a record that the backend refuses although its caller was told that it is done. Goes on only when that is durable.
@@ -329,7 +343,7 @@ fn unheard(namespace: &Namespace) -> Error {
         "the write took effect, but the answer of backend {} was lost with the connection: read to learn what it did",
         namespace.backend_name
     );
-    Error::new(Kind::Unknown, "ANSWER_LOST", text)
+    Error::new(Kind::Unknown, ANSWER_LOST, text)
 }
 
 #[cold]

@@ -16,7 +16,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
-use monoio::io::{AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::buf::IoBufMut;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::rt::Flag;
@@ -91,6 +92,15 @@ impl Stream {
     /// Connects to `address`, in clear.
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
         Self::new(monoio::net::TcpStream::connect_addr(address).await?)
+    }
+
+    /// Reads in clear, behind what `buffer` holds: what a peer says before TLS begins ([`Stream::secure_to`]). Zero bytes: the peer is done.
+    pub async fn read_in_clear(&mut self, mut buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
+        debug_assert!(self.tls.is_none(), "TLS has begun");
+        make_room(&mut buffer);
+        let filled = buffer.len();
+        let (result, slice) = self.socket.read(buffer.slice_mut(filled..)).await;
+        (result, slice.into_inner())
     }
 
     /// What ends this connection from outside of its halves, also while they wait for the peer.

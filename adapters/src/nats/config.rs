@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use async_nats::ServerAddr;
 use prism_io::tls::{Connector, Identity, Roots};
 
 use crate::breaker::Backoff;
@@ -15,6 +16,8 @@ pub struct NatsConfig {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Hosts and ports of other servers of the same cluster: the next is taken when one is lost.
+    pub others: Vec<(String, u16)>,
     /// Who logs in; absent: nobody does.
     pub login: Option<Login>,
     /// How TLS is spoken; absent: it is not, unless the server insists.
@@ -27,7 +30,7 @@ pub struct NatsConfig {
     pub connect_timeout: Duration,
     /// How long a call may go without its answer.
     pub answer_timeout: Duration,
-    /// How often the server is asked whether it is there; the connection is given up after the third time without an answer.
+    /// After so much silence the server is asked whether it is there; the connection is given up when it does not answer.
     pub ping_after: Duration,
     /// How long to wait between attempts to connect.
     pub backoff: Backoff,
@@ -35,6 +38,8 @@ pub struct NatsConfig {
     pub calls_max: usize,
     /// Bytes of the calls under way at most, except that one call alone always may.
     pub bytes_max: usize,
+    /// Copies that a cluster keeps of each stream that is made.
+    pub replicas: u16,
 }
 
 /// Who logs in.
@@ -64,6 +69,8 @@ pub struct Tls {
     pub roots: Roots,
     /// Certificate and key that are shown to the server, if it asks (`verify`).
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// TLS begins before the server says anything (its `handshake_first`), not after its INFO.
+    pub handshake_first: bool,
 }
 
 impl Tls {
@@ -80,13 +87,14 @@ impl Tls {
         let loaded = identity.as_ref().map(load).transpose().map_err(|error| error.to_string())?;
         let connector = Connector::for_backend(&roots, host, loaded.as_ref());
         let connector = connector.map_err(|error| error.to_string())?;
-        Ok(Tls { connector, roots, identity })
+        Ok(Tls { connector, roots, identity, handshake_first: false })
     }
 }
 
 impl PartialEq for Tls {
     fn eq(&self, other: &Self) -> bool {
-        (&self.roots, &self.identity) == (&other.roots, &other.identity)
+        let parts = |tls: &Tls| (tls.roots.clone(), tls.identity.clone(), tls.handshake_first);
+        parts(self) == parts(other)
     }
 }
 
@@ -98,6 +106,7 @@ impl NatsConfig {
         NatsConfig {
             host: host.into(),
             port,
+            others: Vec::new(),
             login: None,
             tls: None,
             client_name: "prism".to_owned(),
@@ -108,22 +117,40 @@ impl NatsConfig {
             backoff: Backoff::default(),
             calls_max: 8192,
             bytes_max: 64 * 1024 * 1024,
+            replicas: 1,
         }
     }
 
-    /// As a URL, without the login.
-    pub(super) fn url(&self) -> String {
+    /// How many servers there are.
+    pub(super) fn servers(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// Host and port of one of the servers.
+    pub(super) fn server(&self, index: usize) -> (&str, u16) {
+        let other = index.checked_sub(1).and_then(|index| self.others.get(index));
+        other.map_or((&self.host, self.port), |(host, port)| (host, *port))
+    }
+
+    /// All of them as URLs, without the login, beginning with one.
+    pub(super) fn urls(&self, first: usize) -> Vec<ServerAddr> {
+        let urls = (0..self.servers()).map(|step| self.url((first + step) % self.servers()));
+        urls.filter_map(|url| url.parse().ok()).collect()
+    }
+
+    fn url(&self, index: usize) -> String {
         let scheme = if self.tls.is_some() { "tls" } else { "nats" };
-        match self.host.contains(':') {
-            true => format!("{scheme}://[{}]:{}", self.host, self.port),
-            false => format!("{scheme}://{}:{}", self.host, self.port),
+        let (host, port) = self.server(index);
+        match host.contains(':') {
+            true => format!("{scheme}://[{host}]:{port}"),
+            false => format!("{scheme}://{host}:{port}"),
         }
     }
 }
 
 impl fmt::Debug for NatsConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} {:?}", self.url(), self.login)
+        write!(formatter, "{} {:?}", self.url(0), self.login)
     }
 }
 

@@ -319,7 +319,7 @@ impl Stream {
             request["expires"] = (expires.as_nanos() as u64).into();
         }
         let message = Outgoing::plain(subject, request.to_string().into());
-        let pulled = match self.link.call(&context, Ask::Pull(message, count)).await {
+        let pulled = match self.link.call(&context, &Ask::pull(message, count)).await {
             Ok(Answer::Several(messages)) => self.arrived(messages, wall_us()),
             Ok(_) => Pulled::Failed(errors::unexpected(&context)),
             Err(error) => Pulled::Failed(error),
@@ -372,7 +372,7 @@ impl Stream {
         if !back.is_empty() && !self.subscription.is_gone.get() {
             let limits = Limits::default();
             // What cannot be given back now comes again at the end of its lease.
-            let _ = self.link.call(&self.context(&limits), Ask::Tell(back)).await;
+            let _ = self.link.call(&self.context(&limits), &Ask::Tell(back)).await;
         }
         self.tell();
     }

@@ -218,7 +218,7 @@ impl Nats {
         let messages: Vec<Outgoing> =
             good.clone().map(|place| place.settled(&stream, &consumer, ACKNOWLEDGED)).collect();
         if !messages.is_empty() {
-            let Answer::Several(answers) = self.link.call(context, Ask::Each(messages)).await?
+            let Answer::Several(answers) = self.link.call(context, &Ask::Each(messages)).await?
             else {
                 return Err(errors::unexpected(context));
             };
@@ -392,7 +392,7 @@ impl Nats {
         if !not_for_it.is_empty() {
             let messages = not_for_it.iter().map(|place| stream.acknowledgement(place));
             // Those that it does not hear of come again, and are acknowledged then.
-            if self.link.call(context, Ask::Tell(messages.collect())).await.is_ok() {
+            if self.link.call(context, &Ask::Tell(messages.collect())).await.is_ok() {
                 not_for_it.iter().for_each(|place| stream.subscription.done(place.sequence));
             }
         }

@@ -49,14 +49,59 @@ impl Outage {
             || lower.contains("certificate")
             || lower.contains("tls")
         {
-            let message = format!(
-                "TLS came to nothing: {text}; check tls.ca, whether the server's certificate is for this host, and \
-                 tls.certificate and tls.key where the server asks who we are (verify)"
-            );
-            return Outage::new(Kind::Unavailable, "BACKEND_TLS", message);
+            return Outage::tls(&text);
         }
+        Outage::unreachable(&text)
+    }
+
+    /// No connection came about, for this reason.
+    pub(super) fn unreachable(text: &str) -> Self {
+        let text = printable(text);
         let message = format!("no connection could be made ({text}); it is tried again");
         Outage::new(Kind::Unavailable, "BACKEND_UNREACHABLE", message)
+    }
+
+    /// TLS came to nothing, or the server has ended it instead of answering.
+    pub(super) fn tls(text: &str) -> Self {
+        let message = format!(
+            "TLS came to nothing: {}; check tls.ca, whether the server's certificate is for this host, tls.certificate and \
+             tls.key where the server asks who we are (verify), and tls.handshake_first",
+            printable(text)
+        );
+        Outage::new(Kind::Unavailable, "BACKEND_TLS", message)
+    }
+
+    /// The server said something before it greeted, or in place of an answer to the login.
+    pub(super) fn of_greeting(text: &str) -> Self {
+        let lower = text.to_ascii_lowercase();
+        let is_refused = ["auth", "permissions violation", "expired", "revoked"];
+        match is_refused.iter().any(|sign| lower.contains(sign)) {
+            true => Outage::credentials_refused(text),
+            false => Outage::unreachable(&format!("it says: {text}")),
+        }
+    }
+
+    /// Whether it says that the login is refused, or the user.
+    pub(super) fn is_of_login(&self) -> bool {
+        self.reason == "BACKEND_CREDENTIALS_REFUSED"
+    }
+
+    /// What came is not what a NATS says.
+    pub(super) fn protocol(what: &str) -> Self {
+        let message = format!(
+            "it sends {what}: is it a NATS, and nothing in between that changes what it says? Whether a write took effect is \
+             not known"
+        );
+        Outage::new(Kind::Unavailable, "BACKEND_PROTOCOL", message)
+    }
+
+    /// The server has ended the connection, and has said why.
+    pub(super) fn ended(text: &str) -> Self {
+        let message = format!(
+            "the server has ended the connection while the call was under way ({}); whether a write took effect is not known",
+            printable(text)
+        );
+        Outage::new(Kind::Unavailable, "BACKEND_LOST", message)
     }
 
     /// The connection, or the greeting, took too long.
@@ -245,6 +290,11 @@ fn classify(api: &ApiError) -> (Kind, &'static str, &'static str) {
             "BACKEND_SUBJECTS_TAKEN",
             "another stream already takes the namespace's subjects: rename the namespace, or change that stream",
         ),
+        10074 => (
+            Kind::FailedPrecondition,
+            "BACKEND_REPLICAS",
+            "it keeps one copy, because it is no cluster: take `replicas` out of the platform file, or have it join one",
+        ),
         10109 => (
             Kind::FailedPrecondition,
             "BACKEND_READ_ONLY",
@@ -297,6 +347,7 @@ mod tests {
             (503, 10077, "maximum bytes exceeded", 8, "BACKEND_FULL", true),
             (503, 10008, "JetStream system temporarily unavailable", 14, "BACKEND_NOT_READY", true),
             (503, 10076, "JetStream not enabled", 9, "BACKEND_JETSTREAM_OFF", false),
+            (500, 10074, "replicas > 1 not supported", 9, "BACKEND_REPLICAS", false),
             (400, 10109, "invalid operation on sealed stream", 9, "BACKEND_READ_ONLY", false),
             (400, 10065, "subjects overlap", 9, "BACKEND_SUBJECTS_TAKEN", false),
             (400, 10999, "something\r\nnew", 2, "BACKEND_ERROR", false),

@@ -86,15 +86,15 @@ impl Holds<'_> {
 
     /// As a stream is made: of values as NATS's own clients make a bucket, others without a limit. Where somebody sets one, events that
     /// find no room are refused, so that none is thrown away before those who wait for it have had it; of records and dead letters the oldest
-    /// go, and of messages too, because JetStream delays none in a stream that refuses.
-    pub(super) fn config(self, context: &Context<'_>) -> Value {
+    /// go, and of messages too, because JetStream delays none in a stream that refuses. A cluster keeps as many copies as `replicas` says.
+    pub(super) fn config(self, context: &Context<'_>, replicas: u16) -> Value {
         let mut config = json!({
             "name": self.stream(context),
             "subjects": self.all_subjects(context),
             "retention": if matches!(self, Holds::Messages(_)) { "workqueue" } else { "limits" },
             "storage": "file",
             "discard": if matches!(self, Holds::Values | Holds::Events) { "new" } else { "old" },
-            "num_replicas": 1,
+            "num_replicas": replicas,
             "max_consumers": -1,
             "max_msgs": -1,
             "max_bytes": -1,
@@ -119,12 +119,6 @@ impl Holds<'_> {
 
     /// Why a stream that is there cannot be the namespace's.
     pub(super) fn unfit(self, context: &Context<'_>, config: &Value) -> Option<&'static str> {
-        if config["num_replicas"] != 1 {
-            return Some(
-                "has replicas: a read may be answered by one that is behind, which is not what Prism promises; edit it to one \
-                 (`nats stream edit --replicas 1`), or take another name for the namespace",
-            );
-        }
         let subjects = config["subjects"].as_array();
         let takes = |wanted: &str| subjects.is_some_and(|all| all.iter().any(|one| one == wanted));
         match self {

@@ -6,7 +6,7 @@
 //! what is there, and so are events that are thrown away when somebody has taken them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(super) const BATCH_ID: &str = "Nats-Batch-Id";
 pub(super) const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 pub(super) const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 pub(super) const SEQUENCE: &str = "Nats-Sequence";
-const SUBJECT: &str = "Nats-Subject";
+pub(super) const SUBJECT: &str = "Nats-Subject";
 const MARKER_REASON: &str = "Nats-Marker-Reason";
 const NUM_PENDING: &str = "Nats-Num-Pending";
 const LAST_SEQUENCE: &str = "Nats-Last-Sequence";
@@ -102,10 +102,12 @@ pub(super) struct Walked<R> {
 }
 
 /// The streams that are known to be there.
-#[derive(Default)]
 pub(super) struct Streams {
-    /// By namespace, under what tells them apart.
-    known: RefCell<HashMap<u32, HashSet<Box<str>>>>,
+    /// By namespace, under what tells them apart: how many copies there are.
+    known: RefCell<HashMap<u32, HashMap<Box<str>, u64>>>,
+    /// How many copies are made where nothing else is said, and by namespace where it is.
+    replicas: u16,
+    replicated: RefCell<HashMap<u32, u16>>,
     /// Whether somebody makes one, and who waits until that is done.
     is_busy: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
@@ -122,18 +124,50 @@ impl Drop for Turn<'_> {
 }
 
 impl Streams {
-    fn is_known(&self, context: &Context<'_>, holds: Holds<'_>) -> bool {
-        let known = self.known.borrow();
-        known.get(&context.namespace).is_some_and(|known| known.contains(&*holds.key()))
+    /// None is known; they are made with so many copies.
+    pub(super) fn new(replicas: u16) -> Self {
+        Streams {
+            known: RefCell::default(),
+            replicas,
+            replicated: RefCell::default(),
+            is_busy: Cell::new(false),
+            waiting: RefCell::default(),
+        }
     }
 
-    fn note(&self, context: &Context<'_>, holds: Holds<'_>) {
+    /// Says how many copies are made of a namespace's streams.
+    pub(super) fn replicate(&self, namespace: u32, replicas: Option<u16>) {
+        let mut replicated = self.replicated.borrow_mut();
+        match replicas {
+            Some(replicas) => replicated.insert(namespace, replicas),
+            None => replicated.remove(&namespace),
+        };
+    }
+
+    fn replicas(&self, context: &Context<'_>) -> u16 {
+        self.replicated.borrow().get(&context.namespace).copied().unwrap_or(self.replicas)
+    }
+
+    fn copies(&self, context: &Context<'_>, holds: Holds<'_>) -> Option<u64> {
+        self.known.borrow().get(&context.namespace)?.get(&*holds.key()).copied()
+    }
+
+    fn is_known(&self, context: &Context<'_>, holds: Holds<'_>) -> bool {
+        self.copies(context, holds).is_some()
+    }
+
+    /// Whether there are copies of a stream, so that it is read by its leader.
+    pub(super) fn is_replicated(&self, context: &Context<'_>, holds: Holds<'_>) -> bool {
+        self.copies(context, holds).is_some_and(|copies| copies > 1)
+    }
+
+    fn note(&self, context: &Context<'_>, holds: Holds<'_>, copies: u64) {
         let mut known = self.known.borrow_mut();
         let known = known.entry(context.namespace).or_default();
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(holds.key().into_owned().into());
+        known.insert(holds.key().into_owned().into(), copies);
     }
 
     /// Has the stream looked for again before it is next used.
@@ -178,7 +212,7 @@ fn is_unheard(answer: &Answer) -> bool {
     match answer {
         Answer::One(message) => is_unheard(message),
         Answer::Several(messages) => messages.iter().any(is_unheard),
-        Answer::Failed(_) => false,
+        Answer::Told | Answer::Failed(_) => false,
     }
 }
 
@@ -209,11 +243,11 @@ impl Nats {
         &self,
         context: &Context<'_>,
         holds: Holds<'_>,
-        ask: impl Fn() -> Ask,
+        ask: &Ask,
     ) -> Result<Answer, Error> {
         self.ensure_stream(context, holds).await?;
         for attempt in 0..STREAM_ATTEMPTS_MAX {
-            let answer = self.link.call(context, ask()).await?;
+            let answer = self.link.call(context, ask).await?;
             if !is_unheard(&answer) {
                 return Ok(answer);
             }
@@ -237,16 +271,21 @@ impl Nats {
         last.map(|message| record(context, message)).transpose()
     }
 
-    /// The last message of a subject, as a direct read hands it over.
+    /// The last message of a subject, as a direct read hands it over, or the leader where there are copies.
     pub(super) async fn last_message(
         &self,
         context: &Context<'_>,
         holds: Holds<'_>,
         subject: &str,
     ) -> Result<Option<Message>, Error> {
+        self.ensure_stream(context, holds).await?;
+        if self.streams.is_replicated(context, holds) {
+            let request = json!({ "last_by_subj": subject });
+            return self.ask_leader_for(context, holds, request).await;
+        }
         let api = format!("$JS.API.DIRECT.GET.{}.{subject}", holds.stream(context));
-        let ask = || Ask::One(Outgoing::plain(api.clone(), Bytes::new()));
-        match self.ask_stream(context, holds, ask).await? {
+        let ask = Ask::One(Outgoing::plain(api, Bytes::new()));
+        match self.ask_stream(context, holds, &ask).await? {
             Answer::One(message) if status(&message) == NOT_FOUND => Ok(None),
             Answer::One(message) if status(&message) == 0 => Ok(Some(message)),
             _ => Err(errors::unexpected(context)),
@@ -259,8 +298,8 @@ impl Nats {
         context: &Context<'_>,
         message: Outgoing,
     ) -> Result<(), Error> {
-        let ask = || Ask::One(message.clone());
-        let Answer::One(answer) = self.ask_stream(context, Holds::Values, ask).await? else {
+        let ask = Ask::One(message);
+        let Answer::One(answer) = self.ask_stream(context, Holds::Values, &ask).await? else {
             return Err(errors::unexpected(context));
         };
         match stored(context, &answer)? {
@@ -309,17 +348,21 @@ impl Nats {
         Ok(Walked { records: records.collect::<Result<_, _>>()?, behind })
     }
 
-    /// Reads messages directly, each with its number.
+    /// Reads messages, each with its number: directly, or by the leader where there are copies.
     pub(super) async fn read_batch(
         &self,
         context: &Context<'_>,
         holds: Holds<'_>,
         request: Value,
     ) -> Result<Walked<(u64, Message)>, Error> {
+        self.ensure_stream(context, holds).await?;
+        if self.streams.is_replicated(context, holds) {
+            return self.read_by_leader(context, holds, &request).await;
+        }
         let api = format!("$JS.API.DIRECT.GET.{}", holds.stream(context));
         let payload = Bytes::from(request.to_string());
-        let ask = || Ask::Many(Outgoing::plain(api.clone(), payload.clone()));
-        let Answer::Several(mut messages) = self.ask_stream(context, holds, ask).await? else {
+        let ask = Ask::many(Outgoing::plain(api, payload));
+        let Answer::Several(mut messages) = self.ask_stream(context, holds, &ask).await? else {
             return Err(errors::unexpected(context));
         };
         let end = messages.pop().ok_or_else(|| errors::unexpected(context))?;
@@ -354,13 +397,13 @@ impl Nats {
         if self.streams.is_known(context, holds) {
             return Ok(());
         }
-        match self.adopt_stream(context, holds).await {
+        let copies = match self.adopt_stream(context, holds).await {
             Err(ApiFailure::Api(error)) if error.err_code == STREAM_NOT_FOUND => {
-                self.make_stream(context, holds).await?;
+                self.make_stream(context, holds).await?
             }
             adopted => adopted.map_err(|failure| failure.error(context))?,
-        }
-        self.streams.note(context, holds);
+        };
+        self.streams.note(context, holds, copies);
         Ok(())
     }
 
@@ -380,36 +423,40 @@ impl Nats {
         }
     }
 
-    async fn make_stream(&self, context: &Context<'_>, holds: Holds<'_>) -> Result<(), Error> {
-        let made = match self.stream_api(context, "CREATE", holds, &holds.config(context)).await {
+    /// Makes a stream; how many copies there are of it.
+    async fn make_stream(&self, context: &Context<'_>, holds: Holds<'_>) -> Result<u64, Error> {
+        let replicas = self.streams.replicas(context);
+        let config = holds.config(context, replicas);
+        let made = match self.stream_api(context, "CREATE", holds, &config).await {
             // Another shard or host was quicker.
             Err(ApiFailure::Api(error)) if error.err_code == STREAM_NAME_IN_USE => {
                 self.adopt_stream(context, holds).await
             }
-            made => made.map(drop),
+            made => made.map(|_| replicas.into()),
         };
         made.map_err(|failure| failure.error(context))
     }
 
-    /// Takes a stream that is there, if it can hold the namespace.
+    /// Takes a stream that is there, if it can hold the namespace; how many copies there are of it.
     async fn adopt_stream(
         &self,
         context: &Context<'_>,
         holds: Holds<'_>,
-    ) -> Result<(), ApiFailure> {
+    ) -> Result<u64, ApiFailure> {
         let mut config =
             self.stream_api(context, "INFO", holds, &json!({})).await?["config"].take();
         if let Some(unfit) = holds.unfit(context, &config) {
             let unfit = errors::stream_unfit(context, &holds.stream(context), unfit);
             return Err(ApiFailure::Call(unfit));
         }
+        let copies = config["num_replicas"].as_u64().unwrap_or(1);
         if holds.needed().iter().all(|name| config[*name] == true) {
-            return Ok(());
+            return Ok(copies);
         }
         for name in holds.needed() {
             config[*name] = true.into();
         }
-        self.stream_api(context, "UPDATE", holds, &config).await.map(drop)
+        self.stream_api(context, "UPDATE", holds, &config).await.map(|_| copies)
     }
 
     /// Asks the API for something about a stream of the namespace.

@@ -83,7 +83,7 @@ impl LaneBackend for Nats {
 
     async fn set_cell(&self, context: &Context<'_>, cell: &Cell) -> Result<(), Error> {
         let message = self.cell_message(context, cell)?;
-        let answer = self.ask_stream(context, Holds::Values, || Ask::One(message.clone())).await?;
+        let answer = self.ask_stream(context, Holds::Values, &Ask::One(message)).await?;
         self.cell_moved(context, cell, &answer, 0).map(drop)
     }
 
@@ -375,8 +375,7 @@ impl Nats {
             let message = self.cell_message(context, &cell)?;
             let count = part.len() as u64;
             let batch = self.as_batch(owner, context.partition, message, part);
-            let answer =
-                self.ask_stream(context, Holds::Values, || Ask::Last(batch.clone())).await?;
+            let answer = self.ask_stream(context, Holds::Values, &Ask::Last(batch)).await?;
             let sequence = self.cell_moved(context, &cell, &answer, count)?;
             sequences.extend(sequence + 1..=sequence + count);
             if is_whole {

@@ -8,16 +8,19 @@
 //! consumer of it. A stream is the stream `STREAM_<namespace>_<stream>` over the subject
 //! `$STREAM.<namespace>.<stream>`, a queue the work-queue stream `QUEUE_<namespace>_<queue>`.
 //!
-//! The client is async-nats on the thread beside the shards, reached over a bridge; one connection per shard. It carries
-//! messages to subjects and answers back; what they mean is said here, on the shard. All calls of a loop turn go over together,
-//! and leave in as few writes as the socket takes; their answers are awaited side by side.
+//! Whatever is answered by one message (publishes, acknowledged or not, single reads, management) goes over a connection of the shard's own,
+//! on its ring: all calls of a loop turn leave in one write, and their answers are awaited side by side. What is answered by several messages
+//! or goes on (scans, subscriptions, what consumers hand out) goes over async-nats, on the thread beside the shards, reached over a bridge; its
+//! connection is made when it is first needed. Both carry messages to subjects and answers back; what they mean is said here, on the shard.
 //!
-//! - `config`: where it is and how patient to be
-//! - `link`, `session`: the two ends of the bridge; outages survived (with [`crate::breaker`]); `table`: the calls under way
+//! - `config`: where it is and how patient to be; `login`: who we are
+//! - `link`: the two ways; `wire`: the shard's own connection
+//! - `session`: the other end of the bridge; `table`: the calls under way there. Both survive outages (with [`crate::breaker`])
 //! - `inbox`: what comes to a subject, on its way to the shard
 //! - `errors`: what goes wrong, as failures that name backend and namespace
 //! - `subject`: keys as subjects, and back
 //! - `jetstream`: what is asked of JetStream and what it answers; `holds`: the streams that namespaces lie in
+//! - `leader`: reads of streams with replicas
 //! - `operation`: what a write does to a key, decided on the shard
 //! - `keyvalue`, `scan`: the interfaces
 //! - `event`: events as messages, and back; `pubsub`: the interfaces of topics
@@ -42,7 +45,9 @@ mod jetstream;
 mod keyvalue;
 mod lane;
 mod lane_events;
+mod leader;
 mod link;
+mod login;
 mod operation;
 mod place;
 mod pubsub;
@@ -55,6 +60,7 @@ mod session;
 mod stream;
 mod subject;
 mod table;
+mod wire;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -116,8 +122,8 @@ crate::backend! {
 impl Nats {
     /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: NatsConfig) -> Self {
+        let streams = Streams::new(config.replicas);
         let link = Rc::new(Link::start(config));
-        let streams = Streams::default();
         Nats {
             link,
             streams,
@@ -130,6 +136,11 @@ impl Nats {
         }
     }
 
+    /// Has the streams of a namespace that are made from now on have so many replicas; nothing: as the configuration says.
+    pub fn replicate(&self, namespace: u32, replicas: Option<u16>) {
+        self.streams.replicate(namespace, replicas);
+    }
+
     /// What the connection has done so far.
     pub fn facts(&self) -> ConnectionFacts {
         self.link.facts()
@@ -139,6 +150,7 @@ impl Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         self.deliveries.stop();
+        self.link.stop();
     }
 }
 

@@ -230,8 +230,8 @@ impl Nats {
         operation: &Operation<'_>,
         expected: Option<u64>,
     ) -> Result<Stored, Error> {
-        let ask = || Ask::One(operation.message(context, expected));
-        match self.ask_stream(context, Holds::Values, ask).await? {
+        let ask = Ask::One(operation.message(context, expected));
+        match self.ask_stream(context, Holds::Values, &ask).await? {
             Answer::One(message) => stored(context, &message),
             _ => Err(errors::unexpected(context)),
         }
@@ -249,8 +249,8 @@ impl Nats {
         let message = |(operation, expected): &(Operation<'_>, Option<u64>)| {
             operation.message(context, *expected)
         };
-        let ask = || Ask::Each(operations.iter().map(message).collect());
-        match self.ask_stream(context, Holds::Values, ask).await? {
+        let ask = Ask::Each(operations.iter().map(message).collect());
+        match self.ask_stream(context, Holds::Values, &ask).await? {
             Answer::Several(messages) if messages.len() == operations.len() => {
                 Ok(messages.iter().map(|message| stored(context, message)).collect())
             }

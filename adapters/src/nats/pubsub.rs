@@ -200,7 +200,7 @@ impl Nats {
         }
         let (published, sent) = self.outgoing_all(context, topic, messages);
         if !sent.is_empty() {
-            self.link.call(context, Ask::Tell(sent)).await?;
+            self.link.call(context, &Ask::Tell(sent)).await?;
         }
         Ok(published.into_iter().map(|one| one.map(|id| (id, None))).collect())
     }
@@ -215,7 +215,7 @@ impl Nats {
         let (published, sent) = self.outgoing_all(context, topic, messages);
         let mut sequences = Vec::with_capacity(sent.len());
         if !sent.is_empty() {
-            let answer = self.ask_stream(context, Holds::Events, || Ask::Each(sent.clone())).await;
+            let answer = self.ask_stream(context, Holds::Events, &Ask::Each(sent)).await;
             if answer.as_ref().is_err_and(Error::is_retryable) {
                 // Somebody may have deleted it.
                 self.streams.forget(context, Holds::Events);
@@ -288,7 +288,7 @@ impl Nats {
         let inbox = Arc::new(Inbox::default());
         let tail = Rc::new(Tail(inbox.clone()));
         let subject = subject(context.namespace_name, &key.1);
-        self.link.call(context, Ask::Subscribe(subject.into(), inbox.clone())).await?;
+        self.link.call(context, &Ask::subscribe(subject, inbox.clone())).await?;
         let (topics, namespace_name) = (self.topics.clone(), context.namespace_name.into());
         let follower = Follower { topics, key, namespace_name, inbox };
         rt::spawn(follower.run(Rc::downgrade(&tail)));

@@ -1,4 +1,5 @@
-//! The other end of the bridge: a connection of async-nats, on the thread beside the shards.
+//! The other end of the bridge: a connection of async-nats, on the thread beside the shards, for what is answered by several messages or
+//! goes on.
 //!
 //! It carries messages and their answers, and knows nothing of what they mean. Answers come to one subject of the connection's
 //! own, with the call's number in it. A client of async-nats lives for one connection: it would make the next one by itself, but
@@ -21,15 +22,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::config::{Login, NatsConfig};
+use super::config::NatsConfig;
 use super::errors::Outage;
 use super::inbox::{Inbox, forward};
-use super::link::{Answer, Ask, Asked, Outgoing, State};
+use super::link::{Answer, Asked, Beside, Outgoing, State};
+use super::login::{Proof, prove};
+use super::login::check_version;
 use super::table::{ANSWERS_PER_CALL_MAX, Gathering, Table, Waiting};
 use crate::breaker::{Breaker, Circuit};
-
-/// The oldest server that has what is asked of it: atomic batches of messages, and their expiry.
-const VERSION_MIN: (u64, u64) = (2, 12);
 
 /// Answers that may wait until they are taken. A call that is answered by several asks for a bounded number.
 const ANSWERS_MAX: usize = 1 << 18;
@@ -48,7 +48,7 @@ pub(super) async fn drive(config: NatsConfig, bridge: Bridge, state: Arc<State>)
     let mut outage = Outage::closed();
     loop {
         breaker.attempt();
-        let attempt = connect(&config);
+        let attempt = connect(&config, state.server.load(Ordering::Relaxed));
         let connected = match breaker.circuit() {
             Circuit::Closed => Some(attempt.await),
             _ => refuse_during(&bridge, &outage, attempt).await,
@@ -57,12 +57,9 @@ pub(super) async fn drive(config: NatsConfig, bridge: Bridge, state: Arc<State>)
         let due_ns = match connected {
             Ok(session) => {
                 breaker.succeeded();
-                state.payload_bytes_max.store(session.client.max_payload(), Ordering::Relaxed);
                 state.connects.fetch_add(1, Ordering::Relaxed);
-                state.is_connected.store(true, Ordering::Relaxed);
                 let since_ns = monotonic_ns();
                 let ended = session.serve(&bridge).await;
-                state.is_connected.store(false, Ordering::Relaxed);
                 let Some(reason) = ended else { return };
                 outage = reason;
                 let now_ns = monotonic_ns();
@@ -112,21 +109,19 @@ struct Session {
     table: Arc<Table>,
 }
 
-async fn connect(config: &NatsConfig) -> Result<Session, Outage> {
-    // One attempt looks the name up and tries each of its addresses; each of them has the client's own time limit.
-    let whole = timeout(config.connect_timeout, open(config)).await;
-    whole.unwrap_or_else(|_| Err(Outage::connect_timed_out(config.connect_timeout)))
+async fn connect(config: &NatsConfig, first: usize) -> Result<Session, Outage> {
+    // One attempt looks the names up and tries each of their addresses; each of them has the client's own time limit.
+    let patience = config.connect_timeout * u32::try_from(config.servers()).unwrap_or(1);
+    let whole = timeout(patience, open(config, first)).await;
+    whole.unwrap_or_else(|_| Err(Outage::connect_timed_out(patience)))
 }
 
-async fn open(config: &NatsConfig) -> Result<Session, Outage> {
+async fn open(config: &NatsConfig, first: usize) -> Result<Session, Outage> {
     let (events_in, events) = mpsc::channel(EVENTS_MAX);
-    let client = options(config, events_in).connect(config.url()).await;
+    let client = options(config, events_in).connect(config.urls(first)).await;
     let client = client.map_err(|error| Outage::of_connecting(&error))?;
     let info = client.server_info();
-    if !is_new_enough(&info.version) {
-        let (major, minor) = VERSION_MIN;
-        return Err(Outage::too_old(&info.version, &format!("{major}.{minor}")));
-    }
+    check_version(&info.version)?;
     let mut inbox = client.new_inbox();
     let answers = client.subscribe(format!("{inbox}.*")).await;
     let answers = answers.map_err(|_| Outage::lost())?;
@@ -144,7 +139,7 @@ fn options(config: &NatsConfig, events: mpsc::Sender<Event>) -> ConnectOptions {
         async move {
             match is_again {
                 true => Err(AuthError::new("one connection each")),
-                false => authenticate(login.as_ref(), &nonce).map_err(AuthError::new),
+                false => prove(login.as_ref(), &nonce).map(authenticate).map_err(AuthError::new),
             }
         }
     });
@@ -158,6 +153,7 @@ fn options(config: &NatsConfig, events: mpsc::Sender<Event>) -> ConnectOptions {
         .client_capacity(UNSENT_MAX)
         .max_reconnects(1)
         .reconnect_delay_callback(|_| Duration::ZERO)
+        .retain_servers_order()
         .ignore_discovered_servers()
         .event_callback(move |event| {
             let events = events.clone();
@@ -169,46 +165,13 @@ fn options(config: &NatsConfig, events: mpsc::Sender<Event>) -> ConnectOptions {
     }
 }
 
-fn authenticate(login: Option<&Login>, nonce: &[u8]) -> Result<Auth, String> {
+/// A proof as the client wants it.
+fn authenticate(proof: Proof) -> Auth {
     let mut auth = Auth::new();
-    match login {
-        None => {}
-        Some(Login::Password { user, password }) => {
-            (auth.username, auth.password) = (Some(user.clone()), Some(password.clone()));
-        }
-        Some(Login::Token(token)) => auth.token = Some(token.clone()),
-        Some(Login::NKey(seed)) => {
-            let (key, signature) = sign(seed, nonce)?;
-            (auth.nkey, auth.signature) = (Some(key), Some(signature));
-        }
-        Some(Login::Credentials(file)) => {
-            let jwt = section(file, "NATS USER JWT").ok_or("there is no JWT in the credentials")?;
-            let seed =
-                section(file, "USER NKEY SEED").ok_or("there is no key in the credentials")?;
-            let (_, signature) = sign(seed, nonce)?;
-            (auth.jwt, auth.signature) = (Some(jwt.to_owned()), Some(signature));
-        }
-    }
-    Ok(auth)
-}
-
-fn sign(seed: &str, nonce: &[u8]) -> Result<(String, Vec<u8>), String> {
-    let key = nkeys::KeyPair::from_seed(seed.trim()).map_err(|error| error.to_string())?;
-    let signature = key.sign(nonce).map_err(|error| error.to_string())?;
-    Ok((key.public_key(), signature))
-}
-
-/// The line between the marks of a section of a credentials file.
-fn section<'a>(file: &'a str, name: &str) -> Option<&'a str> {
-    let mut lines = file.lines().skip_while(|line| !line.contains(&format!("BEGIN {name}")));
-    lines.next()?;
-    lines.map(str::trim).find(|line| !line.is_empty()).filter(|line| !line.starts_with('-'))
-}
-
-fn is_new_enough(version: &str) -> bool {
-    let mut numbers = version.split(['.', '-']).map(|number| number.parse::<u64>().ok());
-    let found = numbers.next().flatten().zip(numbers.next().flatten());
-    found.is_some_and(|found| found >= VERSION_MIN)
+    (auth.username, auth.password) = (proof.user, proof.password);
+    (auth.token, auth.jwt) = (proof.token, proof.jwt);
+    (auth.nkey, auth.signature) = (proof.nkey, proof.signature);
+    auth
 }
 
 impl Session {
@@ -242,20 +205,26 @@ async fn write(
             continue;
         }
         let gathering = match &ask {
-            Ask::Many(_) => Gathering::many(ANSWERS_PER_CALL_MAX),
-            Ask::Pull(_, count) => Gathering::many(*count),
-            Ask::Each(messages) => Gathering::each(messages.len()),
-            Ask::One(_) | Ask::Last(_) | Ask::Tell(_) | Ask::Subscribe(..) => Gathering::One,
+            Beside::Many(_) => Gathering::many(ANSWERS_PER_CALL_MAX),
+            Beside::Pull(_, count) => Gathering::many(*count),
+            Beside::Subscribe(..) => Gathering::One,
         };
-        let waiting = Waiting { ticket, subject: ask.subject(), gathering };
+        let waiting = Waiting { ticket, subject: ask.subject().clone(), gathering };
         let number = table.put(waiting, patience);
         let sent = match ask {
-            Ask::Subscribe(subject, into) => {
+            Beside::Subscribe(subject, into) => {
                 while subscriptions.try_join_next().is_some() {}
                 table.subscribed(subject.clone(), &into);
-                subscribe(client, subject, into, &mut subscriptions).await
+                match subscribe(client, subject, into, &mut subscriptions).await {
+                    Ok(()) => {
+                        // The server hands us this back after it has taken what came before.
+                        let echo = Outgoing::plain(format!("{inbox}{number}"), Bytes::new());
+                        publish(client, echo, None).await
+                    }
+                    Err(failed) => Err(failed),
+                }
             }
-            Ask::Pull(message, _) => {
+            Beside::Pull(message, _) => {
                 while subscriptions.try_join_next().is_some() {}
                 let reply = format!("{inbox}pull.{number}");
                 match client.subscribe(reply.clone()).await {
@@ -263,21 +232,14 @@ async fn write(
                         // Nobody listens for an answer that is later than this.
                         let gathered = gather(pulled, number, table.clone());
                         subscriptions.spawn(async move { drop(timeout(patience, gathered).await) });
-                        publish(client, message, Some(reply)).await.map(|()| Sent::Answered)
+                        publish(client, message, Some(reply)).await
                     }
                     Err(_) => Err(None),
                 }
             }
-            ask => send(client, inbox, number, ask).await,
-        };
-        let sent = match sent {
-            Ok(Sent::Answered) => Ok(()),
-            Ok(Sent::Unanswered) => {
-                // The server hands us this back after it has taken what came before.
-                let echo = Outgoing::plain(format!("{inbox}{number}"), Bytes::new());
-                publish(client, echo, None).await
+            Beside::Many(message) => {
+                publish(client, message, Some(format!("{inbox}{number}"))).await
             }
-            Err(failed) => Err(failed),
         };
         if let Err(failed) = sent {
             let Some(outage) = failed else { return Some(Outage::lost()) };
@@ -287,50 +249,15 @@ async fn write(
     None
 }
 
-/// Whether somebody answers what was sent.
-enum Sent {
-    Answered,
-    Unanswered,
-}
-
 async fn subscribe(
     client: &Client,
     subject: Subject,
     into: Arc<Inbox>,
     subscriptions: &mut JoinSet<()>,
-) -> Result<Sent, Option<Outage>> {
+) -> Result<(), Option<Outage>> {
     let subscriber = client.subscribe(subject).await.map_err(|_| None)?;
     subscriptions.spawn(forward(subscriber, into));
-    Ok(Sent::Unanswered)
-}
-
-/// Hands the messages of a call to the client. Fails with nothing where the client is gone.
-async fn send(client: &Client, inbox: &str, number: u64, ask: Ask) -> Result<Sent, Option<Outage>> {
-    match ask {
-        Ask::One(message) | Ask::Many(message) => {
-            publish(client, message, Some(format!("{inbox}{number}"))).await?;
-        }
-        Ask::Each(messages) => {
-            for (index, message) in messages.into_iter().enumerate() {
-                publish(client, message, Some(format!("{inbox}{number}-{index}"))).await?;
-            }
-        }
-        Ask::Last(messages) => {
-            let count = messages.len();
-            for (index, message) in messages.into_iter().enumerate() {
-                let reply = (index + 1 == count).then(|| format!("{inbox}{number}"));
-                publish(client, message, reply).await?;
-            }
-        }
-        Ask::Tell(messages) => {
-            for message in messages {
-                publish(client, message, None).await?;
-            }
-            return Ok(Sent::Unanswered);
-        }
-        Ask::Pull(..) | Ask::Subscribe(..) => return Ok(Sent::Unanswered),
-    }
-    Ok(Sent::Answered)
+    Ok(())
 }
 
 async fn publish(
@@ -358,7 +285,7 @@ async fn publish(
 /// Hands out the messages that answer one call, which come under their own subjects, until it has all of them or has ended.
 async fn gather(mut pulled: Subscriber, number: u64, table: Arc<Table>) {
     while let Some(message) = pulled.next().await {
-        if !table.answer(number, 0, message) {
+        if !table.answer(number, message) {
             return;
         }
     }
@@ -368,12 +295,8 @@ async fn gather(mut pulled: Subscriber, number: u64, table: Arc<Table>) {
 async fn read(answers: &mut Subscriber, inbox_len: usize, table: &Table) {
     while let Some(message) = answers.next().await {
         let number = message.subject.get(inbox_len..).unwrap_or_default();
-        let (number, index) = match number.split_once('-') {
-            Some((number, index)) => (number, index.parse().unwrap_or(usize::MAX)),
-            None => (number, 0),
-        };
         if let Ok(number) = number.parse() {
-            table.answer(number, index, message);
+            table.answer(number, message);
         }
     }
 }
@@ -417,53 +340,5 @@ async fn watch(table: &Table, patience: Duration) -> Outage {
             return outage;
         }
         table.fail(number, &outage);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_compared_by_number() {
-        for (version, is_enough) in [
-            ("2.12.0", true),
-            ("2.15.2", true),
-            ("3.0.0-beta.1", true),
-            ("2.9.25", false),
-            ("2.11.99", false),
-            ("", false),
-            ("two", false),
-        ] {
-            assert_eq!(is_new_enough(version), is_enough, "{version}");
-        }
-    }
-
-    #[test]
-    fn a_credentials_file_has_a_jwt_and_a_seed() {
-        let file = "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.sig\n------END NATS USER JWT------\n\n\
-                    ************************* IMPORTANT *************************\n\n\
-                    -----BEGIN USER NKEY SEED-----\nSUAB\n------END USER NKEY SEED------\n";
-        assert_eq!(section(file, "NATS USER JWT"), Some("eyJ0.eyJq.sig"));
-        assert_eq!(section(file, "USER NKEY SEED"), Some("SUAB"));
-        assert_eq!(section("", "USER NKEY SEED"), None);
-        let empty = "-----BEGIN USER NKEY SEED-----\n------END USER NKEY SEED------\n";
-        assert_eq!(section(empty, "USER NKEY SEED"), None);
-    }
-
-    #[test]
-    fn every_login_is_shown_to_the_server() {
-        let key = nkeys::KeyPair::new_user();
-        let seed = key.seed().unwrap();
-        let auth = authenticate(Some(&Login::NKey(seed.clone())), b"nonce").unwrap();
-        key.verify(b"nonce", &auth.signature.unwrap()).unwrap();
-        assert_eq!(auth.nkey, Some(key.public_key()));
-        let file = format!(
-            "-----BEGIN NATS USER JWT-----\na.b.c\n---\n-----BEGIN USER NKEY SEED-----\n{seed}\n---\n"
-        );
-        let auth = authenticate(Some(&Login::Credentials(file)), b"nonce").unwrap();
-        key.verify(b"nonce", &auth.signature.unwrap()).unwrap();
-        assert_eq!(auth.jwt.as_deref(), Some("a.b.c"));
-        assert!(authenticate(Some(&Login::NKey("guess".to_owned())), b"nonce").is_err());
     }
 }

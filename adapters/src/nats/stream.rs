@@ -177,7 +177,7 @@ impl Nats {
             .collect();
         let mut appended = Vec::with_capacity(sent.len());
         if !sent.is_empty() {
-            let answer = self.ask_stream(context, holds, || Ask::Each(sent.clone())).await;
+            let answer = self.ask_stream(context, holds, &Ask::Each(sent)).await;
             if answer.as_ref().is_err_and(Error::is_retryable) {
                 // Somebody may have deleted it.
                 self.streams.forget(context, holds);

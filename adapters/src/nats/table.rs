@@ -1,4 +1,4 @@
-//! The calls under way on a connection, each with what has come of its answer.
+//! The calls under way on the client's connection, each with what has come of its answer.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,7 +20,7 @@ pub(super) const ANSWERS_PER_CALL_MAX: usize = 2049;
 /// A call whose answer has not come.
 pub(super) struct Waiting {
     pub(super) ticket: Ticket<Asked, Answer>,
-    pub(super) subject: Option<Subject>,
+    pub(super) subject: Subject,
     pub(super) gathering: Gathering,
 }
 
@@ -29,19 +29,11 @@ pub(super) enum Gathering {
     One,
     /// Until one has a status, or there are so many.
     Many(Vec<Message>, usize),
-    Each {
-        messages: Vec<Option<Message>>,
-        missing: usize,
-    },
 }
 
 impl Gathering {
     pub(super) fn many(count: usize) -> Self {
         Gathering::Many(Vec::new(), count.min(ANSWERS_PER_CALL_MAX))
-    }
-
-    pub(super) fn each(count: usize) -> Self {
-        Gathering::Each { messages: (0..count).map(|_| None).collect(), missing: count }
     }
 }
 
@@ -86,7 +78,7 @@ impl Table {
     }
 
     /// Adds what has come to what a call waits for; whether it goes on waiting.
-    pub(super) fn answer(&self, number: u64, index: usize, message: Message) -> bool {
+    pub(super) fn answer(&self, number: u64, message: Message) -> bool {
         let mut calls = self.lock();
         calls.heard = Some(Instant::now());
         let Some(waiting) = calls.waiting.get_mut(&number) else { return false };
@@ -99,19 +91,6 @@ impl Table {
                     return true;
                 }
                 let messages = std::mem::take(messages);
-                calls.complete(number, Answer::Several(messages));
-                return false;
-            }
-            Gathering::Each { messages, missing } => {
-                if let Some(place) = messages.get_mut(index)
-                    && place.replace(message).is_none()
-                {
-                    *missing -= 1;
-                }
-                if *missing > 0 {
-                    return true;
-                }
-                let messages = std::mem::take(messages).into_iter().flatten().collect();
                 calls.complete(number, Answer::Several(messages));
                 return false;
             }
@@ -134,9 +113,7 @@ impl Table {
     pub(super) fn refuse(&self, text: &str) {
         let outage = Outage::credentials_refused(text);
         let mut calls = self.lock();
-        let is_meant = |waiting: &Waiting| {
-            waiting.subject.as_ref().is_some_and(|subject| text.contains(&format!("\"{subject}\"")))
-        };
+        let is_meant = |waiting: &Waiting| text.contains(&format!("\"{}\"", waiting.subject));
         let refused: Vec<u64> =
             calls.waiting.iter().filter(|(_, one)| is_meant(one)).map(|(one, _)| *one).collect();
         for number in refused {

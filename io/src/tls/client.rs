@@ -121,6 +121,16 @@ impl Connector {
         Ok(Self { config: Arc::new(config), name })
     }
 
+    /// The same for another server of the same backend, whose certificate is for `name`.
+    ///
+    /// # Errors
+    /// No certificate could have that name.
+    pub fn for_host(&self, name: &str) -> Result<Self, ConnectorError> {
+        let parsed = ServerName::try_from(name.to_owned());
+        let name = parsed.map_err(|_| ConnectorError::Name(name.to_owned()))?;
+        Ok(Self { config: self.config.clone(), name })
+    }
+
     /// The same as a client of a backend wants it that brings its own connections. The name is for it to know.
     pub fn client_config(&self) -> ClientConfig {
         (*self.config).clone()

@@ -241,8 +241,14 @@ impl QueueDelayed for Nats {
         let holds = Holds::Messages(request.queue);
         let mut count = 0;
         if self.has_stream(context, holds).await? {
-            // The server tells with the first how many are behind it.
             let subjects = later_subject(context, request.queue, "*");
+            self.ensure_stream(context, holds).await?;
+            if self.streams.is_replicated(context, holds) {
+                count = self.count_by_leader(context, holds, &subjects).await?;
+                reply::GetScheduledCountResponse { count }.encode_raw(&mut reply.head);
+                return Ok(());
+            }
+            // The server tells with the first how many are behind it.
             let first = json!({ "seq": 1, "next_by_subj": subjects, "batch": 1 });
             let walked = self.read_batch(context, holds, first).await?;
             count = walked.records.len() as u64 + walked.behind;

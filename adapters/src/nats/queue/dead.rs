@@ -104,8 +104,8 @@ impl Nats {
     ) -> Result<(), Error> {
         if settings.keeps_dead {
             let dead = dead_letter(context, (queue, place.sequence), message, letter);
-            let ask = || Ask::One(dead.clone());
-            let Answer::One(answer) = self.ask_stream(context, Holds::Dead(queue), ask).await?
+            let ask = Ask::One(dead);
+            let Answer::One(answer) = self.ask_stream(context, Holds::Dead(queue), &ask).await?
             else {
                 return Err(errors::unexpected(context));
             };

@@ -235,7 +235,7 @@ impl Nats {
         }
         let subject = next_subject(&stream, &consumer_name(line.lane));
         let message = Outgoing::plain(subject, request.to_string().into());
-        let Answer::Several(messages) = self.link.call(context, Ask::Pull(message, count)).await?
+        let Answer::Several(messages) = self.link.call(context, &Ask::pull(message, count)).await?
         else {
             return Err(errors::unexpected(context));
         };

@@ -65,7 +65,7 @@ impl Nats {
         }
         let (lanes, messages): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
         let (holds, key) = (Holds::Messages(queue), (context.namespace, queue));
-        let answer = self.ask_stream(context, holds, || Ask::Each(messages.clone())).await;
+        let answer = self.ask_stream(context, holds, &Ask::Each(messages)).await;
         if answer.as_ref().is_err_and(Error::is_retryable) {
             // Somebody may have deleted it.
             self.streams.forget(context, holds);

@@ -124,9 +124,14 @@ impl Nats {
         queue: &str,
         sequence: u64,
     ) -> Result<Option<Message>, Error> {
-        let api = format!("$JS.API.DIRECT.GET.{}", Holds::Messages(queue).stream(context));
-        let request = json!({ "seq": sequence }).to_string();
-        let message = self.link.one(context, Outgoing::plain(api, request.into())).await?;
+        let (holds, request) = (Holds::Messages(queue), json!({ "seq": sequence }));
+        self.ensure_stream(context, holds).await?;
+        if self.streams.is_replicated(context, holds) {
+            return self.ask_leader_for(context, holds, request).await;
+        }
+        let api = format!("$JS.API.DIRECT.GET.{}", holds.stream(context));
+        let message = Outgoing::plain(api, request.to_string().into());
+        let message = self.link.one(context, message).await?;
         match status(&message) {
             0 => Ok(Some(message)),
             NOT_FOUND => Ok(None),
@@ -150,7 +155,7 @@ impl Nats {
         if messages.is_empty() {
             return Ok(());
         }
-        let Answer::Several(answers) = self.link.call(context, Ask::Each(messages)).await? else {
+        let Answer::Several(answers) = self.link.call(context, &Ask::Each(messages)).await? else {
             return Err(errors::unexpected(context));
         };
         if answers.iter().any(|answer| answer.status == Some(StatusCode::NO_RESPONDERS)) {

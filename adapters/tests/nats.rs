@@ -174,7 +174,7 @@ fn its_own_client_reads_and_writes_the_same_data() {
             assert!(response.swapped);
             let response: CompareAndSwapResponse = call(&nats, method, &request).await.unwrap();
             assert_eq!(&response.current.expect("it is another").value[..], b"swapped");
-            assert_eq!(nats.facts().connects, 1);
+            assert_eq!(nats.facts().connects, 2);
         })
     });
     stranger(&server, |jetstream| async move {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use prism_adapters::breaker::Backoff;
+use prism_adapters::ending::Endings as _;
 use prism_adapters::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::{Backend, Context, Limits, Reply, Revision};
@@ -20,6 +21,11 @@ use prism_proto::prism::keyvalue::v1::{
     CompareAndSwapResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse, SetRequest,
     SetResponse, compare_and_delete_request, compare_and_swap_request,
 };
+use prism_proto::prism::queue::v1::{
+    AcknowledgeRequest, AcknowledgeResponse, ExtendVisibilityRequest, ExtendVisibilityResponse,
+    ReceiveRequest, ReceiveResponse, SendRequest, SendResponse,
+};
+use prism_proto::prism::r#type::v1 as queued;
 use prost::Message;
 use servers::{LONG, OwnNats, Proxy};
 
@@ -320,5 +326,104 @@ fn records_have_one_effect_while_the_connection_is_cut_again_and_again() {
         done.set(true);
         assert!(failures > 0, "no cut came at a bad moment");
         assert_eq!(get(&nats, "counter").await.unwrap().0, RECORDS.to_string().into_bytes());
+    });
+}
+
+/// Calls about a queue that have no record.
+async fn unlogged<R: Message + Default>(
+    nats: &Nats,
+    method: Method,
+    request: &impl Message,
+) -> Result<R, prism_adapters::Error> {
+    let mut reply = Reply::default();
+    nats.unary(&context(0), method, &request.encode_to_vec(), &mut reply).await?;
+    Ok(R::decode(reply.to_bytes()).expect("a valid message"))
+}
+
+/// Sends a message to a queue and receives it; the receipt.
+async fn received(nats: &Nats) -> String {
+    let (namespace, queue) = (namespace(), "jobs".to_owned());
+    let message = Some(queued::Message { payload: "x".into(), ..Default::default() });
+    let request = SendRequest { namespace: namespace.clone(), queue: queue.clone(), message };
+    unlogged::<SendResponse>(nats, Method::QUEUE_SEND, &request).await.unwrap();
+    let visibility_timeout = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+    let request =
+        ReceiveRequest { namespace, queue, max_messages: 1, visibility_timeout, wait: None };
+    let until = Instant::now() + LONG;
+    loop {
+        let answer = unlogged::<ReceiveResponse>(nats, Method::QUEUE_RECEIVE, &request).await;
+        if let Some(delivery) = answer.unwrap().deliveries.pop() {
+            return delivery.receipt;
+        }
+        assert!(Instant::now() < until, "it is not delivered");
+        rt::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn acknowledge(receipt: &str) -> AcknowledgeRequest {
+    let (namespace, queue) = (namespace(), "jobs".to_owned());
+    AcknowledgeRequest { namespace, queue, receipts: vec![receipt.to_owned()] }
+}
+
+#[test]
+fn an_acknowledgement_that_arrives_twice_says_twice_that_it_is_done() {
+    let server = OwnNats::start("");
+    let config = config(server.address);
+    run(async move {
+        let nats = begun(config.clone()).await;
+        let receipt = received(&nats).await;
+        let calls = [(Method::QUEUE_ACKNOWLEDGE, acknowledge(&receipt).encode_to_vec())];
+        let apply = async |nats: &Nats, lane_seq: u64| {
+            let mut outcomes = Vec::new();
+            nats.apply(&OWNER, &records(lane_seq, &calls), &mut outcomes).await.unwrap();
+            let mut results = answer::<AcknowledgeResponse>(&outcomes[0]).results;
+            results.pop().unwrap().status.map(|status| status.code)
+        };
+        assert_eq!(apply(&nats, 1).await, None);
+        // As if somebody had died before the cell was moved: this Prism, or the one before it.
+        let begins = Cell { owner: OWNER, lane_seq: 0 };
+        let other = Nats::start(config);
+        for nats in [&nats, &other] {
+            assert_eq!(resumed(nats).await.map(|cell| cell.lane_seq), Some(1));
+            nats.set_cell(&context(0), &begins).await.unwrap();
+            assert_eq!(resumed(nats).await, Some(begins));
+            assert_eq!(apply(nats, 1).await, None);
+        }
+        // Another record that comes with the same receipt, later than any that could have been lost, is told that it is over.
+        other.set_cell(&context(0), &Cell { lane_seq: 999, ..begins }).await.unwrap();
+        assert!(apply(&other, 1000).await.is_some());
+    });
+}
+
+#[test]
+fn what_is_no_value_is_no_data_of_a_bucket() {
+    let server = OwnNats::start("");
+    let config = config(server.address);
+    run(async move {
+        let nats = Nats::start(config);
+        let holds = async || nats.holds_data(&context(0)).await.unwrap();
+        assert!(!holds().await, "there is nothing at all");
+        assert_eq!(resumed(&nats).await, None);
+        nats.set_cell(&context(0), &Cell { owner: OWNER, lane_seq: 0 }).await.unwrap();
+        assert!(!holds().await, "a lane's cell");
+        let receipt = received(&nats).await;
+        assert!(holds().await, "a message of a queue");
+        let visibility_timeout = Some(prost_types::Duration { seconds: 7200, nanos: 0 });
+        let (namespace, queue) = (namespace(), "jobs".to_owned());
+        let extend = ExtendVisibilityRequest {
+            namespace,
+            queue,
+            receipt: receipt.clone(),
+            visibility_timeout,
+        };
+        let method = Method::QUEUE_EXTEND_VISIBILITY;
+        unlogged::<ExtendVisibilityResponse>(&nats, method, &extend).await.unwrap();
+        let (method, request) = (Method::QUEUE_ACKNOWLEDGE, acknowledge(&receipt));
+        unlogged::<AcknowledgeResponse>(&nats, method, &request).await.unwrap();
+        assert!(!holds().await, "the mark of a lease");
+        for (call, has_data) in [(set("a", b"1"), true), (delete("a"), false)] {
+            nats.unary(&context(0), call.0, &call.1, &mut Reply::default()).await.unwrap();
+            assert_eq!(holds().await, has_data, "a value, and the mark of one that was deleted");
+        }
     });
 }

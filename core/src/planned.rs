@@ -191,7 +191,8 @@ pub(crate) fn configured(document: &Document) -> Hindrance {
 
 /// How a plan has topics be made; nothing where it has none.
 fn topic_shape(plan: &Plan) -> TopicShape {
-    let Some(part) = plan.parts.iter().find(|part| part.kind == BackendType::Kafka) else {
+    let has_topics = |kind| matches!(kind, BackendType::Kafka | BackendType::Nats);
+    let Some(part) = plan.parts.iter().find(|part| has_topics(part.kind)) else {
         return TopicShape::default();
     };
     TopicShape {

@@ -7,26 +7,30 @@ use serde_json::{Value, json};
 
 use super::Nats;
 use super::errors;
-use super::jetstream::{ApiFailure, Holds, STREAM_NOT_FOUND};
+use super::jetstream::{ApiFailure, Holds, Record, STREAM_NOT_FOUND};
 use super::subject;
 use crate::call::Context;
 use crate::ending::Endings;
 use crate::error::Error;
+use crate::interfaces::keyvalue_selection::PAGE_BYTES;
 
 /// What the names of streams begin with of which a namespace may have many.
 const KINDS: [&str; 3] = ["STREAM", "QUEUE", "DEAD"];
 
+/// Messages of a bucket that are looked at with one read.
+const PAGE_MESSAGES: usize = 256;
+
 impl Endings for Nats {
     async fn holds_data(&self, context: &Context<'_>) -> Result<bool, Error> {
         for stream in self.streams_of(context).await? {
-            // Of a bucket the cells of lanes are none of its data.
-            let cells = subject::of_cells(context.namespace_name);
-            let request = json!({ "subjects_filter": cells });
-            let Some(info) = self.api_of(context, "INFO", &stream, &request).await? else {
+            let Some(info) = self.api_of(context, "INFO", &stream, &json!({})).await? else {
                 continue;
             };
-            let cells = info["state"]["subjects"].as_object().map_or(0, |cells| cells.len() as u64);
-            if info["state"]["messages"].as_u64().unwrap_or(0) > cells {
+            if info["state"]["messages"].as_u64().unwrap_or(0) == 0 {
+                continue;
+            }
+            let is_bucket = stream == Holds::Values.stream(context);
+            if !is_bucket || self.bucket_holds_values(context).await? {
                 return Ok(true);
             }
         }
@@ -45,11 +49,39 @@ impl Endings for Nats {
         }
         self.streams.forget_all(context);
         self.cells.borrow_mut().retain(|(namespace, _), _| *namespace != context.namespace);
+        self.resumed.borrow_mut().retain(|(namespace, _), _| *namespace != context.namespace);
         Ok(())
     }
 }
 
 impl Nats {
+    /// Whether there is a value in the namespace's bucket: what keeps the place of something else there is none, and neither are the marks
+    /// that deletes have left.
+    async fn bucket_holds_values(&self, context: &Context<'_>) -> Result<bool, Error> {
+        let mut all = String::new();
+        subject::put_bucket(&mut all, context.namespace_name);
+        all.push('>');
+        let mut next = 1;
+        loop {
+            let page = match self.walk(context, &all, next, PAGE_MESSAGES, PAGE_BYTES).await {
+                // It is somebody else's, with whatever is in it.
+                Err(error) if error.reason() == "BACKEND_STREAM_UNFIT" => return Ok(true),
+                page => page?,
+            };
+            let is_value = |record: &Record| {
+                record.value.is_some()
+                    && !subject::is_beside(context.namespace_name, &record.subject)
+            };
+            if page.records.iter().any(is_value) {
+                return Ok(true);
+            }
+            match page.records.last() {
+                Some(last) if page.behind > 0 => next = last.sequence + 1,
+                _ => return Ok(false),
+            }
+        }
+    }
+
     /// The names of the namespace's streams.
     async fn streams_of(&self, context: &Context<'_>) -> Result<Vec<String>, Error> {
         let whole = [Holds::Values, Holds::Events].map(|holds| holds.stream(context));

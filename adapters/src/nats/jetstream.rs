@@ -28,6 +28,7 @@ use crate::error::Error;
 /// Headers of JetStream. <https://docs.nats.io/nats-concepts/jetstream/headers>
 pub(super) const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 pub(super) const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
+pub(super) const EXPECTED_LAST_MESSAGE_ID: &str = "Nats-Expected-Last-Msg-Id";
 pub(super) const TIME_STAMP: &str = "Nats-Time-Stamp";
 pub(super) const KV_OPERATION: &str = "KV-Operation";
 pub(super) const TTL: &str = "Nats-TTL";
@@ -199,7 +200,7 @@ pub(super) fn status(message: &Message) -> u16 {
 }
 
 /// The last header of this name: those of the server come after the message's own.
-fn header<'a>(message: &'a Message, name: &'static str) -> Option<&'a str> {
+pub(super) fn header<'a>(message: &'a Message, name: &'static str) -> Option<&'a str> {
     message.headers.as_ref()?.get_last(name).map(HeaderValue::as_str)
 }
 

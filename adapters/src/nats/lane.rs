@@ -53,7 +53,7 @@ pub(super) struct Held {
     lane_seq: u64,
 }
 
-fn lane(context: &Context<'_>) -> (u32, u16) {
+pub(super) fn lane(context: &Context<'_>) -> (u32, u16) {
     (context.namespace, context.partition)
 }
 
@@ -69,10 +69,12 @@ impl LaneBackend for Nats {
         let mut held = Held { sequence: found.sequence, lane_seq: 0 };
         let Some(value) = found.value else {
             self.cells.borrow_mut().insert(lane(context), held);
+            self.note_resumed(context, 0);
             return Ok(None);
         };
         let cell = Cell::parse(&value).ok_or_else(|| errors::cell_unreadable(context, &subject))?;
         held.lane_seq = cell.lane_seq;
+        self.note_resumed(context, cell.lane_seq);
         self.cells.borrow_mut().insert(lane(context), held);
         // A lane of another data directory is left as it is.
         if cell.owner.directory_id == owner.directory_id {

@@ -3,15 +3,22 @@
 //! Between the two there is a gap, in which a batch may be sent a second time. An event keeps its identity then (`Nats-Msg-Id`), so that
 //! JetStream stores it once, as long as it remembers the first (`duplicate_window`, two minutes); who is only passing hears it twice.
 
+use std::collections::HashMap;
+
+use async_nats::HeaderMap;
 use futures_util::future::join_all;
 use prism_proto::catalogue::{Method, Model};
+use prism_proto::view::queue::{SendBatchRequest, SendDelayedRequest, SendRequest};
 use prism_proto::view::stream::{AppendBatchRequest, AppendRequest};
 
 use super::Nats;
-use super::jetstream::Holds;
-use super::lane::MESSAGE_TOO_LARGE;
+use super::errors::OUT_OF_ORDER;
+use super::event::MESSAGE_ID;
+use super::jetstream::{EXPECTED_LAST_MESSAGE_ID, Holds};
+use super::lane::{MESSAGE_TOO_LARGE, lane};
+use super::link::Outgoing;
 use crate::backend::Backend;
-use crate::call::Reply;
+use crate::call::{Context, Reply};
 use crate::error::{Error, Kind};
 use crate::lane::{Cell, LaneBackend, LaneOwner, LaneRecord, Outcome};
 
@@ -33,6 +40,18 @@ const REFUSALS: [&str; 9] = [
     "SHARING_NOT_OFFERED",
 ];
 
+/// Where a lane has begun again: what it was about to say of the records behind that may have been lost, though they were carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Resumed {
+    /// The number of the last record before them.
+    lane_seq: u64,
+    /// The LSN of the last of them, as far as they have come.
+    lsn: u64,
+}
+
+/// The identity of the message that was sent last, by stream.
+pub(super) type Chain = HashMap<Box<str>, Option<String>>;
+
 /// Whether a record is of this kind.
 pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
     record.method.interface().is_some_and(|interface| interface.model() != Model::KeyValue)
@@ -45,12 +64,36 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 impl Nats {
+    /// Notes that a lane begins again behind this record. No more records than one batch has were under way by then.
+    pub(super) fn note_resumed(&self, context: &Context<'_>, lane_seq: u64) {
+        self.resumed.borrow_mut().insert(lane(context), Resumed { lane_seq, lsn: 0 });
+    }
+
+    /// Notes which of the records may have been carried out before.
+    fn note_second(&self, records: &[LaneRecord<'_>]) {
+        let mut resumed = self.resumed.borrow_mut();
+        for LaneRecord { lane_seq, context, .. } in records {
+            if let Some(resumed) = resumed.get_mut(&lane(context))
+                && *lane_seq <= resumed.lane_seq + RECORDS_MAX as u64
+            {
+                resumed.lsn = resumed.lsn.max(context.revision.lsn);
+            }
+        }
+    }
+
+    /// Whether a call has a record that may have been carried out before.
+    pub(super) fn may_be_second(&self, context: &Context<'_>) -> bool {
+        let resumed = self.resumed.borrow().get(&lane(context)).copied().unwrap_or_default();
+        context.revision.is_logged() && context.revision.lsn <= resumed.lsn
+    }
+
     pub(super) async fn apply_events(
         &self,
         owner: &LaneOwner,
         records: &[LaneRecord<'_>],
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Error> {
+        self.note_second(records);
         // So that they begin in their order.
         for record in records {
             if let Some(holds) = stored_in(record) {
@@ -61,13 +104,7 @@ impl Nats {
         let mut rest = records;
         while !rest.is_empty() {
             let (batch, behind) = rest.split_at(batch_len(rest));
-            // They begin, and are sent, in their order.
-            let calls = join_all(batch.iter().map(|record| async move {
-                let mut reply = Reply::default();
-                self.unary(&record.context, record.method, record.request, &mut reply).await?;
-                Ok(reply)
-            }));
-            for outcome in calls.await {
+            for outcome in self.carry_out_events(batch).await {
                 match outcome {
                     Err(error) if !is_refusal(&error) => return Err(error),
                     outcome => outcomes.push(outcome),
@@ -81,6 +118,79 @@ impl Nats {
         }
         Ok(())
     }
+}
+
+impl Nats {
+    /// Carries records out side by side, so that they arrive in their order. A server by itself stores what one connection sends in that order;
+    /// a cluster may lose some on the way to a stream's leader and take what follows, so that there each message names the one before it. What
+    /// is refused because of that is carried out again, one after the other.
+    async fn carry_out_events(&self, batch: &[LaneRecord<'_>]) -> Vec<Outcome> {
+        let is_replicated = |record: &LaneRecord<'_>| {
+            let holds = stored_in(record).or_else(|| queue_of(record));
+            holds.is_some_and(|holds| self.streams.is_replicated(&record.context, holds))
+        };
+        let namespace = batch.first().map(|first| first.context.namespace);
+        let chained = namespace.filter(|_| batch.iter().any(is_replicated));
+        if let Some(namespace) = chained {
+            self.chains.borrow_mut().insert(namespace, Chain::default());
+        }
+        // They begin, and are sent, in their order.
+        let mut outcomes = join_all(batch.iter().map(|record| self.carry_out_event(record))).await;
+        if let Some(namespace) = chained {
+            self.chains.borrow_mut().remove(&namespace);
+        }
+        let is_late =
+            |outcome: &Outcome| outcome.as_ref().is_err_and(|error| error.reason() == OUT_OF_ORDER);
+        let Some(first) = outcomes.iter().position(is_late) else { return outcomes };
+        let stops = |outcome: &Outcome| {
+            outcome
+                .as_ref()
+                .is_err_and(|error| error.reason() != OUT_OF_ORDER && !is_refusal(error))
+        };
+        if !outcomes.iter().any(stops) {
+            for (record, outcome) in batch.iter().zip(&mut outcomes).skip(first) {
+                *outcome = self.carry_out_event(record).await;
+                if stops(outcome) {
+                    break;
+                }
+            }
+        }
+        outcomes
+    }
+
+    async fn carry_out_event(&self, record: &LaneRecord<'_>) -> Outcome {
+        let mut reply = Reply::default();
+        self.unary(&record.context, record.method, record.request, &mut reply).await?;
+        Ok(reply)
+    }
+
+    /// Has each of a record's messages to a stream name the one before it, where that is how their order is kept.
+    pub(super) fn chain(&self, context: &Context<'_>, holds: Holds<'_>, messages: &mut [Outgoing]) {
+        let mut chains = self.chains.borrow_mut();
+        let Some(chain) = chains.get_mut(&context.namespace) else { return };
+        if !context.revision.is_logged() || !self.streams.is_replicated(context, holds) {
+            return;
+        }
+        let last = chain.entry(holds.key().into()).or_default();
+        for message in messages {
+            let headers = message.headers.get_or_insert_with(HeaderMap::new);
+            let id = headers.get(MESSAGE_ID).map(|id| id.as_str().to_owned());
+            if let Some(before) = std::mem::replace(last, id) {
+                headers.insert(EXPECTED_LAST_MESSAGE_ID, before);
+            }
+        }
+    }
+}
+
+/// The stream of the queue that a record sends to.
+fn queue_of<'a>(record: &LaneRecord<'a>) -> Option<Holds<'a>> {
+    let queue = match record.method {
+        Method::QUEUE_SEND => SendRequest::decode(record.request).ok()?.queue,
+        Method::QUEUE_SEND_DELAYED => SendDelayedRequest::decode(record.request).ok()?.queue,
+        Method::QUEUE_SEND_BATCH => SendBatchRequest::decode(record.request).ok()?.queue,
+        _ => return None,
+    };
+    Some(Holds::Messages(queue))
 }
 
 /// The stream that a record adds to.

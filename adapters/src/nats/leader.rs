@@ -15,7 +15,7 @@ use super::Nats;
 use super::errors;
 use super::holds::Holds;
 use super::jetstream::{
-    ApiError, SEQUENCE, STREAM_NOT_FOUND, SUBJECT, TIME_STAMP, Walked, number,
+    ApiError, SEQUENCE, STREAM_NOT_FOUND, SUBJECT, TIME_STAMP, Walked, header, number,
 };
 use super::link::{Answer, Ask, Outgoing};
 use super::wire;
@@ -54,12 +54,22 @@ impl Kept {
         let block = STANDARD.decode(&self.hdrs).ok()?;
         let mut headers = wire::headers(&block)?;
         let sequence = self.seq.to_string();
-        for (name, value) in [(SUBJECT, &self.subject), (SEQUENCE, &sequence), (TIME_STAMP, &self.time)] {
+        for (name, value) in
+            [(SUBJECT, &self.subject), (SEQUENCE, &sequence), (TIME_STAMP, &self.time)]
+        {
             headers.append(name, value.parse::<HeaderValue>().ok()?);
         }
         let length = payload.len();
         let (subject, headers) = (self.subject.into(), Some(headers));
-        Some(Message { subject, reply: None, payload, headers, status: None, description: None, length })
+        Some(Message {
+            subject,
+            reply: None,
+            payload,
+            headers,
+            status: None,
+            description: None,
+            length,
+        })
     }
 }
 
@@ -79,8 +89,8 @@ impl Nats {
         };
         let mut found = Vec::with_capacity(answers.len());
         for answer in answers {
-            let got: Got = serde_json::from_slice(&answer.payload)
-                .map_err(|_| errors::unexpected(context))?;
+            let got: Got =
+                serde_json::from_slice(&answer.payload).map_err(|_| errors::unexpected(context))?;
             found.push(match (got.message, got.error) {
                 (Some(kept), None) => {
                     Some(kept.message().ok_or_else(|| errors::unexpected(context))?)
@@ -209,7 +219,8 @@ impl Nats {
                 let requests: Vec<Value> = numbers.map(|number| json!({ "seq": number })).collect();
                 // What is behind one that is not there may have been stored after it was looked for, and so may that one.
                 let found = self.ask_leader(context, holds, &requests).await?;
-                for message in found.into_iter().map_while(|found| found) {
+                let is_meant = |message: &Message| header(message, SUBJECT) == filter.as_str();
+                for message in found.into_iter().map_while(|found| found.filter(is_meant)) {
                     if left == 0 {
                         break;
                     }
@@ -240,12 +251,16 @@ mod tests {
     fn a_message_of_the_leaders_is_as_a_direct_read_has_it() {
         let text = r#"{"message":{"subject":"a.b","seq":9,"hdrs":"TkFUUy8xLjANCks6IHYNCg0K","data":"aGVsbG8=",
                       "time":"2026-11-27T01:02:03.5Z"}}"#;
-        let message = serde_json::from_str::<Got>(text).unwrap().message.unwrap().message().unwrap();
+        let message =
+            serde_json::from_str::<Got>(text).unwrap().message.unwrap().message().unwrap();
         let headers = message.headers.as_ref().unwrap();
         let header = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
         assert_eq!(&message.payload[..], b"hello");
         assert_eq!(header("K").as_deref(), Some("v"));
-        assert_eq!((header(SUBJECT).as_deref(), number(&message, SEQUENCE)), (Some("a.b"), Some(9)));
+        assert_eq!(
+            (header(SUBJECT).as_deref(), number(&message, SEQUENCE)),
+            (Some("a.b"), Some(9))
+        );
         assert_eq!(header(TIME_STAMP).as_deref(), Some("2026-11-27T01:02:03.5Z"));
         let plain = r#"{"subject":"a","seq":1,"time":"x"}"#;
         let plain = serde_json::from_str::<Kept>(plain).unwrap().message().unwrap();

@@ -4,13 +4,14 @@
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
 use prism_io::bridge::{Failure, Port, bridge, spawn_beside};
 use prism_io::rt;
+use tokio::sync::Notify;
 
 use super::config::NatsConfig;
 use super::errors::{self, Outage};
@@ -141,6 +142,9 @@ pub(super) struct State {
     pub(super) outages: AtomicU64,
     /// Which of the servers the shard's own connection is to; the client begins with the same.
     pub(super) server: AtomicUsize,
+    /// Whether that connection stands, and tells when it has come about: then the client's may be expected to come about too.
+    pub(super) is_own_there: AtomicBool,
+    pub(super) own_came: Notify,
 }
 
 /// What the connections have done so far, the shard's own and the client's; counted by their shard, for metrics.

@@ -26,8 +26,8 @@ use super::config::NatsConfig;
 use super::errors::Outage;
 use super::inbox::{Inbox, forward};
 use super::link::{Answer, Asked, Beside, Outgoing, State};
-use super::login::{Proof, prove};
 use super::login::check_version;
+use super::login::{Proof, prove};
 use super::table::{ANSWERS_PER_CALL_MAX, Gathering, Table, Waiting};
 use crate::breaker::{Breaker, Circuit};
 
@@ -51,6 +51,7 @@ pub(super) async fn drive(config: NatsConfig, bridge: Bridge, state: Arc<State>)
         let attempt = connect(&config, state.server.load(Ordering::Relaxed));
         let connected = match breaker.circuit() {
             Circuit::Closed => Some(attempt.await),
+            _ if state.is_own_there.load(Ordering::Relaxed) => Some(attempt.await),
             _ => refuse_during(&bridge, &outage, attempt).await,
         };
         let Some(connected) = connected else { return };
@@ -73,7 +74,13 @@ pub(super) async fn drive(config: NatsConfig, bridge: Bridge, state: Arc<State>)
         state.outages.fetch_add(1, Ordering::Relaxed);
         let wait = Duration::from_nanos(due_ns.saturating_sub(monotonic_ns()));
         if !wait.is_zero() {
-            let due = tokio::time::sleep(wait);
+            // The shard's own connection shows that the server is there again.
+            let due = async {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = state.own_came.notified() => {}
+                }
+            };
             if refuse_during(&bridge, &outage, due).await.is_none() {
                 return;
             }
@@ -93,6 +100,7 @@ async fn refuse_during<T>(
         }
     };
     tokio::select! {
+        biased;
         happened = event => Some(happened),
         () = refuse => None,
     }

@@ -42,9 +42,13 @@ pub(super) fn of_cell(namespace: &str, partition: u16) -> String {
     format!("$KV.{namespace}.=cell.{partition}")
 }
 
-/// The subjects of the cells of all lanes.
-pub(super) fn of_cells(namespace: &str) -> String {
-    format!("$KV.{namespace}.=cell.*")
+/// Whether a subject of a bucket is one that no key has, under which Prism keeps the place of something: the cells of lanes, the leases
+/// of queues' messages, groups on their way.
+pub(super) fn is_beside(namespace: &str, subject: &str) -> bool {
+    let key = subject.strip_prefix("$KV.").and_then(|rest| rest.strip_prefix(namespace));
+    let is_one =
+        |key: &str| [".=cell.", ".=lease.", ".=group."].iter().any(|begin| key.starts_with(begin));
+    key.is_some_and(is_one)
 }
 
 /// Adds what all subjects of a namespace begin with.

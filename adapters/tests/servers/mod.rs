@@ -272,9 +272,34 @@ impl OwnNats {
         child
     }
 
+    /// Starts so many that form a cluster.
+    pub(crate) fn cluster(count: usize) -> Vec<Self> {
+        let own: Vec<SocketAddr> = (0..count).map(|_| free_address()).collect();
+        let routes: Vec<String> = own.iter().map(|own| format!("\"nats://{own}\"")).collect();
+        let node = |index: usize| {
+            let directory = tempfile::tempdir().unwrap();
+            let store = directory.path().join("data");
+            let config = format!(
+                "server_name: n{index}\njetstream {{ store_dir: \"{}\" }}\n\
+                 cluster {{ name: test, listen: \"{}\", routes: [{}] }}\n",
+                store.display(),
+                own[index],
+                routes.join(", ")
+            );
+            Self::with(directory, &config)
+        };
+        (0..count).map(node).collect()
+    }
+
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Has it send its clients away before it ends (lame duck mode).
+    pub(crate) fn retire(&self) {
+        let told = Command::new("kill").args(["-USR2", &self.child.id().to_string()]).status();
+        assert!(told.expect("kill can be run").success());
     }
 
     /// Ends it as an operator does: it writes down what it knows.

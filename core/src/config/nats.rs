@@ -7,8 +7,11 @@ use prism_io::tls::Roots;
 
 use super::backends::{host_and_port, secret, show_address};
 use super::error::Problem;
-use super::read::file;
+use super::read::{count, file};
 use super::tree::{Report, Section};
+
+/// Copies that JetStream keeps of a stream, at most.
+const REPLICAS_MAX: u16 = 5;
 
 pub(super) fn read(section: Section<'_>, report: &Report) -> Option<NatsConfig> {
     let address = section.optional("address", host_and_port);
@@ -18,6 +21,8 @@ pub(super) fn read(section: Section<'_>, report: &Report) -> Option<NatsConfig> 
         report.error(section.origin, Problem::new(message, remedy));
     }
     let login = read_login(&section, report);
+    let others = section.list("others", addresses);
+    let replicas = section.value("replicas", 1, count(1, REPLICAS_MAX));
     let inbox_prefix = section.optional("inbox_prefix", inbox_prefix);
     let tls = section.section("tls");
     section.finish();
@@ -32,7 +37,9 @@ pub(super) fn read(section: Section<'_>, report: &Report) -> Option<NatsConfig> 
     let defaults = NatsConfig::at(host, port);
     let inbox_prefix =
         inbox_prefix.map_or_else(|| defaults.inbox_prefix.clone(), |prefix| prefix.value);
-    Some(NatsConfig { login: login?, tls, inbox_prefix, ..defaults })
+    let others = others.map(|others| others.value).unwrap_or_default();
+    let replicas = replicas.value;
+    Some(NatsConfig { others, login: login?, tls, inbox_prefix, replicas, ..defaults })
 }
 
 /// Who logs in, if somebody does. Nothing where that was refused.
@@ -72,6 +79,7 @@ fn read_tls(section: Section<'_>, host: &str, report: &Report) -> Option<Tls> {
     let (origin, path) = (section.origin, section.path().to_owned());
     let ca = section.optional("ca", file);
     let (certificate, key) = (section.optional("certificate", file), section.optional("key", file));
+    let handshake_first = section.value("handshake_first", false, truth).value;
     let is_whole = section.lacks("certificate") == section.lacks("key");
     section.finish();
     if !is_whole {
@@ -87,7 +95,19 @@ fn read_tls(section: Section<'_>, host: &str, report: &Report) -> Option<Tls> {
     if !report.reads_files() {
         return None;
     }
-    Tls::load(roots, host, identity).map_err(refuse).ok()
+    let tls = Tls::load(roots, host, identity).map_err(refuse).ok()?;
+    Some(Tls { handshake_first, ..tls })
+}
+
+fn addresses(text: &str) -> Result<Vec<(String, u16)>, Problem> {
+    let addresses = text.split(',').map(str::trim).filter(|one| !one.is_empty());
+    addresses.map(host_and_port).collect()
+}
+
+fn truth(text: &str) -> Result<bool, Problem> {
+    text.parse().map_err(|_| {
+        Problem::new(format!("`{text}` is neither true nor false"), "write `true` or `false`")
+    })
 }
 
 fn inbox_prefix(text: &str) -> Result<String, Problem> {
@@ -107,6 +127,11 @@ fn inbox_prefix(text: &str) -> Result<String, Problem> {
 pub(super) fn show(f: &mut fmt::Formatter<'_>, nats: &NatsConfig) -> fmt::Result {
     let quoted = |text: &str| serde_json::to_string(text).map_err(|_| fmt::Error);
     writeln!(f, "    address: {}", quoted(&show_address(&nats.host, nats.port))?)?;
+    if !nats.others.is_empty() {
+        let others = nats.others.iter().map(|(host, port)| quoted(&show_address(host, *port)));
+        writeln!(f, "    others: [{}]", others.collect::<Result<Vec<_>, _>>()?.join(", "))?;
+    }
+    writeln!(f, "    replicas: {}", nats.replicas)?;
     writeln!(f, "    inbox_prefix: {}", nats.inbox_prefix)?;
     let Some(tls) = &nats.tls else { return Ok(()) };
     let mut files = Vec::new();
@@ -116,6 +141,9 @@ pub(super) fn show(f: &mut fmt::Formatter<'_>, nats: &NatsConfig) -> fmt::Result
     if let Some((certificate, key)) = &tls.identity {
         files.push(format!("certificate: {}", quoted(&certificate.to_string_lossy())?));
         files.push(format!("key: {}", quoted(&key.to_string_lossy())?));
+    }
+    if tls.handshake_first {
+        files.push("handshake_first: true".to_owned());
     }
     writeln!(f, "    tls: {{{}}}", files.join(", "))
 }

@@ -161,6 +161,7 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "backends: [{name: db, type: postgres, address: \"db.internal:5432\", user: \"a b\", database: orders, pool: 3}]",
         "backends: [{name: log, type: kafka, brokers: [\"a.internal:9092\", \"[::1]:9093\"], tls: {}, partitions: 12, replication: 3, \
          retention: 30days, linger: 2ms, readers_max: 7}]",
+        "backends: [{name: bus, type: nats, address: \"a:4222\", others: [\"b:4222\", \"[::1]:4223\"], replicas: 3}]",
         "backends: [{name: bus, type: nats, address: \"[::1]:4222\", inbox_prefix: _INBOX.prism}]\nnamespaces: [{name: a, \
          client_api: keyvalue, backend: bus, durability: strong}]",
     ] {
@@ -253,6 +254,8 @@ fn a_login_to_nats_is_read_from_files_and_never_shown() {
         ("token_file: FILE, nkey_file: FILE", "more than one way"),
         ("token_file: /nowhere/token", "/nowhere/token"),
         ("inbox_prefix: \"a b\"", "no subject"),
+        ("replicas: 6", "replicas"),
+        ("others: [nowhere]", "others"),
         ("tls: {key: FILE}", "only one of"),
     ] {
         let errors = format!("{:?}", read(login).unwrap_err());

@@ -508,11 +508,16 @@ fn own_backend(
         "the platform team names it: expert mode",
         vec![],
     );
-    if let Some(factor) = own.replication_factor.filter(|_| kind != BackendType::Kafka) {
+    if let Some(factor) = own.replication_factor.filter(|_| !makes_copies(kind)) {
         draft.notes.push(format!(
             "replication_factor {} is what {name} is expected to have; Prism makes no copies there itself",
             factor.value
         ));
     }
     Some(Chosen { target, names: vec![name.clone()], is_served, pin: None, own: Some(own.clone()) })
+}
+
+/// Whether Prism says to such a backend how many copies of a namespace's data it keeps.
+fn makes_copies(kind: BackendType) -> bool {
+    matches!(kind, BackendType::Kafka | BackendType::Nats)
 }

@@ -275,7 +275,14 @@ pub(super) fn parts(
             BackendType::Redis if api == Api::PubSub => format!("channels {namespace}.<topic>"),
             BackendType::Redis if api == Api::Queue => format!("keys {namespace}:<queue>:…"),
             BackendType::Redis => format!("keys {namespace}:<key>"),
-            BackendType::Nats => format!("subjects {namespace}.<name>"),
+            BackendType::Nats => {
+                // Where nothing is said, its streams are made as its entry under `backends` says.
+                let pinned = chosen.pin.as_ref().and_then(|pin| pin.replication);
+                let own = chosen.own.as_ref().and_then(|own| own.replication_factor);
+                let copies = pinned.or(own).map(|copies| copies.value.0);
+                settings.extend(copies.map(|copies| ("replication", copies)));
+                format!("subjects {namespace}.<name>")
+            }
             BackendType::Memstore => "in the process".to_owned(),
             _ => format!("data of {namespace}"),
         };

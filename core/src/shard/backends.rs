@@ -92,6 +92,7 @@ impl Attached {
         match self {
             Attached::Kafka(kafka) => kafka.shape_topics(namespace.id, namespace.topic_shape),
             Attached::KafkaPostgres(pair) => pair.shape_topics(namespace.id, namespace.topic_shape),
+            Attached::Nats(nats) => nats.replicate(namespace.id, namespace.topic_shape.replication),
             _ => {}
         }
     }

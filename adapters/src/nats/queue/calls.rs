@@ -27,10 +27,14 @@ use crate::interfaces::queue::{
 };
 use crate::limits::LEASE_DEFAULT_MS;
 
-/// Why receipts were not good, in their order.
-fn statuses(receipts: &[Option<Receipt>]) -> impl Iterator<Item = Option<Status>> {
+/// Why receipts were not good, in their order; what was settled before is none of them.
+fn statuses(
+    receipts: &[Option<Receipt>],
+    settled: Vec<bool>,
+) -> impl Iterator<Item = Option<Status>> {
     let expired = item_status(&receipt_expired());
-    receipts.iter().map(move |receipt| receipt.is_none().then(|| expired.clone()))
+    let is_expired = |(receipt, settled): (&Option<Receipt>, bool)| receipt.is_none() && !settled;
+    receipts.iter().zip(settled).map(move |one| is_expired(one).then(|| expired.clone()))
 }
 
 impl Nats {
@@ -106,8 +110,9 @@ impl QueueBasic for Nats {
         request: AcknowledgeRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let receipts: Vec<&str> = request.receipts.iter().collect();
-        let receipts = self.check_receipts(context, request.queue, &receipts).await?;
+        let texts: Vec<&str> = request.receipts.iter().collect();
+        let receipts = self.check_receipts(context, request.queue, &texts).await?;
+        let settled = self.settled_before(context, request.queue, &texts, &receipts).await?;
         let good = || receipts.iter().flatten();
         let done = good().map(|one| (one.lane, one.place, ACKNOWLEDGED.into()));
         self.settle(context, request.queue, done).await?;
@@ -115,7 +120,8 @@ impl QueueBasic for Nats {
         good().for_each(|one| self.queues.leases.done(queue, one.place.sequence));
         // The next message of a key may be in line now.
         self.queues.sources.tell(context.namespace, request.queue);
-        let results = statuses(&receipts).map(|status| reply::AcknowledgeResult { status });
+        let results =
+            statuses(&receipts, settled).map(|status| reply::AcknowledgeResult { status });
         reply::AcknowledgeResponse { results: results.collect() }.encode_raw(&mut reply.head);
         Ok(())
     }
@@ -126,12 +132,13 @@ impl QueueBasic for Nats {
         request: RejectRequest<'_>,
         reply: &mut Reply,
     ) -> Result<(), Error> {
-        let receipts: Vec<&str> = request.receipts.iter().collect();
-        let receipts = self.check_receipts(context, request.queue, &receipts).await?;
+        let texts: Vec<&str> = request.receipts.iter().collect();
+        let receipts = self.check_receipts(context, request.queue, &texts).await?;
+        let settled = self.settled_before(context, request.queue, &texts, &receipts).await?;
         let good: Vec<Receipt> = receipts.iter().flatten().copied().collect();
         self.reject_all(context, request.queue, &good, request.reason).await?;
         self.queues.sources.tell(context.namespace, request.queue);
-        let results = statuses(&receipts).map(|status| reply::RejectResult { status });
+        let results = statuses(&receipts, settled).map(|status| reply::RejectResult { status });
         reply::RejectResponse { results: results.collect() }.encode_raw(&mut reply.head);
         Ok(())
     }

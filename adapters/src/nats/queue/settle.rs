@@ -88,6 +88,33 @@ impl Nats {
         Ok(checked)
     }
 
+    /// Which receipts that are good no more are of messages that are gone, where the call has a record that may have been carried out
+    /// before: then it was this record that has dealt with them.
+    pub(super) async fn settled_before(
+        &self,
+        context: &Context<'_>,
+        queue: &str,
+        receipts: &[&str],
+        checked: &[Option<Receipt>],
+    ) -> Result<Vec<bool>, Error> {
+        let mut settled = vec![false; receipts.len()];
+        if !self.may_be_second(context) {
+            return Ok(settled);
+        }
+        for (index, text) in receipts.iter().enumerate() {
+            let Some(lane) = Receipt::lane_of(text).filter(|_| checked[index].is_none()) else {
+                continue;
+            };
+            let incarnation = self.lane(context, queue, lane).await?;
+            let receipt = incarnation.and_then(|incarnation| Receipt::read(text, incarnation));
+            if let Some(Receipt { place, .. }) = receipt {
+                let message = self.message_at(context, queue, place.sequence).await?;
+                settled[index] = message.is_none();
+            }
+        }
+        Ok(settled)
+    }
+
     /// Whether receipts that nothing is known of are good.
     async fn look_up(
         &self,

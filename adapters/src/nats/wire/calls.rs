@@ -195,7 +195,9 @@ impl Calls {
         if longest > payload_bytes_max {
             return Err(Refusal::Unfit(too_long(payload_bytes_max)));
         }
-        if self.under_way >= self.calls_max || (self.bytes > 0 && self.bytes + bytes > self.bytes_max) {
+        if self.under_way >= self.calls_max
+            || (self.bytes > 0 && self.bytes + bytes > self.bytes_max)
+        {
             return Err(Refusal::Full);
         }
         let is_told = matches!(ask, Ask::Tell(_));
@@ -488,7 +490,8 @@ impl Calls {
         let meant = self.subjects.hash_one(subject);
         let outage = Outage::credentials_refused(text);
         let meant = |slot: &&Slot| slot.subject == meant && slot.is_sent;
-        let refused: Vec<Ticket> = self.slots.iter().filter(meant).map(|slot| slot.ticket).collect();
+        let refused: Vec<Ticket> =
+            self.slots.iter().filter(meant).map(|slot| slot.ticket).collect();
         refused.into_iter().for_each(|ticket| self.settle(ticket, Stage::Lost(outage.clone())));
         true
     }
@@ -680,15 +683,25 @@ mod tests {
     #[test]
     fn what_a_user_may_not_do_is_told_to_those_who_did_it() {
         let mut calls = calls();
-        let (may, may_not) = (begin(&mut calls, Ask::One(to("a"))), begin(&mut calls, Ask::One(to("b"))));
+        let (may, may_not) =
+            (begin(&mut calls, Ask::One(to("a"))), begin(&mut calls, Ask::One(to("b"))));
         sent(&mut calls, 0);
-        assert_eq!(hear(&mut calls, "-ERR 'Permissions Violation for Publish to \"b\"'\r\n"), Ok(None));
+        assert_eq!(
+            hear(&mut calls, "-ERR 'Permissions Violation for Publish to \"b\"'\r\n"),
+            Ok(None)
+        );
         let Some(Err(outage)) = poll(&mut calls, may_not) else { panic!("it is refused") };
-        assert_eq!(outage, Outage::credentials_refused("Permissions Violation for Publish to \"b\""));
+        assert_eq!(
+            outage,
+            Outage::credentials_refused("Permissions Violation for Publish to \"b\"")
+        );
         assert!(poll(&mut calls, may).is_none());
         let said = hear(&mut calls, "-ERR 'Stale Connection'\r\nPING\r\n");
         assert_eq!(said, Ok(Some(Said::Error("Stale Connection".to_owned()))));
-        assert_eq!(hear(&mut calls, "INFO {}\r\n"), Ok(Some(Said::Info(Bytes::from_static(b" {}")))));
+        assert_eq!(
+            hear(&mut calls, "INFO {}\r\n"),
+            Ok(Some(Said::Info(Bytes::from_static(b" {}"))))
+        );
     }
 
     #[test]
@@ -699,7 +712,11 @@ mod tests {
         assert_eq!(calls.begin(&long(), (0, NO_DEADLINE_NS), MAX), Err(Refusal::Full));
         calls.abandon(first);
         sent(&mut calls, 0);
-        assert_eq!(calls.begin(&long(), (0, NO_DEADLINE_NS), MAX), Err(Refusal::Full), "it is there yet");
+        assert_eq!(
+            calls.begin(&long(), (0, NO_DEADLINE_NS), MAX),
+            Err(Refusal::Full),
+            "it is there yet"
+        );
         assert_eq!(hear(&mut calls, &format!("MSG _I.{} 1 0\r\n\r\n", first.0)), Ok(None));
         let all: Vec<Ticket> = (0..8).map(|_| begin(&mut calls, Ask::One(to("a")))).collect();
         assert_ne!(all[0], first, "a number is never used again");

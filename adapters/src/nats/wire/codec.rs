@@ -246,11 +246,7 @@ pub(super) fn payload_len(message: &Outgoing) -> usize {
 }
 
 /// Adds a message to what is to be sent; `reply` writes where its answer is to go, and a blank behind it.
-pub(super) fn put_message(
-    out: &mut Vec<u8>,
-    message: &Outgoing,
-    reply: impl FnOnce(&mut Vec<u8>),
-) {
+pub(super) fn put_message(out: &mut Vec<u8>, message: &Outgoing, reply: impl FnOnce(&mut Vec<u8>)) {
     let headers = headers_of(message);
     out.reserve(message.subject.len() + payload_len(message) + 96);
     out.extend_from_slice(if headers.is_some() { b"HPUB " } else { b"PUB " });
@@ -331,7 +327,8 @@ mod tests {
                         let subject = words(&read, &head.subject);
                         let message = take(&mut read, &head, length)?;
                         let status = message.status.map(|status| status.as_u16());
-                        let sequence = message.headers.as_ref().and_then(|all| all.get("Nats-Sequence"));
+                        let sequence =
+                            message.headers.as_ref().and_then(|all| all.get("Nats-Sequence"));
                         format!("{subject} {status:?} {sequence:?} {:?}", message.payload)
                     }
                     frame => {
@@ -394,7 +391,9 @@ mod tests {
             assert!(found(std::iter::once(said)).is_err(), "{:?}", String::from_utf8_lossy(said));
         }
         // Whatever byte goes wrong, it is an error or something else, and the end is reached.
-        for (at, wrong) in (0..SAID.len()).flat_map(|at| [0, b' ', b'\n', b'9', 0xff].map(|wrong| (at, wrong))) {
+        for (at, wrong) in
+            (0..SAID.len()).flat_map(|at| [0, b' ', b'\n', b'9', 0xff].map(|wrong| (at, wrong)))
+        {
             let mut said = SAID.to_vec();
             said[at] = wrong;
             let _ = found(std::iter::once(&said[..]));
@@ -428,7 +427,9 @@ mod tests {
         assert_eq!(payload_len(&message), 35);
         let empty = Outgoing { headers: Some(HeaderMap::new()), ..message };
         assert_eq!(said(&empty), "PUB a.b _I.7 5\r\nhello\r\n");
-        for (subject, may_be) in [("a.b", true), ("ä.b", true), ("", false), ("a b", false), ("a\r\nPING", false)] {
+        for (subject, may_be) in
+            [("a.b", true), ("ä.b", true), ("", false), ("a b", false), ("a\r\nPING", false)]
+        {
             assert_eq!(is_subject(subject), may_be, "{subject:?}");
         }
         let mut out = Vec::new();

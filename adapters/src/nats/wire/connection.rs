@@ -109,7 +109,8 @@ impl Wire {
     /// Begins to connect. Needs a runtime around it.
     pub(in super::super) fn start(config: NatsConfig, state: Arc<State>) -> Rc<Self> {
         let random = std::hash::RandomState::new();
-        let inbox = format!("{}.{:016x}", config.inbox_prefix, random.hash_one(&config.client_name));
+        let inbox =
+            format!("{}.{:016x}", config.inbox_prefix, random.hash_one(&config.client_name));
         // The shards of many hosts begin at different servers.
         let server = random.hash_one(0) as usize % config.servers();
         state.server.store(server, Ordering::Relaxed);
@@ -265,11 +266,14 @@ impl Wire {
             return Outage::closed();
         }
         self.session.replace(Some(session.clone()));
+        self.state.is_own_there.store(true, Ordering::Relaxed);
+        self.state.own_came.notify_one();
         rt::spawn(self.clone().write_all(session.clone(), write));
         rt::spawn(Self::watch(Rc::downgrade(self), session.clone()));
         let outage = self.read_all(&session, read, buffer).await;
         session.end(outage);
         self.session.replace(None);
+        self.state.is_own_there.store(false, Ordering::Relaxed);
         // The writer first: what it still holds belongs to calls that end now.
         self.work.set();
         session.writer_ended.wait().await;

@@ -88,7 +88,7 @@ use crate::members::Members;
 /// A shard's NATS, see the module. The connection ends with it.
 pub struct Nats {
     link: Rc<Link>,
-    streams: Streams,
+    streams: Box<Streams>,
     /// By namespace and partition.
     cells: RefCell<HashMap<(u32, u16), Held>>,
     /// The same: which records may be second arrivals.
@@ -127,7 +127,7 @@ crate::backend! {
 impl Nats {
     /// Begins to connect; calls may be made at once. Needs the shard's runtime around it.
     pub fn start(config: NatsConfig) -> Self {
-        let streams = Streams::new(config.replicas);
+        let streams = Box::new(Streams::new(config.replicas));
         let link = Rc::new(Link::start(config));
         Nats {
             link,

@@ -343,7 +343,7 @@ impl Calls {
             self.drop_unfit(now_ns, payload_bytes_max);
             std::mem::swap(&mut sent, &mut self.unsent);
             let mut told = 0;
-            for unsent in std::mem::take(&mut self.unsent_calls) {
+            for unsent in self.unsent_calls.drain(..) {
                 let Some(slot) = under_way(&mut self.slots, unsent.ticket) else { continue };
                 (slot.is_sent, slot.since_ns) = (true, now_ns);
                 self.sent += 1;

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What kind of failure it is; each is one gRPC status code.
@@ -76,7 +77,8 @@ pub struct QuotaViolation {
 pub struct Error {
     kind: Kind,
     reason: &'static str,
-    details: Box<Details>,
+    /// Shared by its clones, so that a failure that comes again and again is put together once.
+    details: Arc<Details>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,7 +96,7 @@ impl Error {
     pub fn new(kind: Kind, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         debug_assert!(reason.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
         let details = Details { message: message.into(), ..Details::default() };
-        Error { kind, reason, details: Box::new(details) }
+        Error { kind, reason, details: Arc::new(details) }
     }
 
     /// INVALID_ARGUMENT because of one field.
@@ -107,21 +109,21 @@ impl Error {
         let (field, description) = (field.into(), description.into());
         let mut error =
             Error::new(Kind::InvalidArgument, reason, format!("{field}: {description}"));
-        error.details.violations.push(FieldViolation { field, description });
+        error.change().violations.push(FieldViolation { field, description });
         error
     }
 
     /// Says since when, where or with what it happened (`google.rpc.ErrorInfo.metadata`).
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
-        self.details.metadata.push((name, value.into()));
+        self.change().metadata.push((name, value.into()));
         self
     }
 
     /// Says after how long a retry has a chance (`google.rpc.RetryInfo`).
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
-        self.details.retry_after = Some(delay);
+        self.change().retry_after = Some(delay);
         self
     }
 
@@ -129,20 +131,30 @@ impl Error {
     #[must_use]
     pub fn quota(mut self, subject: impl Into<String>, description: impl Into<String>) -> Self {
         let (subject, description) = (subject.into(), description.into());
-        self.details.quota = Some(QuotaViolation { subject, description });
+        self.change().quota = Some(QuotaViolation { subject, description });
         self
     }
 
     /// Gives the fields at fault the names that they have in a request around the one that was looked at.
     #[must_use]
     pub fn within(mut self, name: impl Fn(&str) -> String) -> Self {
-        for violation in &mut self.details.violations {
+        let details = self.change();
+        for violation in &mut details.violations {
             violation.field = name(&violation.field);
         }
-        if let Some(first) = self.details.violations.first() {
-            self.details.message = format!("{}: {}", first.field, first.description).into();
+        if let Some(first) = details.violations.first() {
+            details.message = format!("{}: {}", first.field, first.description).into();
         }
         self
+    }
+
+    fn change(&mut self) -> &mut Details {
+        Arc::make_mut(&mut self.details)
+    }
+
+    /// Whether the one is a clone of the other.
+    pub fn is_clone_of(&self, other: &Error) -> bool {
+        Arc::ptr_eq(&self.details, &other.details)
     }
 
     /// What kind of failure it is.

@@ -7,14 +7,20 @@
 //! A refusal says when the next call has a chance. A quota may be another one from one moment to the next ([`QuotaInForce`]): what was
 //! counted by the one before is forgotten then.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use bytes::Bytes;
 use prism_adapters::{Error, Kind};
+use prism_io::grpc::{Code, Status};
+use prism_io::h2::StreamId;
+use prism_io::server::Connection;
 
 use crate::config::Quotas;
 use crate::config::described::{ByteRate, Rate};
+use crate::status;
 
 /// For how long what was not used may be used at once.
 const BURST_NS: u64 = 1_000_000_000;
@@ -23,6 +29,49 @@ const SUBSCRIPTION_RETRY: Duration = Duration::from_secs(1);
 
 /// The reason of a refusal for want of requests.
 pub(crate) const QUOTA_REQUESTS: &str = "QUOTA_REQUESTS";
+/// And of one for want of bytes.
+pub(crate) const QUOTA_BYTES: &str = "QUOTA_BYTES";
+/// To what `RetryInfo` is rounded up.
+const RETRY_STEP_NS: u64 = 1_000_000;
+
+/// Whether a call was refused for want of requests or bytes, of which there may be many.
+#[inline]
+pub(crate) fn is_used_up(error: &Error) -> bool {
+    error.kind() == Kind::ResourceExhausted
+        && (error.reason() == QUOTA_REQUESTS || error.reason() == QUOTA_BYTES)
+}
+
+/// A refusal with what it is answered with, encoded: all that come in a millisecond share it.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    error: Error,
+    details: Bytes,
+}
+
+impl Refusal {
+    fn new(error: Error) -> Self {
+        Self { details: status::details(&error), error }
+    }
+
+    /// Answers a call with it.
+    pub(crate) fn send(&self, connection: &Connection, stream: StreamId) {
+        let status = Status {
+            code: Code::from_number(self.error.kind().grpc_code().into()),
+            message: self.error.message(),
+            details: &self.details,
+            trailers: &[],
+        };
+        connection.fail(stream, &status);
+    }
+}
+
+/// The refusal that was put together last.
+#[derive(Debug)]
+struct LastRefusal {
+    exceeded: Exceeded,
+    epoch: u32,
+    refusal: Rc<Refusal>,
+}
 
 /// The quota of a namespace as it is counted: what its requests and bytes are worth.
 #[derive(Debug, Clone, Copy, Default)]
@@ -131,6 +180,17 @@ pub(crate) enum Exceeded {
     Bytes(u64),
 }
 
+impl Exceeded {
+    /// So that many calls are refused in the same words.
+    fn rounded_up(self) -> Self {
+        let round = |left_ns: u64| left_ns.div_ceil(RETRY_STEP_NS).saturating_mul(RETRY_STEP_NS);
+        match self {
+            Self::Requests(left_ns) => Self::Requests(round(left_ns)),
+            Self::Bytes(left_ns) => Self::Bytes(round(left_ns)),
+        }
+    }
+}
+
 /// What a namespace has used, as a shard counts it.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
@@ -143,6 +203,7 @@ pub(crate) struct Usage {
     /// The quota that all of these were counted by.
     epoch: Cell<u32>,
     subscriptions: Cell<u32>,
+    last_refusal: RefCell<Option<LastRefusal>>,
 }
 
 impl Usage {
@@ -192,6 +253,29 @@ impl Usage {
         }
     }
 
+    /// The refusal of a call for which there is no room.
+    #[cold]
+    pub(crate) fn refused(&self, quota: &QuotaInForce, name: &str, exceeded: Exceeded) -> Error {
+        let (exceeded, epoch) = (exceeded.rounded_up(), quota.epoch.load(Relaxed));
+        let mut last = self.last_refusal.borrow_mut();
+        if let Some(last) = last.as_ref()
+            && (last.exceeded, last.epoch) == (exceeded, epoch)
+        {
+            return last.refusal.error.clone();
+        }
+        let error = refused(quota, name, exceeded);
+        let refusal = Rc::new(Refusal::new(error.clone()));
+        *last = Some(LastRefusal { exceeded, epoch, refusal });
+        error
+    }
+
+    /// What a refusal is answered with: what is at hand where it is the last one.
+    pub(crate) fn refusal(&self, error: &Error) -> Rc<Refusal> {
+        let last = self.last_refusal.borrow();
+        let last = last.as_ref().filter(|last| last.refusal.error.is_clone_of(error));
+        last.map_or_else(|| Rc::new(Refusal::new(error.clone())), |last| last.refusal.clone())
+    }
+
     /// Counts one more streamed call, for as long as its place is held.
     pub(crate) fn subscribe(
         &self,
@@ -222,8 +306,7 @@ impl Drop for Subscription<'_> {
 }
 
 /// The refusal of a call for which a namespace's quota has no room.
-#[cold]
-pub(crate) fn refused(quota: &QuotaInForce, name: &str, exceeded: Exceeded) -> Error {
+fn refused(quota: &QuotaInForce, name: &str, exceeded: Exceeded) -> Error {
     let asked = quota.asked();
     let (reason, key, most, left_ns) = match exceeded {
         Exceeded::Requests(left_ns) => {
@@ -232,7 +315,7 @@ pub(crate) fn refused(quota: &QuotaInForce, name: &str, exceeded: Exceeded) -> E
         }
         Exceeded::Bytes(left_ns) => {
             let rate = ByteRate(asked.bytes_per_second.unwrap_or_default());
-            ("QUOTA_BYTES", "bytes", format!("{rate} of requests"), left_ns)
+            (QUOTA_BYTES, "bytes", format!("{rate} of requests"), left_ns)
         }
     };
     let text = format!(
@@ -349,6 +432,26 @@ mod tests {
         let violation = error.quota_violation().expect("a quota");
         assert_eq!(violation.subject, "namespace:orders");
         assert_eq!(error.retry_delay(), Some(Duration::from_nanos(1_500_000)));
+    }
+
+    #[test]
+    fn refusals_of_one_millisecond_are_put_together_once() {
+        let quota = QuotaInForce::new(asked(Some(5000.0), Some(10)));
+        let usage = Usage::default();
+        let refused = |exceeded| usage.refused(&quota, "orders", exceeded);
+        let first = refused(Exceeded::Requests(1_000_001));
+        assert_eq!(first.retry_delay(), Some(Duration::from_millis(2)), "never too early");
+        assert!(refused(Exceeded::Requests(1_999_999)).is_clone_of(&first));
+        assert!(Rc::ptr_eq(&usage.refusal(&first), &usage.refusal(&first)));
+        for other in [Exceeded::Requests(2_000_001), Exceeded::Bytes(1_000_001)] {
+            assert!(!refused(other).is_clone_of(&first));
+        }
+        // One that another has taken the place of is answered with what it says all the same.
+        assert_eq!(usage.refusal(&first).error, first);
+        let before = refused(Exceeded::Requests(1));
+        quota.set(asked(Some(1.0), None));
+        let after = refused(Exceeded::Requests(1));
+        assert!(before.message().contains("5k/s") && after.message().contains("1/s"), "{after}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harness::tokens::{ISSUER, Signer, claims};
-use harness::{Caller, PATIENCE, Refusal, Server, directory, run, serve};
+use harness::{Caller, PATIENCE, Refusal, Server, directory, run, serve, together};
 use prism_io::client::StreamReply;
 use prism_io::grpc::Code;
 use prism_proto::catalogue::Method;
@@ -81,6 +81,42 @@ fn requests_beyond_the_quota_are_refused_wherever_they_come_in() {
     let refused =
         format!("prism_refused_total{{reason=\"QUOTA_REQUESTS\"}} {}", 2 * CONNECTIONS - 1);
     assert!(page.contains(&refused), "{page}");
+    server.stop();
+}
+
+#[test]
+fn every_call_of_a_flood_is_refused_in_full_and_others_go_on_beside_it() {
+    /// More than are answered at once.
+    const FLOOD: usize = 200;
+    let directory = directory();
+    let server = start(directory.path());
+    let listen = server.listen;
+    run(async move {
+        let few = Caller::to(listen, "few").await;
+        few.try_get(&[], "key").await.expect("the first has room");
+        let free = few.of("free");
+        free.set("key", b"value").await;
+        // On the same connection, amid the flood, others are answered.
+        let calls = together((0..=FLOOD).map(|number| {
+            let (few, free) = (&few, &free);
+            async move {
+                if number == FLOOD {
+                    assert_eq!(free.get("key").await.as_deref(), Some(&b"value"[..]));
+                    return None;
+                }
+                Some(few.try_get(&[], "key").await.expect_err("nothing is earned meanwhile"))
+            }
+        }));
+        let refusals: Vec<_> = calls.await.into_iter().flatten().collect();
+        assert_eq!(refusals.len(), FLOOD);
+        for refusal in &refusals {
+            check(refusal, "QUOTA_REQUESTS", "few", "10/h requests", Duration::from_secs(360));
+        }
+    });
+    let page = server.admin_page("/metrics");
+    let refused = format!("prism_refused_total{{reason=\"QUOTA_REQUESTS\"}} {FLOOD}");
+    assert!(page.contains(&refused), "{page}");
+    server.assert_well();
     server.stop();
 }
 

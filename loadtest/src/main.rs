@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use prism_io::tls::{Connector, Roots};
 use prism_loadtest::journal;
 use prism_loadtest::kv::workload::{Mix, Recipe};
-use prism_loadtest::kv::{self, Load};
+use prism_loadtest::kv::{self, Beside, Load};
 use prism_loadtest::random::Distribution;
 use prism_loadtest::{idle, null_server};
 
@@ -103,6 +103,10 @@ struct KvArguments {
     /// Requests per second over all connections (open loop)
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
+    /// Ask another namespace too, at a rate of its own and over as many connections of its own: its answers are counted by status and in no
+    /// latency. One loop sends both, so that two generators do not wait for each other's core
+    #[arg(long, value_parser = beside, value_name = "NAMESPACE:RATE", requires = "rate")]
+    beside: Option<Beside>,
     /// Connections
     #[arg(short, long, default_value_t = 8, value_parser = count)]
     connections: usize,
@@ -293,6 +297,7 @@ fn run_kv(arguments: KvArguments) -> std::io::Result<bool> {
         connections: arguments.connections,
         in_flight: arguments.in_flight,
         rate: arguments.rate,
+        beside: arguments.beside,
         durability: server.durability,
         threads,
         preload: !arguments.no_preload && !is_append,
@@ -352,6 +357,11 @@ fn rate(text: &str) -> Result<f64, String> {
     rate.ok_or_else(|| "requests per second, above zero".to_owned())
 }
 
+fn beside(text: &str) -> Result<Beside, String> {
+    let (namespace, per_second) = text.rsplit_once(':').ok_or("NAMESPACE:RATE")?;
+    Ok(Beside { namespace: namespace.to_owned(), rate: rate(per_second)? })
+}
+
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "a share from 0 to 1".to_owned())
@@ -379,6 +389,15 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_asked_beside_has_a_name_and_a_rate() {
+        let expected = Beside { namespace: "greedy".to_owned(), rate: 1e4 };
+        assert_eq!(beside("greedy:10000"), Ok(expected));
+        for wrong in ["greedy", "greedy:", "greedy:0", "greedy:much"] {
+            assert!(beside(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

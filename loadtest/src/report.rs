@@ -83,6 +83,9 @@ pub struct Report {
     pub not_found: u64,
     /// Failed requests by the name of their gRPC status, over the whole run.
     pub errors: BTreeMap<String, u64>,
+    /// Answers of the namespace that was asked beside, in the window, by the name of their gRPC status.
+    #[serde(default)]
+    pub beside: BTreeMap<String, u64>,
     /// Requests that no answer came to within the time limit.
     pub unanswered: u64,
     /// Connections that ended before the run did.
@@ -135,6 +138,9 @@ impl fmt::Display for Report {
         )?;
         if self.not_found > 0 {
             writeln!(out, "  not found   {} reads", self.not_found)?;
+        }
+        for (status, count) in &self.beside {
+            writeln!(out, "  beside      {count} answers with {status}")?;
         }
         for (status, count) in &self.errors {
             writeln!(out, "  failed      {count} with {status}")?;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use prism_loadtest::kv::workload::Recipe;
-use prism_loadtest::kv::{self, Load};
+use prism_loadtest::kv::{self, Beside, Load};
 use prism_loadtest::null_server;
 use prism_loadtest::random::Distribution;
 
@@ -31,6 +31,7 @@ fn load(endpoint: SocketAddr) -> Load {
         connections: 4,
         in_flight: 8,
         rate: None,
+        beside: None,
         durability: None,
         threads: vec![None, None],
         preload: true,
@@ -59,6 +60,18 @@ fn an_open_loop_keeps_its_rate() {
     assert_eq!((report.requests, report.latency.count), (500, 500));
     // 500 requests at 2,000 a second cannot be over sooner; how much later is the machine's affair.
     assert!(report.seconds >= 0.24, "{report}");
+}
+
+#[test]
+fn what_is_asked_beside_is_counted_by_itself() {
+    let beside = Some(Beside { namespace: "other".into(), rate: 1_000.0 });
+    let wanted = Load { rate: Some(1_000.0), beside, requests: Some(500), ..load(null_server()) };
+    let report = kv::run(&wanted).unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.requests, report.latency.count), (500, 500));
+    let statuses: Vec<_> = report.beside.keys().map(String::as_str).collect();
+    assert_eq!(statuses, ["OK"], "{report}");
+    assert!(report.beside["OK"] <= 1_000 * 60, "{report}");
 }
 
 #[test]

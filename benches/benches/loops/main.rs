@@ -236,6 +236,7 @@ fn whole_load(prism: &Prism, core: usize, seconds: f64) -> kv::Load {
         connections: 1,
         in_flight: 1,
         rate: None,
+        beside: None,
         durability: None,
         threads: vec![Some(core)],
         preload: false,

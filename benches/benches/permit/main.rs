@@ -2,7 +2,8 @@
 //!
 //! *permit*: route, permit and quota of a call, in process: ns, instructions (callgrind) and allocations, with one namespace and with 1,000.
 //! *crowd*: 1,000 namespaces applied to a real `prism serve` at once, the CPU of a call beside those of a server with one, and the memory of
-//! one that is idle. *neighbour*: the p99 of a namespace while another one is asked for ten times its quota, beside that while it is quiet.
+//! one that is idle. *neighbour*: the p99 of a namespace while another one is asked for ten times its quota, beside that while it is asked for its
+//! quota, and that alone; one loop on one core sends both loads, the server has the other core.
 //!
 //! Options: `--quick` (figures mean nothing), `--rounds <n>`, `--only <part>` (`permit`, `crowd` or `neighbour`), `--no-build`,
 //! `--cores <server>,<load>`. Results: `target/bench/permit.json`.

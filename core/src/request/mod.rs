@@ -39,7 +39,7 @@ use crate::audit::Who;
 use crate::config::Durability;
 use crate::namespaces::{Namespace, Namespaces};
 use crate::shard::{Held, Shard};
-use crate::{remote, status};
+use crate::{quota, remote, status};
 
 pub(crate) use audited::LateAnswer;
 pub(crate) use durability::{LsnToken, level_from_number, offers_key};
@@ -513,7 +513,18 @@ fn finish_at(
     let code = outcome.as_ref().map_or_else(|error| error.kind().grpc_code(), |answer| answer.code);
     match &call.origin {
         Origin::Caller { connection, stream } => {
-            trace::log_line(shard, call, namespace, code, now_ns);
+            let outcome = match (outcome, namespace) {
+                (Err(error), Some(namespace)) if quota::is_used_up(&error) => {
+                    match refuse_over_quota(shard, call, namespace, error, now_ns) {
+                        Some(error) => Err(error),
+                        None => return,
+                    }
+                }
+                (outcome, _) => {
+                    trace::log_line(shard, call, namespace, code, now_ns);
+                    outcome
+                }
+            };
             if let Err(outcome) = audited::end(shard, call, namespace, code, outcome) {
                 let elapsed_ns = now_ns.saturating_sub(call.received_ns);
                 send(shard, (connection, *stream), namespace, elapsed_ns, outcome);
@@ -522,6 +533,33 @@ fn finish_at(
         Origin::Shard { shard: to, ticket } => remote::answer(shard, *to, *ticket, outcome),
         Origin::Own(answer) => answer.settle(outcome),
     }
+}
+
+/// Refuses a caller's call for which its namespace's quota has no room, of which there may be many. Gives the refusal back where the
+/// call is written down: then it is answered when that is done.
+#[cold]
+fn refuse_over_quota(
+    shard: &Shard,
+    call: &Call,
+    namespace: usize,
+    error: Error,
+    now_ns: u64,
+) -> Option<Error> {
+    shard.over_quota.count(namespace, error.reason());
+    let Origin::Caller { connection, stream } = &call.origin else { return Some(error) };
+    if call.audited.get().is_some() {
+        return Some(error);
+    }
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        trace::log_line(shard, call, Some(namespace), error.kind().grpc_code(), now_ns);
+    }
+    let elapsed_ns = now_ns.saturating_sub(call.received_ns);
+    let (api, code) = (shard.api(Some(namespace)), error.kind().grpc_code());
+    shard.metrics.request(Some(namespace), api, code, elapsed_ns);
+    shard.refusals.count(&shard.metrics, &error);
+    let refusal = shard.quota_refusal(namespace, &error);
+    shard.over_quota.refuse((connection, *stream), refusal, call.deadline_ns, now_ns);
+    None
 }
 
 /// Counts a caller's call and sends its answer.

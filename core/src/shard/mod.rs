@@ -13,6 +13,7 @@ pub(crate) mod lanes;
 mod log;
 mod open;
 mod outbox;
+mod over_quota;
 mod run;
 mod service;
 mod snapshots;
@@ -39,6 +40,7 @@ use lanes::Lanes;
 pub(crate) use log::Log;
 pub(crate) use open::{OpenError, directory_options, log_config};
 pub(crate) use outbox::Outbox;
+pub(crate) use over_quota::OverQuota;
 pub(crate) use run::{Ended, Launch, Report, run};
 pub(crate) use service::{is_read, route};
 pub(crate) use stopping::Stopping;
@@ -49,7 +51,7 @@ use crate::config::{Config, Topics};
 use crate::control::Ask;
 use crate::metrics::ShardMetrics;
 use crate::namespaces::{Namespace, Namespaces};
-use crate::quota::{self, Exceeded, QUOTA_REQUESTS, Subscription, Usage};
+use crate::quota::{QUOTA_REQUESTS, Refusal, Subscription, Usage};
 use crate::remote::Peers;
 use crate::request::stream::STREAMS_MAX;
 use crate::request::{self, Call, Door, LineBudget, LsnToken, Origin, Target};
@@ -118,6 +120,7 @@ pub(crate) struct Shard {
     pub(crate) deadlines: Deadlines,
     pub(crate) replies: Replies,
     pub(crate) refusals: Refusals,
+    pub(crate) over_quota: OverQuota,
     pub(crate) lines: LineBudget,
     pub(crate) metrics: ShardMetrics,
     pub(crate) peers: Peers,
@@ -190,8 +193,15 @@ impl Shard {
         if !quota.counts_calls() {
             return Ok(());
         }
-        let charged = self.usage[namespace.index].charge(&quota, bytes, clock::monotonic_ns());
-        charged.map_err(|exceeded| refused(namespace, exceeded))
+        let usage = &self.usage[namespace.index];
+        let charged = usage.charge(&quota, bytes, clock::monotonic_ns());
+        let (quota, name) = (namespace.terms.quota(), &namespace.name);
+        charged.map_err(|exceeded| usage.refused(quota, name, exceeded))
+    }
+
+    /// What a call of a namespace that is over its quota is answered with.
+    pub(crate) fn quota_refusal(&self, namespace: usize, error: &Error) -> Rc<Refusal> {
+        self.usage[namespace].refusal(error)
     }
 
     /// Learns from a home's refusal until when it need not be asked again.
@@ -361,12 +371,7 @@ pub(crate) fn charge(
         true => usage.charge(&quota, bytes, call.received_ns),
         false => usage.look(&quota, call.received_ns),
     };
-    charged.map_err(|exceeded| refused(namespace, exceeded))
-}
-
-#[cold]
-fn refused(namespace: &Namespace, exceeded: Exceeded) -> Error {
-    quota::refused(namespace.terms.quota(), &namespace.name, exceeded)
+    charged.map_err(|exceeded| usage.refused(namespace.terms.quota(), &namespace.name, exceeded))
 }
 
 #[cold]

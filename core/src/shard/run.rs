@@ -21,8 +21,8 @@ use super::lanes::{self, Lanes, Loss};
 use super::service::{Front, OWN_SERVICES, route};
 use super::snapshots::Snapshots;
 use super::{
-    DeadLetters, Deadlines, Endings, OpenError, Outbox, Refusals, Replies, Shard, Stopping, open,
-    outbox,
+    DeadLetters, Deadlines, Endings, OpenError, Outbox, OverQuota, Refusals, Replies, Shard,
+    Stopping, open, outbox,
 };
 use crate::access::{Gate, InForce};
 use crate::audit::{AuditPort, ShardAudit};
@@ -252,6 +252,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         Lanes::new(&namespaces, of_shard, owner, &opened.lanes, last_of_lane)
     };
     let audit = Rc::new(ShardAudit::new(launch.audit));
+    let places = namespaces.places();
     let shard = Rc::new_cyclic(|this| Shard {
         index,
         in_flight: (0..namespaces.places()).map(|_| Cell::new(0)).collect(),
@@ -274,6 +275,7 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
         deadlines: Deadlines::default(),
         replies: Replies::default(),
         refusals: Refusals,
+        over_quota: OverQuota::new(places, &config.transport.connection),
         lines: LineBudget::default(),
         peers: Peers::new(launch.port, launch.shards),
         health: Rc::new(Health::new(services)),
@@ -314,6 +316,8 @@ async fn serve(launch: Launch, tell: Rc<Tell>) -> Ended {
     let auditing = shard.clone();
     rt::spawn(async move { auditing.audit.run(&auditing).await });
     rt::spawn(errands::run(shard.clone(), launch.errands));
+    let refusing = shard.clone();
+    rt::spawn(async move { refusing.over_quota.answer().await });
     let snapshotting = shard.clone();
     rt::spawn(async move { snapshots.run(&snapshotting).await });
     rt::spawn(connections.clone().watch());
@@ -492,6 +496,7 @@ async fn keep_house(shard: Rc<Shard>, connections: Rc<Connections>) {
         shard.peers.flush();
         let now_ns = clock::monotonic_ns();
         shard.audit.tell_suppressed(now_ns);
+        shard.over_quota.tell(&shard.namespaces, now_ns);
         if let Some(gate) = &shard.gate {
             gate.look_after_streams(now_ns);
         }

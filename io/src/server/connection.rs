@@ -3,6 +3,8 @@
 //! One task for each connection: what a pass over its input answers leaves in the same turn, without a wake.
 
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use stream::{StreamCall, StreamClosed};
 
@@ -29,6 +31,9 @@ use crate::h2::{CloseReason, Output, Pace, Refusal, StreamId};
 use crate::net::{READ_BYTES, ReadHalf, Stream, WriteHalf};
 use crate::rt::{self, Signal};
 use crate::tls::{PeerIdentity, Revoked};
+
+/// Requests of one connection that one turn of the loop takes: a long queue of one must not be a wait of all others.
+const REQUESTS_TURN: usize = 64;
 
 /// Looks after a connection without a call before it rests.
 const RESTS_AFTER: u8 = 2;
@@ -58,6 +63,15 @@ pub struct Standing {
     pub until_ns: u64,
 }
 
+/// What is remembered of the refusals of a connection's calls by whoever refuses them; its meaning is theirs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Monotonic time until which they are accounted for, in ns.
+    pub paid_until_ns: u64,
+    /// The number of the group in which the last one waits that was held back.
+    pub group: u64,
+}
+
 /// A connection of this shard.
 pub struct Connection {
     grpc: RefCell<Protocol>,
@@ -67,6 +81,7 @@ pub struct Connection {
     standing: Cell<Standing>,
     /// The number of the list of revoked certificates that its client's was last looked up in.
     revocations_seen: Cell<u64>,
+    refused: Cell<Refused>,
     traffic: Rc<Traffic>,
     /// Its place in the list of those that are open, and what that list shows of it.
     entry: Entry,
@@ -103,6 +118,8 @@ pub struct Connection {
     pass_bytes: Cell<usize>,
     bytes_in_flight: Cell<u64>,
     received_ns: Cell<u64>,
+    /// The pass over the input has stopped for the others' sake, and goes on in the next turn.
+    has_more: Cell<bool>,
     /// Looks after it ([`Connection::handle_timeout`]) without a call, after which it has given back what its calls have left behind.
     rests_after: Cell<u8>,
 }
@@ -121,6 +138,8 @@ impl Connection {
             identity: identity.map(Box::new),
             standing: Cell::default(),
             revocations_seen: Cell::new(0),
+            refused: Cell::default(),
+            has_more: Cell::new(false),
             entry: {
                 traffic.newest.set(traffic.newest.get() + 1);
                 traffic.registry.enter(traffic.newest.get(), peer)
@@ -170,6 +189,11 @@ impl Connection {
     /// What the layer above knows of who that is; kept by it.
     pub fn standing(&self) -> &Cell<Standing> {
         &self.standing
+    }
+
+    /// What the layer above has refused of it; kept by it.
+    pub fn refused(&self) -> &Cell<Refused> {
+        &self.refused
     }
 
     /// Bytes of requests that are being worked on; kept by the layer above.
@@ -397,12 +421,20 @@ impl Connection {
         }
     }
 
+    /// Hands over what has come, at most so many requests of it as one turn may bring.
     fn deliver<S: Service>(self: &Rc<Self>, service: &S) {
+        let mut requests = 0;
+        self.has_more.set(false);
         loop {
+            if requests >= REQUESTS_TURN {
+                self.has_more.set(true);
+                break;
+            }
             let event = self.grpc.borrow_mut().poll_event();
             let Some(event) = event else { break };
             match event {
                 Event::Request { stream, route, head, message } => {
+                    requests += 1;
                     service.request(self, stream, route, head, message);
                 }
                 Event::Open { stream, route, head } => {
@@ -472,6 +504,7 @@ impl Connection {
         self.deliver(service);
         service.turn_ended();
         self.has_work();
+        self.go_on(service).await;
         while !self.ended.get() && (!self.grpc.borrow().is_closed() || !self.is_flushed()) {
             self.drained.wait().await;
         }
@@ -523,6 +556,9 @@ impl Connection {
         }
         self.grpc.borrow_mut().lost();
         self.deliver(service);
+        while self.has_more.get() {
+            self.deliver(service);
+        }
         self.account();
         self.close_streams();
         self.show();
@@ -586,7 +622,7 @@ impl Connection {
 
     /// Goes on with a pass that has stopped for the others' sake.
     async fn go_on<S: Service>(self: &Rc<Self>, service: &S) {
-        while self.grpc.borrow().is_paused() && !self.ended.get() {
+        while (self.has_more.get() || self.grpc.borrow().is_paused()) && !self.ended.get() {
             rt::yield_now().await;
             self.grpc.borrow_mut().resume();
             self.deliver(service);
@@ -639,8 +675,10 @@ impl Connection {
                     self.account();
                     break;
                 }
-                // Room in the output is what streams that were told to wait are waiting for.
-                self.deliver(service);
+                // Room in the output is what streams that were told to wait are waiting for. Where a pass has stopped it goes on by itself.
+                if !self.has_more.get() {
+                    self.deliver(service);
+                }
                 self.traffic.sent_bytes.set(self.traffic.sent_bytes.get() + output.len() as u64);
                 self.sent_bytes.set(self.sent_bytes.get() + output.len() as u64);
                 let output = match write.write_at_once(&output) {

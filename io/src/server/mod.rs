@@ -13,7 +13,7 @@ mod protocol;
 mod registry;
 mod secured;
 
-pub use connection::{Connection, Standing, StreamCall, StreamClosed};
+pub use connection::{Connection, Refused, Standing, StreamCall, StreamClosed};
 pub use guard::Traffic;
 pub use listen::{Connections, accept};
 pub use registry::{ConnectionView, Passed, Registry};

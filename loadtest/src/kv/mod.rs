@@ -23,6 +23,15 @@ use crate::report::{Latency, Report, histogram};
 use worker::{Tally, Worker};
 use workload::Recipe;
 
+/// What is asked of another namespace meanwhile, as a closed book: only how it was answered counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beside {
+    /// The other namespace.
+    pub namespace: String,
+    /// Requests per second over all threads.
+    pub rate: f64,
+}
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -38,6 +47,8 @@ pub struct Load {
     pub in_flight: usize,
     /// Requests per second over all threads; a closed loop without it.
     pub rate: Option<f64>,
+    /// What is asked beside it, in an open loop.
+    pub beside: Option<Beside>,
     /// `prism-durability` of every request, if any.
     pub durability: Option<String>,
     /// One thread per entry, pinned where it names a core.
@@ -203,6 +214,10 @@ fn report(load: &Load, tallies: Vec<Tally>, measured_ns: u64, used: Usage) -> Re
         report.not_found += tally.not_found;
         report.unanswered += tally.unanswered;
         report.connections_lost += tally.connections_lost;
+        for (code, &count) in tally.beside.iter().enumerate().filter(|&(_, &count)| count > 0) {
+            let name = prism_io::grpc::Code::from_number(code as u32).name();
+            *report.beside.entry(name.to_owned()).or_default() += count;
+        }
         for (code, &count) in tally.failed.iter().enumerate().filter(|&(_, &count)| count > 0) {
             let name = prism_io::grpc::Code::from_number(code as u32).name();
             *report.errors.entry(name.to_owned()).or_default() += count;

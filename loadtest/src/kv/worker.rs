@@ -14,7 +14,7 @@ use prism_io::grpc::Code;
 use prism_io::rt::{self, Signal};
 
 use super::connection::Connection;
-use super::workload::{Kind, Workload};
+use super::workload::{Kind, Recipe, Workload};
 use super::{Load, Window};
 use crate::report::histogram;
 
@@ -31,6 +31,8 @@ pub(crate) struct Tally {
     pub(crate) not_found: u64,
     /// By gRPC status code.
     pub(crate) failed: [u64; 17],
+    /// Answers of what was asked beside, by gRPC status code.
+    pub(crate) beside: [u64; 17],
     pub(crate) unanswered: u64,
     pub(crate) connections_lost: u64,
 }
@@ -43,6 +45,7 @@ impl Tally {
             answered: 0,
             not_found: 0,
             failed: [0; 17],
+            beside: [0; 17],
             unanswered: 0,
             connections_lost: 0,
         }
@@ -62,6 +65,8 @@ pub(crate) struct Sent {
     pub(crate) kind: Kind,
     /// When it was meant to be sent.
     pub(crate) due_ns: u64,
+    /// It was asked of the other namespace.
+    pub(crate) is_beside: bool,
     /// The message of its answer has come and was not empty.
     pub(crate) found: bool,
 }
@@ -69,6 +74,8 @@ pub(crate) struct Sent {
 /// The state that the connections of one thread share.
 pub(crate) struct Worker {
     workload: Workload,
+    /// Of the namespace that is asked beside.
+    beside: Option<Workload>,
     phase: Phase,
     window: Window,
     tally: Tally,
@@ -85,6 +92,10 @@ impl Worker {
         let threads = load.threads.len();
         Self {
             workload: Workload::new(&load.recipe, thread, threads),
+            beside: load.beside.as_ref().map(|beside| {
+                let namespace = beside.namespace.clone();
+                Workload::new(&Recipe { namespace, ..load.recipe.clone() }, thread, threads)
+            }),
             phase: Phase::Idle,
             window: Window { begin_ns: 0, measure_ns: 0, end_ns: 0 },
             tally: Tally::new(),
@@ -120,7 +131,7 @@ impl Worker {
             }
             _ => return None,
         };
-        Some((Sent { kind, due_ns: now_ns, found: false }, message))
+        Some((Sent { kind, due_ns: now_ns, is_beside: false, found: false }, message))
     }
 
     /// An answer has come.
@@ -133,6 +144,10 @@ impl Worker {
             return;
         }
         let window = self.window.measure_ns..self.window.end_ns;
+        if sent.is_beside {
+            self.tally.beside[code as usize] += u64::from(window.contains(&now_ns));
+            return;
+        }
         self.tally.answered += u64::from(window.contains(&now_ns));
         if code != Code::Ok {
             self.tally.failed[code as usize] += 1;
@@ -181,6 +196,10 @@ pub(crate) async fn run(
     for _ in 0..share {
         connections.push(Connection::open(&load, shared.clone()).await?);
     }
+    let mut others = Vec::new();
+    for _ in 0..load.beside.as_ref().map_or(0, |_| share) {
+        others.push(Connection::open(&load, shared.clone()).await?);
+    }
     if load.preload {
         shared.worker.borrow_mut().phase = Phase::Preload;
         start_all(&connections);
@@ -212,9 +231,18 @@ pub(crate) async fn run(
             let unsent = Rc::new(Cell::new(None));
             let (shared_too, connections, result) =
                 (shared.clone(), connections.clone(), unsent.clone());
-            let rate = rate / load.threads.len() as f64;
+            let threads = load.threads.len() as f64;
+            let rate = rate / threads;
+            let others = Others {
+                connections: others.clone(),
+                gap_ns: load
+                    .beside
+                    .as_ref()
+                    .map_or(f64::INFINITY, |beside| 1e9 * threads / beside.rate),
+            };
             rt::spawn(async move {
-                result.set(Some(pace(&shared_too, &connections, rate, end_ns).await));
+                let unsent = pace(&shared_too, &connections, &others, rate, end_ns).await;
+                result.set(Some(unsent));
                 shared_too.settled.set();
             });
             loop {
@@ -247,18 +275,59 @@ fn start_all(connections: &[Connection]) {
     }
 }
 
+/// Where requests go that are asked beside, and how often.
+struct Others {
+    connections: Vec<Connection>,
+    gap_ns: f64,
+}
+
+impl Others {
+    /// Sends those that are due, from the one of this number on. What the connections have no room for is left out: nobody waits for it.
+    fn send(&self, worker: &mut Worker, number: &mut u64, now_ns: u64) {
+        let begin_ns = worker.window.begin_ns;
+        let due = |number: u64| begin_ns.saturating_add((number as f64 * self.gap_ns) as u64);
+        while due(*number) <= now_ns && !self.connections.is_empty() {
+            let connection = &self.connections[*number as usize % self.connections.len()];
+            let due_ns = due(*number);
+            *number += 1;
+            if !connection.has_room(worker) {
+                continue;
+            }
+            let Some(workload) = &mut worker.beside else { return };
+            let (kind, message) = workload.request();
+            connection.send(Sent { kind, due_ns, is_beside: true, found: false }, message);
+        }
+    }
+
+    fn next_ns(&self, begin_ns: u64, number: u64) -> u64 {
+        match self.connections.is_empty() {
+            true => u64::MAX,
+            false => begin_ns.saturating_add((number as f64 * self.gap_ns) as u64),
+        }
+    }
+}
+
 /// Sends requests at their times, over the connections in turn. Returns how many were due in the window and could not be sent before `end_ns`.
-async fn pace(shared: &Shared, connections: &[Connection], rate: f64, end_ns: u64) -> u64 {
+async fn pace(
+    shared: &Shared,
+    connections: &[Connection],
+    others: &Others,
+    rate: f64,
+    end_ns: u64,
+) -> u64 {
     let window = shared.worker.borrow().window;
     let gap_ns = 1e9 / rate;
     let due = |number: u64| window.begin_ns + (number as f64 * gap_ns) as u64;
     let (mut number, mut turn) = (0, 0);
+    // Not the first at the same time as the other's.
+    let mut other = 1;
     loop {
         let mut now_ns = monotonic_ns();
         if now_ns >= end_ns || connections.iter().all(Connection::is_lost) {
             let total = ((window.end_ns - window.begin_ns) as f64 / gap_ns) as u64;
             return total.saturating_sub(number);
         }
+        others.send(&mut shared.worker.borrow_mut(), &mut other, now_ns);
         while due(number) <= now_ns {
             let mut worker = shared.worker.borrow_mut();
             if due(number) >= window.end_ns || worker.left == 0 {
@@ -271,7 +340,7 @@ async fn pace(shared: &Shared, connections: &[Connection], rate: f64, end_ns: u6
             let Some(index) = room else { break };
             let due_ns = due(number);
             let (kind, message) = worker.workload.request();
-            connections[index].send(Sent { kind, due_ns, found: false }, message);
+            connections[index].send(Sent { kind, due_ns, is_beside: false, found: false }, message);
             if due_ns >= window.measure_ns {
                 worker.left -= 1;
             }
@@ -279,7 +348,8 @@ async fn pace(shared: &Shared, connections: &[Connection], rate: f64, end_ns: u6
             number += 1;
             now_ns = monotonic_ns();
         }
-        let wait_ns = due(number).saturating_sub(monotonic_ns());
+        let next_ns = due(number).min(others.next_ns(window.begin_ns, other));
+        let wait_ns = next_ns.saturating_sub(monotonic_ns());
         if wait_ns > SLEEP_MARGIN_NS {
             rt::sleep(Duration::from_nanos(wait_ns - SLEEP_MARGIN_NS)).await;
         } else {

@@ -29,7 +29,7 @@ const LIMITS: Limits = Limits { max_message_size: 4 * 1024 * 1024 };
 const OWNER: LaneOwner = LaneOwner { directory_id: [7; 16], epoch: 3 };
 
 /// A cluster may take long to agree on anything while the machine is busy.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 fn config(nodes: &[OwnNats], replicas: u16) -> NatsConfig {
     let (delay_min, delay_max) = (Duration::from_millis(20), Duration::from_millis(200));

@@ -14,9 +14,6 @@ use crate::error::{Error, Kind};
 /// The name of the backend in errors.
 pub(super) const BACKEND: &str = "nats";
 
-/// The reason of a message that was not stored because the one before it was not.
-pub(super) const OUT_OF_ORDER: &str = "BACKEND_OUT_OF_ORDER";
-
 /// Bytes of the server's own words that are passed on.
 const TEXT_BYTES_MAX: usize = 200;
 
@@ -257,9 +254,7 @@ pub(super) fn of_api(context: &Context<'_>, api: &ApiError) -> Error {
     let message = format!("{advice} (it says: {says}, {})", api.err_code);
     let error = failure(context, kind, reason, &message);
     match kind {
-        Kind::Unavailable | Kind::ResourceExhausted | Kind::Aborted => {
-            error.retry_after(RETRY_DELAY)
-        }
+        Kind::Unavailable | Kind::ResourceExhausted => error.retry_after(RETRY_DELAY),
         _ => error,
     }
 }
@@ -279,11 +274,6 @@ fn classify(api: &ApiError) -> (Kind, &'static str, &'static str) {
             Kind::ResourceExhausted,
             "BACKEND_FULL",
             "its storage is used up: delete entries, or raise the limits of the stream, the account or the server; reads go on",
-        ),
-        10070 => (
-            Kind::Aborted,
-            OUT_OF_ORDER,
-            "what comes before it was not stored, so that it was not either: it is tried again in its turn",
         ),
         10054 => (
             Kind::ResourceExhausted,
@@ -357,7 +347,6 @@ mod tests {
             (503, 10077, "maximum bytes exceeded", 8, "BACKEND_FULL", true),
             (503, 10008, "JetStream system temporarily unavailable", 14, "BACKEND_NOT_READY", true),
             (503, 10076, "JetStream not enabled", 9, "BACKEND_JETSTREAM_OFF", false),
-            (400, 10070, "wrong last msg ID: x", 10, "BACKEND_OUT_OF_ORDER", true),
             (500, 10074, "replicas > 1 not supported", 9, "BACKEND_REPLICAS", false),
             (400, 10109, "invalid operation on sealed stream", 9, "BACKEND_READ_ONLY", false),
             (400, 10065, "subjects overlap", 9, "BACKEND_SUBJECTS_TAKEN", false),

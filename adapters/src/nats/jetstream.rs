@@ -28,7 +28,6 @@ use crate::error::Error;
 /// Headers of JetStream. <https://docs.nats.io/nats-concepts/jetstream/headers>
 pub(super) const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 pub(super) const EXPECTED_LAST_SEQUENCE: &str = "Nats-Expected-Last-Sequence";
-pub(super) const EXPECTED_LAST_MESSAGE_ID: &str = "Nats-Expected-Last-Msg-Id";
 pub(super) const TIME_STAMP: &str = "Nats-Time-Stamp";
 pub(super) const KV_OPERATION: &str = "KV-Operation";
 pub(super) const TTL: &str = "Nats-TTL";

@@ -3,20 +3,14 @@
 //! Between the two there is a gap, in which a batch may be sent a second time. An event keeps its identity then (`Nats-Msg-Id`), so that
 //! JetStream stores it once, as long as it remembers the first (`duplicate_window`, two minutes); who is only passing hears it twice.
 
-use std::collections::HashMap;
-
-use async_nats::HeaderMap;
 use futures_util::future::join_all;
 use prism_proto::catalogue::{Method, Model};
 use prism_proto::view::queue::{SendBatchRequest, SendDelayedRequest, SendRequest};
 use prism_proto::view::stream::{AppendBatchRequest, AppendRequest};
 
 use super::Nats;
-use super::errors::OUT_OF_ORDER;
-use super::event::MESSAGE_ID;
-use super::jetstream::{EXPECTED_LAST_MESSAGE_ID, Holds};
+use super::jetstream::Holds;
 use super::lane::{MESSAGE_TOO_LARGE, lane};
-use super::link::Outgoing;
 use crate::backend::Backend;
 use crate::call::{Context, Reply};
 use crate::error::{Error, Kind};
@@ -48,9 +42,6 @@ pub(super) struct Resumed {
     /// The LSN of the last of them, as far as they have come.
     lsn: u64,
 }
-
-/// The identity of the message that was sent last, by stream.
-pub(super) type Chain = HashMap<Box<str>, Option<String>>;
 
 /// Whether a record is of this kind.
 pub(super) fn is_event(record: &LaneRecord<'_>) -> bool {
@@ -121,38 +112,24 @@ impl Nats {
 }
 
 impl Nats {
-    /// Carries records out side by side, so that they arrive in their order. A server by itself stores what one connection sends in that order;
-    /// a cluster may lose some on the way to a stream's leader and take what follows, so that there each message names the one before it. What
-    /// is refused because of that is carried out again, one after the other.
+    /// Carries records out in their order. A server by itself stores what one connection sends in that order, so that they go side by side; a
+    /// cluster may lose some on the way to a stream's leader and take what follows, so that there each waits for the one before it.
     async fn carry_out_events(&self, batch: &[LaneRecord<'_>]) -> Vec<Outcome> {
         let is_replicated = |record: &LaneRecord<'_>| {
             let holds = stored_in(record).or_else(|| queue_of(record));
             holds.is_some_and(|holds| self.streams.is_replicated(&record.context, holds))
         };
-        let namespace = batch.first().map(|first| first.context.namespace);
-        let chained = namespace.filter(|_| batch.iter().any(is_replicated));
-        if let Some(namespace) = chained {
-            self.chains.borrow_mut().insert(namespace, Chain::default());
+        if !batch.iter().any(is_replicated) {
+            // They begin, and are sent, in their order.
+            return join_all(batch.iter().map(|record| self.carry_out_event(record))).await;
         }
-        // They begin, and are sent, in their order.
-        let mut outcomes = join_all(batch.iter().map(|record| self.carry_out_event(record))).await;
-        if let Some(namespace) = chained {
-            self.chains.borrow_mut().remove(&namespace);
-        }
-        let is_late =
-            |outcome: &Outcome| outcome.as_ref().is_err_and(|error| error.reason() == OUT_OF_ORDER);
-        let Some(first) = outcomes.iter().position(is_late) else { return outcomes };
-        let stops = |outcome: &Outcome| {
-            outcome
-                .as_ref()
-                .is_err_and(|error| error.reason() != OUT_OF_ORDER && !is_refusal(error))
-        };
-        if !outcomes.iter().any(stops) {
-            for (record, outcome) in batch.iter().zip(&mut outcomes).skip(first) {
-                *outcome = self.carry_out_event(record).await;
-                if stops(outcome) {
-                    break;
-                }
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for record in batch {
+            let outcome = self.carry_out_event(record).await;
+            let stops = outcome.as_ref().is_err_and(|error| !is_refusal(error));
+            outcomes.push(outcome);
+            if stops {
+                break;
             }
         }
         outcomes
@@ -162,23 +139,6 @@ impl Nats {
         let mut reply = Reply::default();
         self.unary(&record.context, record.method, record.request, &mut reply).await?;
         Ok(reply)
-    }
-
-    /// Has each of a record's messages to a stream name the one before it, where that is how their order is kept.
-    pub(super) fn chain(&self, context: &Context<'_>, holds: Holds<'_>, messages: &mut [Outgoing]) {
-        let mut chains = self.chains.borrow_mut();
-        let Some(chain) = chains.get_mut(&context.namespace) else { return };
-        if !context.revision.is_logged() || !self.streams.is_replicated(context, holds) {
-            return;
-        }
-        let last = chain.entry(holds.key().into()).or_default();
-        for message in messages {
-            let headers = message.headers.get_or_insert_with(HeaderMap::new);
-            let id = headers.get(MESSAGE_ID).map(|id| id.as_str().to_owned());
-            if let Some(before) = std::mem::replace(last, id) {
-                headers.insert(EXPECTED_LAST_MESSAGE_ID, before);
-            }
-        }
     }
 }
 

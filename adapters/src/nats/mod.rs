@@ -76,7 +76,7 @@ pub use self::config::{Login, NatsConfig, Tls};
 use self::delivery::Deliveries;
 use self::jetstream::Streams;
 use self::lane::Held;
-use self::lane_events::{Chain, Resumed};
+use self::lane_events::Resumed;
 pub use self::link::ConnectionFacts;
 use self::link::Link;
 use self::pubsub::Topics;
@@ -93,8 +93,6 @@ pub struct Nats {
     cells: RefCell<HashMap<(u32, u16), Held>>,
     /// The same: which records may be second arrivals.
     resumed: RefCell<HashMap<(u32, u16), Resumed>>,
-    /// By namespace and stream, while a lane's records are sent side by side: the identity of the message that was sent last.
-    chains: RefCell<HashMap<u32, Chain>>,
     /// Atomic batches that were sent: each has a name of its own.
     batches: Cell<u64>,
     topics: Rc<Topics>,
@@ -134,7 +132,6 @@ impl Nats {
             streams,
             cells: RefCell::default(),
             resumed: RefCell::default(),
-            chains: RefCell::default(),
             batches: Cell::new(0),
             topics: Rc::default(),
             deliveries: Rc::default(),

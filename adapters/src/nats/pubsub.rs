@@ -212,10 +212,9 @@ impl Nats {
         topic: &str,
         messages: &[view::Message<'_>],
     ) -> Result<Vec<Result<Published, Error>>, Error> {
-        let (published, mut sent) = self.outgoing_all(context, topic, messages);
+        let (published, sent) = self.outgoing_all(context, topic, messages);
         let mut sequences = Vec::with_capacity(sent.len());
         if !sent.is_empty() {
-            self.chain(context, Holds::Events, &mut sent);
             let answer = self.ask_stream(context, Holds::Events, &Ask::Each(sent)).await;
             if answer.as_ref().is_err_and(Error::is_retryable) {
                 // Somebody may have deleted it.

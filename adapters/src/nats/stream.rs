@@ -166,7 +166,7 @@ impl Nats {
         let fits = |record: &NewRecord<'_>| record.value.len() + header_bytes(record) <= bytes_max;
         // What has a record may be sent a second time.
         let is_logged = context.revision.is_logged();
-        let mut sent: Vec<Outgoing> = records
+        let sent: Vec<Outgoing> = records
             .iter()
             .enumerate()
             .filter(|(_, record)| fits(record))
@@ -177,7 +177,6 @@ impl Nats {
             .collect();
         let mut appended = Vec::with_capacity(sent.len());
         if !sent.is_empty() {
-            self.chain(context, holds, &mut sent);
             let answer = self.ask_stream(context, holds, &Ask::Each(sent)).await;
             if answer.as_ref().is_err_and(Error::is_retryable) {
                 // Somebody may have deleted it.

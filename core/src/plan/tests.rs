@@ -209,6 +209,20 @@ fn topics_are_planned_for_each_namespace() {
     }
 }
 
+#[test]
+fn streams_of_a_nats_have_as_many_copies_as_their_placement_says() {
+    let text = "namespace: n\nteam: web\nclient_api: stream\nneeds: {durability: strong}\n";
+    let pin = "placement: [{namespace: n, backend: {type: b, replication: 3}}]";
+    for (pin, settings) in [("", BTreeMap::new()), (pin, BTreeMap::from([("replication", 3)]))] {
+        let platform = format!(
+            "backends: [{{name: b, type: nats, address: \"h:1\"}}]\nallowed_backends: [nats]\n{pin}"
+        );
+        let outcome = outcomes(text, &platform, &Capabilities::of_this_build()).remove(0);
+        assert_eq!(outcome.refusals, [], "{pin}");
+        assert_eq!(outcome.plan.as_ref().expect("it fits").parts[0].settings, settings);
+    }
+}
+
 /// A build that makes the topics of a backend all alike says how they are made, and refuses what asks for others.
 #[test]
 fn topics_are_planned_as_a_build_makes_them() {

@@ -63,9 +63,8 @@ impl Nats {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
-        let (lanes, mut messages): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
+        let (lanes, messages): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
         let (holds, key) = (Holds::Messages(queue), (context.namespace, queue));
-        self.chain(context, holds, &mut messages);
         let answer = self.ask_stream(context, holds, &Ask::Each(messages)).await;
         if answer.as_ref().is_err_and(Error::is_retryable) {
             // Somebody may have deleted it.

@@ -90,7 +90,7 @@ async fn scanned(redis: &RedisCluster) -> Result<Vec<String>, Error> {
 
 #[test]
 fn a_cluster_serves_what_it_declares() {
-    let cluster = OwnCluster::start(3, 0, 5_000);
+    let cluster = OwnCluster::start(3, 0, 60_000);
     let config = config(&cluster);
     rt::run(async move {
         let client = Direct::in_real_time(RedisCluster::start(config), Versions::Digest);
@@ -111,7 +111,7 @@ fn a_cluster_serves_what_it_declares() {
 
 #[test]
 fn calls_over_several_keys_come_to_all_nodes_and_back_in_their_order() {
-    let cluster = OwnCluster::start(3, 0, 5_000);
+    let cluster = OwnCluster::start(3, 0, 60_000);
     let config = config(&cluster);
     rt::run(async move {
         // Found by an address that is not the first.
@@ -227,7 +227,7 @@ async fn surely<T>(make: impl AsyncFn() -> Result<T, Error>) -> T {
 /// A slot moves while its keys are read and written and new ones come: nothing is lost, and nobody hears of it.
 #[test]
 fn a_slot_moves_under_its_calls() {
-    let cluster = OwnCluster::start(3, 0, 5_000);
+    let cluster = OwnCluster::start(3, 0, 60_000);
     let config = config(&cluster);
     let (slot, from) = cluster.place_of("orders:{s}");
     let ways = (from, (from + 1) % 3);
@@ -347,7 +347,7 @@ fn a_replica_takes_over() {
 #[test]
 fn a_cluster_and_a_redis_by_itself_are_told_apart() {
     let alone = servers::OwnRedis::start(&[]);
-    let cluster = OwnCluster::start(1, 0, 5_000);
+    let cluster = OwnCluster::start(1, 0, 60_000);
     rt::run(async move {
         let at = |address: std::net::SocketAddr| {
             RedisConfig::at(address.ip().to_string(), address.port())

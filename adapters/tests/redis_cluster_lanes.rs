@@ -92,7 +92,7 @@ async fn resume(redis: &RedisCluster) -> Option<u64> {
 
 #[test]
 fn records_in_many_slots_have_one_effect_each() {
-    let cluster = OwnCluster::start(3, 0, 5_000);
+    let cluster = OwnCluster::start(3, 0, 60_000);
     rt::run(async move {
         let address = cluster.address();
         let config = || RedisConfig::at(address.ip().to_string(), address.port());

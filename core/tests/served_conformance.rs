@@ -58,7 +58,8 @@ impl Client for Served {
         request: Vec<u8>,
         messages_max: usize,
     ) -> Result<Vec<Bytes>, Failure> {
-        let begun = self.0.client.stream(method.path(), &[], &request, PATIENCE).await;
+        // It may read a whole namespace, from a disk that others use too.
+        let begun = self.0.client.stream(method.path(), &[], &request, 4 * PATIENCE).await;
         let mut reply = begun.map_err(Refusal::from)?;
         let mut messages = Vec::new();
         while messages.len() < messages_max {
@@ -187,7 +188,8 @@ fn a_namespace_on_redis_conforms_and_its_data_is_plain_there() {
 /// Keys, queues and topics on a real Redis Cluster, called through either shard.
 #[test]
 fn namespaces_on_a_redis_cluster_conform_also_across_the_mesh() {
-    let cluster = OwnCluster::start(3, 0, 5_000);
+    // Nodes that are only slow are not to be taken for dead.
+    let cluster = OwnCluster::start(3, 0, 60_000);
     let directory = directory();
     let backend = format!(
         "{{name: log, type: redis, addresses: [\"{}\", \"{}\"]}}",

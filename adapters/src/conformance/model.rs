@@ -129,10 +129,12 @@ impl<C: Client> Model<'_, '_, C> {
     /// A time to live in seconds that ends between two steps.
     fn ttl_s(&mut self) -> Option<u64> {
         let wanted = self.with_ttl && self.random.one_in(3);
-        wanted.then(|| {
-            let steps = if self.caller.client.is_time_simulated() { 0 } else { 1_000 };
-            (steps + self.random.below(4)) * STEP_S + STEP_S / 2
-        })
+        wanted.then(|| (self.steps_min() + self.random.below(4)) * STEP_S + STEP_S / 2)
+    }
+
+    /// The steps that a time to live lasts at least: where the time is real nothing may end before the calls do.
+    fn steps_min(&self) -> u64 {
+        if self.caller.client.is_time_simulated() { 0 } else { 1_000 }
     }
 
     fn keep_ttl(&mut self, ttl_s: Option<u64>) -> bool {
@@ -236,7 +238,8 @@ impl<C: Client> Model<'_, '_, C> {
     }
 
     async fn expire(&mut self) {
-        let (key, ttl_s) = (self.key(), self.ttl_s().unwrap_or(STEP_S / 2));
+        let (key, steps) = (self.key(), self.steps_min());
+        let ttl_s = self.ttl_s().unwrap_or(steps * STEP_S + STEP_S / 2);
         let expiry = expire_request::Expiry::Ttl(ms(ttl_s * 1000));
         let existed = self.caller.expire(&key, expiry).await;
         assert_if_known(existed, self.kept(&key).is_some());

@@ -199,7 +199,12 @@ async fn what_is_not_acknowledged_in_time_comes_again<C: Client>(caller: &Caller
     assert!(attempt(&again) == 0 || attempt(&again) >= 2);
     durable.acknowledge(&[again]).await;
     durable.publish("y").await;
-    assert_eq!(text(&subscriber.next().await), "y");
+    let mut next = subscriber.next().await;
+    while text(&next) == "x" {
+        // Where the time is real it may have been on its way again before the acknowledgement came.
+        next = subscriber.next().await;
+    }
+    assert_eq!(text(&next), "y");
 }
 
 async fn a_stream_that_dies_leaves_its_events_to_the_next<C: Client>(caller: &Caller<'_, C>) {

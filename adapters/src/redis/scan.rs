@@ -251,6 +251,14 @@ impl Redis {
         batch: &mut Batch,
     ) -> Result<(), Error> {
         let mut from = batch.place();
+        if let Some(cluster) = self.cluster()
+            && from.node.fingerprint != 0
+            && (from.node.fingerprint >> 32) as u32 != cluster.order()
+        {
+            // The nodes are not those any more that the numbers are of.
+            from = Place { node: next_round(context, from.node)?, ..Place::default() };
+            batch.token = Place::default();
+        }
         let (link, is_last_node) = self.node_to_scan(context, &mut from.node).await?;
         let pattern = escaped(selection.literal_prefix());
         let namespace = context.namespace_name.as_bytes();
@@ -313,10 +321,9 @@ impl Redis {
         if node.fingerprint == 0 {
             // Where slots are on their way now, the round is known to be in vain, but for what it finds.
             let now = Box::pin(cluster.fingerprint(context)).await?;
-            node.fingerprint = now.unwrap_or(1);
+            node.fingerprint = now.unwrap_or(u64::from(cluster.order()) << 32);
         }
-        // There may be fewer by now; then the walk begins again.
-        let at = (node.number as usize).min(links.len().saturating_sub(1));
+        let at = node.number as usize;
         let link = links.get(at).ok_or_else(|| errors::nodes_unknown(context))?;
         Ok((link.clone(), at + 1 == links.len()))
     }
@@ -333,10 +340,7 @@ impl Redis {
         if now == Some(node.fingerprint) {
             return Ok(None);
         }
-        match node.round < ROUNDS_MAX {
-            true => Ok(Some(NodePlace { number: 0, round: node.round + 1, fingerprint: 0 })),
-            false => Err(errors::slots_move(context)),
-        }
+        next_round(context, node).map(Some)
     }
 
     /// Reads the values of the next keys and puts them on the page.
@@ -386,6 +390,13 @@ impl Redis {
             page.fill();
         }
         Ok(())
+    }
+}
+
+fn next_round(context: &Context<'_>, node: NodePlace) -> Result<NodePlace, Error> {
+    match node.round < ROUNDS_MAX {
+        true => Ok(NodePlace { number: 0, round: node.round + 1, fingerprint: 0 }),
+        false => Err(errors::slots_move(context)),
     }
 }
 

@@ -3,7 +3,10 @@
 //! Each key is a call of its own; all of them are made at once, so that those of one node go out in one write. They are not one to
 //! others: somebody else's write may come in between.
 
+use std::hash::Hasher;
+
 use bytes::Bytes;
+use siphasher::sip::SipHasher13;
 
 use super::{Cluster, look, slot_of};
 use crate::call::Context;
@@ -94,7 +97,8 @@ impl Cluster {
         Ok(told.into())
     }
 
-    /// A number that is the same as long as no slot is given to another node, and none is on its way.
+    /// A number that is the same as long as no slot is given to another node, and none is on its way; the upper half is
+    /// [`Cluster::order`].
     ///
     /// # Errors
     /// A node is away.
@@ -103,7 +107,7 @@ impl Cluster {
         context: &Context<'_>,
     ) -> Result<Option<u64>, Error> {
         let links = self.masters(context).await?;
-        let mut sum = links.len() as u64;
+        let (order, mut sum) = (self.order(), links.len() as u64);
         for looked in together(links.iter().map(|link| look(link))).await {
             let nodes = looked.map_err(|_| errors::nodes_unknown(context))?;
             if nodes.is_open {
@@ -111,7 +115,18 @@ impl Cluster {
             }
             sum = sum.wrapping_add(nodes.own);
         }
-        Ok(Some(sum.max(1)))
+        let sum = (sum ^ sum >> 32) as u32;
+        Ok(Some(u64::from(order) << 32 | u64::from(sum)))
+    }
+
+    /// A number that is the same as long as [`Cluster::masters`] are the same in the same order; never 0.
+    pub(in crate::redis) fn order(&self) -> u32 {
+        let mut hasher = SipHasher13::new();
+        for node in &self.map.borrow().nodes {
+            hasher.write(node.address.0.as_bytes());
+            hasher.write_u16(node.address.1);
+        }
+        (hasher.finish() as u32).max(1)
     }
 }
 

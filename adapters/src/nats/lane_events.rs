@@ -4,6 +4,7 @@
 //! JetStream stores it once, as long as it remembers the first (`duplicate_window`, two minutes); who is only passing hears it twice.
 
 use futures_util::future::join_all;
+use prism_io::clock::wall_us;
 use prism_proto::catalogue::{Method, Model};
 use prism_proto::view::queue::{SendBatchRequest, SendDelayedRequest, SendRequest};
 use prism_proto::view::stream::{AppendBatchRequest, AppendRequest};
@@ -39,6 +40,8 @@ const REFUSALS: [&str; 9] = [
 pub(super) struct Resumed {
     /// The number of the last record before them.
     lane_seq: u64,
+    /// When that was, µs since the epoch: what has a later log time had not been sent by then.
+    at_us: u64,
     /// The LSN of the last of them, as far as they have come.
     lsn: u64,
 }
@@ -57,7 +60,8 @@ fn is_refusal(error: &Error) -> bool {
 impl Nats {
     /// Notes that a lane begins again behind this record. No more records than one batch has were under way by then.
     pub(super) fn note_resumed(&self, context: &Context<'_>, lane_seq: u64) {
-        self.resumed.borrow_mut().insert(lane(context), Resumed { lane_seq, lsn: 0 });
+        let resumed = Resumed { lane_seq, at_us: wall_us(), lsn: 0 };
+        self.resumed.borrow_mut().insert(lane(context), resumed);
     }
 
     /// Notes which of the records may have been carried out before.
@@ -66,6 +70,7 @@ impl Nats {
         for LaneRecord { lane_seq, context, .. } in records {
             if let Some(resumed) = resumed.get_mut(&lane(context))
                 && *lane_seq <= resumed.lane_seq + RECORDS_MAX as u64
+                && context.now_us <= resumed.at_us
             {
                 resumed.lsn = resumed.lsn.max(context.revision.lsn);
             }

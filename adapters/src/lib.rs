@@ -33,6 +33,7 @@ pub mod redis;
 mod shared;
 mod sharing;
 mod sources;
+pub mod tls;
 mod together;
 pub mod topic;
 

@@ -241,6 +241,37 @@ fn postgres_gives_up_what_nobody_waits_for() {
     });
 }
 
+/// The same where a caller goes away before its time is up.
+#[test]
+fn postgres_gives_up_what_its_caller_has_left() {
+    let database = "prism_deadlines_left";
+    let address = servers::empty_database(database);
+    run(async move {
+        let postgres = Postgres::start(postgres(address, database));
+        set(&postgres, "locked", NO_DEADLINE_NS).await.unwrap();
+        let holder = Holder::of(address, database, "locked");
+        {
+            let mut left = std::pin::pin!(set(&postgres, "locked", NO_DEADLINE_NS));
+            let waits = format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND \
+                 wait_event_type = 'Lock'"
+            );
+            let until = Instant::now() + LONG;
+            while servers::psql(address, database, &waits) != "1" {
+                assert!(Instant::now() < until, "it does not wait for the row");
+                let early = rt::timeout(SHORT / 5, left.as_mut()).await;
+                assert!(early.is_none(), "somebody holds the row: {early:?}");
+            }
+        }
+        // The connection, of which there is one, is free again long before PostgreSQL would give up by itself.
+        for number in 0..10 {
+            set(&postgres, &format!("free {number}"), NO_DEADLINE_NS).await.unwrap();
+        }
+        assert_eq!(postgres.facts().connects, 1);
+        drop(holder);
+    });
+}
+
 /// Counts the records of the pages that it is sent.
 #[derive(Default)]
 struct Count(usize);

@@ -15,48 +15,24 @@ use prism_proto::prism::stream::v1 as stream;
 use prism_proto::prism::stream::v1::join_consumer_group_response::Event;
 use prism_proto::prism::r#type::v1::{Start, start};
 use prost::Message as _;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use servers::{LONG, OwnKafka, free_address};
+use servers::{Authorities, LONG, OwnKafka, free_address};
 
-/// Authorities and what they have signed, in PEM files.
-struct Files(tempfile::TempDir);
+/// Authorities and what they have signed, and a Kafka that has it.
+struct Files(Authorities);
 
 impl Files {
-    /// An authority `ca`, a `server` and a `client` that it has signed, and an authority that has signed neither.
     fn new() -> Self {
-        let files = Files(tempfile::tempdir().unwrap());
-        for (ca, signed) in [("ca", &["server", "client"][..]), ("other-ca", &[])] {
-            let mut params = CertificateParams::new(Vec::new()).unwrap();
-            // OpenSSL takes a certificate whose subject is its issuer for a self-signed one.
-            params.distinguished_name.push(DnType::CommonName, ca);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            let authority = KeyPair::generate().unwrap();
-            let authority = CertifiedIssuer::self_signed(params, authority).unwrap();
-            std::fs::write(files.path(&format!("{ca}.pem")), authority.pem()).unwrap();
-            for name in signed {
-                let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-                params.distinguished_name.push(DnType::CommonName, *name);
-                let key = KeyPair::generate().unwrap();
-                let certificate = params.signed_by(&key, &authority).unwrap();
-                std::fs::write(files.path(&format!("{name}.pem")), certificate.pem()).unwrap();
-                std::fs::write(files.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
-                // As Kafka wants to have it.
-                let both = key.serialize_pem() + &certificate.pem();
-                std::fs::write(files.path(&format!("{name}-both.pem")), both).unwrap();
-            }
-        }
-        files
+        Files(Authorities::new("127.0.0.1"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.path(name)
     }
 
     /// A Kafka with two more listeners: one that asks for certificates, one for users.
     fn kafka(&self) -> (OwnKafka, SocketAddr, SocketAddr) {
         let (ssl, sasl) = (free_address(), free_address());
-        let path = |name: &str| self.path(name).display().to_string();
-        let (both, ca) = (path("server-both.pem"), path("ca.pem"));
+        let (both, ca) = (self.0.name("server-both.pem"), self.0.name("ca.pem"));
         let module = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
         let settings = format!(
             "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL\n\

@@ -6,45 +6,26 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use prism_adapters::redis::{Redis, RedisConfig, Tls, TlsFiles};
+use prism_adapters::redis::{Redis, RedisConfig};
+use prism_adapters::tls::{Tls, TlsFiles};
 use prism_adapters::{Backend, Context, Error, Kind, Limits, Reply};
 use prism_io::clock::wall_us;
 use prism_io::rt;
 use prism_io::tls::Roots;
 use prism_proto::catalogue::Method;
 use prism_proto::view::keyvalue::{GetRequest, SetRequest};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use servers::{LONG, OwnRedis};
+use servers::{Authorities, LONG, OwnRedis};
 
-/// Authorities and what they have signed, in PEM files.
-struct Files(tempfile::TempDir);
+/// Authorities and what they have signed, and a Redis that has it.
+struct Files(Authorities);
 
 impl Files {
-    /// An authority `ca`, a `server` and a `client` that it has signed, and a `stranger`, of whom it knows nothing.
     fn new() -> Self {
-        let files = Files(tempfile::tempdir().unwrap());
-        for (ca, signed) in [("ca", &["server", "client"][..]), ("other-ca", &["stranger"])] {
-            let mut params = CertificateParams::new(Vec::new()).unwrap();
-            // OpenSSL takes a certificate whose subject is its issuer for a self-signed one.
-            params.distinguished_name.push(DnType::CommonName, ca);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            let authority = KeyPair::generate().unwrap();
-            let authority = CertifiedIssuer::self_signed(params, authority).unwrap();
-            std::fs::write(files.path(&format!("{ca}.pem")), authority.pem()).unwrap();
-            for name in signed {
-                let mut params = CertificateParams::new(vec!["redis.test".to_owned()]).unwrap();
-                params.distinguished_name.push(DnType::CommonName, *name);
-                let key = KeyPair::generate().unwrap();
-                let certificate = params.signed_by(&key, &authority).unwrap();
-                std::fs::write(files.path(&format!("{name}.pem")), certificate.pem()).unwrap();
-                std::fs::write(files.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
-            }
-        }
-        files
+        Files(Authorities::new("redis.test"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.path(name)
     }
 
     /// A Redis with its TLS port, and where that is.
@@ -52,8 +33,8 @@ impl Files {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
-        let (certificate, key, ca) = (path("server.pem"), path("server.key"), path("ca.pem"));
+        let [certificate, key, ca] =
+            ["server.pem", "server.key", "ca.pem"].map(|name| self.0.name(name));
         let redis = OwnRedis::start(&[
             "--tls-port",
             &address.port().to_string(),

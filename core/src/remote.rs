@@ -5,7 +5,7 @@
 //! other. Messages of a stream are paid for one by one.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -37,6 +37,8 @@ pub(crate) enum Message {
     Item { ticket: u64, bytes: Bytes },
     /// One message of a stream was taken (`false`: nobody listens any more).
     Taken { stream: u64, goes_on: bool },
+    /// Nobody waits for the outcome of a call any more.
+    Gone { ticket: u64 },
 }
 
 /// A call for its home shard.
@@ -62,6 +64,8 @@ pub(crate) struct Peers {
     asked: RefCell<Slab<Asked>>,
     /// Streams that this shard serves, by the shard that asked and its ticket.
     streams: RefCell<HashMap<(usize, u64), Streamed>>,
+    /// Calls whose callers have gone since the last look, and those that the last look is for; by the shard that asked and its ticket.
+    gone: RefCell<[HashSet<(usize, u64)>; 2]>,
     serial: Cell<u32>,
 }
 
@@ -97,6 +101,7 @@ impl Peers {
             unsent: (0..shards).map(|_| RefCell::default()).collect(),
             asked: RefCell::default(),
             streams: RefCell::default(),
+            gone: RefCell::default(),
             serial: Cell::new(0),
         }
     }
@@ -170,6 +175,18 @@ impl Peers {
         Ok(ticket)
     }
 
+    /// Begins a look at the calls whose callers have gone. Those of the look before are forgotten: they have ended, or had ended already.
+    pub(crate) fn look_for_gone(&self) {
+        let mut gone = self.gone.borrow_mut();
+        let now = std::mem::take(&mut gone[0]);
+        gone[1] = now;
+    }
+
+    /// Whether the caller of another shard's call has gone.
+    pub(crate) fn is_gone(&self, from: usize, ticket: u64) -> bool {
+        self.gone.borrow()[1].contains(&(from, ticket))
+    }
+
     fn with_asked<R>(&self, ticket: u64, act: impl FnOnce(&mut Asked) -> R) -> Option<R> {
         let (serial, key) = key_of(ticket);
         let mut asked = self.asked.borrow_mut();
@@ -199,6 +216,22 @@ impl Drop for Forget<'_> {
         let mut asked = self.peers.asked.borrow_mut();
         if asked.get(key).is_some_and(|asked| asked.serial == serial) {
             asked.remove(key);
+        }
+    }
+}
+
+/// Tells the home shard that nobody waits for the outcome of a call any more, unless it has come.
+struct Waits<'a> {
+    peers: &'a Peers,
+    home: usize,
+    ticket: u64,
+    is_answered: bool,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.peers.post(self.home, Message::Gone { ticket: self.ticket });
         }
     }
 }
@@ -237,7 +270,8 @@ pub(crate) async fn ask(
     })?;
     shard.metrics.mesh.sent.increment();
     let _forget = Forget { peers, ticket };
-    std::future::poll_fn(|context| {
+    let mut waits = Waits { peers, home: namespace.home, ticket, is_answered: false };
+    let outcome = std::future::poll_fn(|context| {
         let outcome = peers.with_asked(ticket, |asked| {
             if asked.outcome.is_none() && asked.waker.is_none() {
                 asked.waker = Some(context.waker().clone());
@@ -249,7 +283,9 @@ pub(crate) async fn ask(
             None => Poll::Pending,
         }
     })
-    .await
+    .await;
+    waits.is_answered = true;
+    outcome
 }
 
 /// Has the home shard serve a streaming call, and hands its messages to `sink`.
@@ -356,7 +392,7 @@ impl Drop for RemoteSink<'_> {
     }
 }
 
-/// What ends a stream whose caller has gone.
+/// What ends a call whose caller has gone.
 #[cold]
 pub(crate) fn caller_gone() -> Error {
     Error::new(Kind::Cancelled, "CALLER_GONE", "the caller has ended the call")
@@ -403,6 +439,10 @@ pub(crate) fn deliver(shard: &Rc<Shard>, from: usize, message: Message) {
                 Some(waker) => waker.into_iter().for_each(Waker::wake),
                 None => peers.post(from, Message::Taken { stream: ticket, goes_on: false }),
             }
+        }
+        Message::Gone { ticket } => {
+            peers.gone.borrow_mut()[0].insert((from, ticket));
+            shard.deadlines.caller_gone();
         }
         Message::Taken { stream, goes_on } => {
             let waker = peers.streams.borrow_mut().get_mut(&(from, stream)).and_then(|entry| {

@@ -6,7 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use harness::frames::{Frame, Raw};
 use harness::{Caller, Server, directory, run, serve, together};
+use prism_io::h2::ErrorCode;
+use prism_io::h2::frame::kind;
 use prism_proto::catalogue::Method;
 use prism_proto::prism::pubsub::v1 as pubsub;
 use prism_proto::prism::queue::v1 as queue;
@@ -72,6 +75,50 @@ impl Jobs {
 fn texts(deliveries: &[Delivery]) -> Vec<String> {
     let text = |one: &Delivery| one.message.as_ref().unwrap().payload.to_vec();
     deliveries.iter().map(|one| String::from_utf8(text(one)).unwrap()).collect()
+}
+
+/// Who waits for messages and goes away is sent none: the next one gets them, as the first.
+#[test]
+fn who_has_gone_is_not_waited_for() {
+    let directory = directory();
+    let server = start(directory.path());
+    let listen = server.listen;
+    let request = queue::ReceiveRequest {
+        namespace: "jobs".to_owned(),
+        queue: "q".to_owned(),
+        max_messages: 1,
+        wait: Some(Span { seconds: 110, nanos: 0 }),
+        visibility_timeout: Some(Span { seconds: 3600, nanos: 0 }),
+    }
+    .encode_to_vec();
+    let path = Method::QUEUE_RECEIVE.path();
+    // Some are of the queue's own shard and some of the other; some say that they go and some only hang up.
+    let waiting = (0..16).map(|_| {
+        let mut raw = Raw::open(&server);
+        raw.call(1, path, &[("grpc-timeout", "2M")], &request);
+        raw
+    });
+    let waiting: Vec<_> = waiting.collect();
+    let in_flight = "prism_request_bytes_in_flight";
+    let bytes = (waiting.len() * request.len()) as f64;
+    server.wait_for_metric(in_flight, |held| held >= bytes);
+    for (number, mut raw) in waiting.into_iter().enumerate() {
+        if number % 2 == 0 {
+            raw.frame(kind::RST_STREAM, 0, 1, &ErrorCode::CANCEL.0.to_be_bytes());
+            raw.frame(kind::PING, 0, 0, &[0; 8]);
+            let is_answer = |frame: Frame| frame.head.kind == kind::PING;
+            while !is_answer(raw.read().expect("it still listens")) {}
+        }
+    }
+    server.wait_for_metric(in_flight, |held| held == 0.0);
+    run(async move {
+        let jobs = Jobs::of(listen).await;
+        jobs.send("a").await;
+        let received = jobs.receive("", 1, 20).await;
+        assert_eq!(texts(&received), ["a"]);
+        assert_eq!(received[0].attempt, 1);
+    });
+    server.stop();
 }
 
 #[test]

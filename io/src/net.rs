@@ -103,6 +103,12 @@ impl Stream {
         (result, slice.into_inner())
     }
 
+    /// Writes in clear: what is said to a peer before TLS begins.
+    pub async fn write_in_clear(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        debug_assert!(self.tls.is_none(), "TLS has begun");
+        self.socket.write_all(bytes).await.0.map(drop)
+    }
+
     /// What ends this connection from outside of its halves, also while they wait for the peer.
     pub fn closer(&self) -> io::Result<Closer> {
         // SAFETY: the descriptor is open as long as the stream lives; it is duplicated before this returns.

@@ -28,7 +28,9 @@ mod stream;
 mod stream_groups;
 
 use std::future::Future;
+use std::io::Write as _;
 use std::pin::Pin;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -127,13 +129,36 @@ pub trait Opened {
     async fn next(&mut self) -> Result<Option<Bytes>, Failure>;
 }
 
-/// Names the case that runs, should it panic.
-struct Running(&'static str);
+/// Longer than any case takes, on however slow a machine.
+const CASE_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Names the case that runs, should it panic, and ends the process with its name should it never end: a call that hangs is a failure
+/// and no reason to wait.
+struct Running {
+    name: &'static str,
+    /// Dropped when the case has ended.
+    _ended: mpsc::Sender<()>,
+}
+
+impl Running {
+    fn begin(name: &'static str) -> Self {
+        let (ended, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            if told.recv_timeout(CASE_PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // Not by a macro, whose words the test harness would keep to itself.
+                let words = format!("conformance case hangs: {name} runs for {CASE_PATIENCE:?}\n");
+                let _ = std::io::stderr().write_all(words.as_bytes());
+                std::process::abort();
+            }
+        });
+        Running { name, _ended: ended }
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("conformance case failed: {}", self.0);
+            eprintln!("conformance case failed: {}", self.name);
         }
     }
 }
@@ -144,7 +169,7 @@ fn boxed<F: Future>(case: impl FnOnce() -> F) -> Pin<Box<F>> {
 }
 
 async fn run_case(name: &'static str, case: impl Future<Output = ()>, ran: &mut Vec<&'static str>) {
-    let _running = Running(name);
+    let _running = Running::begin(name);
     case.await;
     ran.push(name);
 }

@@ -72,7 +72,7 @@ pub async fn random_sequence<C: Client>(client: &C, seed: u64, steps: usize) {
         }
     }
     let _seed = Seed(seed);
-    let _running = Running("random_sequence");
+    let _running = Running::begin("random_sequence");
     let caller = Caller::new(client, "random_sequence");
     let offers = client.offers();
     let mut model = Model {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::breaker::Backoff;
+use crate::tls::Tls;
 
 /// Most connections of one shard.
 pub const POOL_MAX: usize = 32;
@@ -19,6 +20,8 @@ pub struct PostgresConfig {
     pub user: String,
     /// Its password, for SCRAM-SHA-256.
     pub password: Option<String>,
+    /// How TLS is spoken; absent: it is not.
+    pub tls: Option<Tls>,
     /// Name of the database.
     pub database: String,
     /// What `pg_stat_activity` calls the connections.
@@ -55,6 +58,7 @@ impl PostgresConfig {
             database: user.clone(),
             user,
             password: None,
+            tls: None,
             application_name: "prism".to_owned(),
             pool: 2,
             connect_timeout: Duration::from_secs(5),
@@ -73,6 +77,7 @@ impl PostgresConfig {
 impl fmt::Debug for PostgresConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PostgresConfig { user, host, port, database, .. } = self;
-        write!(formatter, "postgres://{user}@{host}:{port}/{database}")
+        write!(formatter, "postgres://{user}@{host}:{port}/{database}")?;
+        if self.tls.is_some() { write!(formatter, "?sslmode=verify-full") } else { Ok(()) }
     }
 }

@@ -19,7 +19,7 @@ use prism_io::rt::{self, Signal};
 use super::batch::{Answer, Builder, Operation};
 use super::config::PostgresConfig;
 use super::errors::{Fault, Outage};
-use super::session::{Failure, Session};
+use super::session::{Failure, Session, Waiters};
 use super::statements::Namespace;
 use crate::breaker::{Breaker, Circuit};
 use crate::call::NO_DEADLINE_NS;
@@ -92,8 +92,24 @@ pub(super) struct Link {
     outage: RefCell<Outage>,
     /// Set when there is something to do, or nothing more ever.
     work: Rc<Signal>,
+    /// Set when somebody stops waiting for an answer.
+    left: Signal,
     stopped: Cell<bool>,
     facts: Cell<ConnectionFacts>,
+}
+
+/// Tells a link when its caller goes away before the answer has come.
+struct Waits<'a> {
+    link: &'a Link,
+    is_answered: bool,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.link.left.set();
+        }
+    }
 }
 
 impl Link {
@@ -106,6 +122,7 @@ impl Link {
             breaker: RefCell::new(Breaker::new(config.backoff)),
             outage: RefCell::new(Outage::closed()),
             work: Rc::default(),
+            left: Signal::default(),
             stopped: Cell::new(false),
             facts: Cell::default(),
             config,
@@ -139,7 +156,8 @@ impl Link {
         self.waiting_bytes.set(self.waiting_bytes.get() + bytes);
         self.waiting.borrow_mut().push_back(call);
         self.work.set();
-        poll_fn(|task| {
+        let mut waits = Waits { link: self, is_answered: false };
+        let answer = poll_fn(|task| {
             let mut place = place.borrow_mut();
             match std::mem::replace(&mut *place, Place::Waiting(None)) {
                 Place::Answered(result) => Poll::Ready(result),
@@ -149,7 +167,9 @@ impl Link {
                 }
             }
         })
-        .await
+        .await;
+        waits.is_answered = true;
+        answer
     }
 
     pub(super) fn config(&self) -> &PostgresConfig {
@@ -332,7 +352,9 @@ impl Link {
         };
         self.count(|facts| facts.batches += 1);
         let over_ns = ready.iter().map(|call| call.deadline_ns).max().unwrap_or(NO_DEADLINE_NS);
-        match session.exchange(batch, versions, over_ns).await {
+        let is_waited_for = || ready.iter().any(|call| !call.is_abandoned());
+        let waiters = Waiters { over_ns, left: &self.left, is_any_left: &is_waited_for };
+        match session.exchange(batch, versions, &waiters).await {
             Err(outage) => {
                 ready.into_iter().for_each(|call| call.end(Err(Fault::Outage(outage.clone()))));
                 return Err(outage);

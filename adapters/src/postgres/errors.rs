@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::message::backend::ErrorResponseBody;
+use prism_io::tls::Failure;
 
 use super::codec::ProtocolError;
 use crate::call::{Context, NOT_SENT};
 use crate::error::{Error, Kind};
+use crate::tls::Server;
 
 /// The name of the backend in errors.
 pub(super) const BACKEND: &str = "postgres";
@@ -22,6 +24,14 @@ const TEXT_BYTES_MAX: usize = 200;
 
 /// When a call that was refused may be tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// How PostgreSQL calls its settings of TLS.
+const TLS: Server = Server {
+    name: "PostgreSQL",
+    speaks: "ssl = on",
+    asks: "clientcert in pg_hba.conf",
+    versions: "ssl_min_protocol_version",
+};
 
 /// An error that PostgreSQL has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +192,24 @@ impl Outage {
     pub(super) fn unreachable(error: &io::Error) -> Self {
         let message = format!("no connection could be made ({error}); it is tried again");
         Outage::new(Kind::Unavailable, "BACKEND_UNREACHABLE", message)
+    }
+
+    /// No connection came about because TLS did not.
+    pub(super) fn tls(failure: Failure, name: &str) -> Self {
+        match TLS.failure(failure, name) {
+            Ok(message) => Outage::new(Kind::Unavailable, "BACKEND_TLS", message),
+            Err(error) => Outage::unreachable(&error),
+        }
+    }
+
+    /// TLS stood, and then the peer ended it instead of letting us log in.
+    pub(super) fn tls_refused(error: &io::Error) -> Self {
+        Outage::new(Kind::Unavailable, "BACKEND_TLS", TLS.refused(error))
+    }
+
+    /// Asked for TLS, the peer does not begin it.
+    pub(super) fn tls_not_spoken(message: &'static str) -> Self {
+        Outage::new(Kind::Unavailable, "BACKEND_TLS", message)
     }
 
     /// The connection, or the login, took too long.

@@ -16,7 +16,7 @@
 //! - `lane`: logged records, each with one effect; `ending`: a namespace taken out
 //! - `document`: a text that several processes share
 //!
-//! It does not speak TLS, and logs in by SCRAM-SHA-256 only.
+//! It speaks TLS where it is told to, and logs in by SCRAM-SHA-256 or with its certificate only.
 
 mod batch;
 mod codec;

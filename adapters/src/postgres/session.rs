@@ -1,13 +1,15 @@
 //! One connection to a PostgreSQL: logged in, `prism_meta` up to date, one batch at a time under way.
 //!
-//! A task of its own reads, so that a connection that ends is noticed also while nothing is asked. TLS is not spoken; a login is
-//! by SCRAM-SHA-256, or where PostgreSQL asks for none (`trust`); cleartext and MD5 passwords are refused.
+//! A task of its own reads, so that a connection that ends is noticed also while nothing is asked. TLS is spoken where the
+//! configuration says so, and never given up for clear text; a login is by SCRAM-SHA-256, or where PostgreSQL asks for none (`trust`,
+//! `cert`); cleartext and MD5 passwords are refused.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -26,6 +28,7 @@ use super::errors::{Outage, SqlError};
 use super::migrations::{self, Model};
 use super::statements::{Namespace, Statement};
 use crate::call::NO_DEADLINE_NS;
+use crate::tls::Tls;
 
 /// The buffer that answers are read into, while they are small.
 const READ_BYTES: usize = 64 * 1024;
@@ -53,6 +56,25 @@ impl From<Failure> for Outage {
         match failure {
             Failure::Sql(error) => error.into(),
             Failure::Outage(outage) => outage,
+        }
+    }
+}
+
+/// Who waits for a batch.
+pub(super) struct Waiters<'a> {
+    /// Until when any of them does, monotonic ns.
+    pub(super) over_ns: u64,
+    /// Set when one goes away.
+    pub(super) left: &'a Signal,
+    /// Whether one is still there.
+    pub(super) is_any_left: &'a dyn Fn() -> bool,
+}
+
+impl Waiters<'_> {
+    /// Comes back when all have gone away.
+    async fn all_gone(&self) {
+        while (self.is_any_left)() {
+            self.left.wait().await;
         }
     }
 }
@@ -94,6 +116,8 @@ pub(super) struct Session {
     answer_timeout: Duration,
     /// Whom to tell that a batch is not waited for any more, and the connection's own number and secret there.
     cancels: Option<(SocketAddr, i32, i32)>,
+    /// How TLS is spoken to it.
+    tls: Option<Tls>,
     /// What is prepared, by namespace.
     prepared: HashSet<(u32, Statement)>,
     /// What is as it should be in the schemas of namespaces.
@@ -117,12 +141,14 @@ impl Session {
         work: &Rc<Signal>,
     ) -> Result<Self, Outage> {
         let (stream, address) = dial(config).await.map_err(|error| Outage::unreachable(&error))?;
+        let stream = secured(stream, config.tls.as_ref()).await?;
         let closer = stream.closer().map_err(|error| Outage::unreachable(&error))?;
         let (read, write) = stream.split();
         let buffer = BytesMut::with_capacity(READ_BYTES);
-        let mut login = Login { read, write, buffer, key: None };
+        let is_secured = config.tls.is_some();
+        let mut login = Login { read, write, buffer, is_secured, key: None };
         login.run(config).await?;
-        let Login { read, write, buffer, key } = login;
+        let Login { read, write, buffer, key, .. } = login;
         let now_ns = monotonic_ns();
         let shared = Rc::new(Shared {
             waits: RefCell::default(),
@@ -139,6 +165,7 @@ impl Session {
             closer,
             answer_timeout: config.answer_timeout,
             cancels: key.map(|(process, secret)| (address, process, secret)),
+            tls: config.tls.clone(),
             prepared: HashSet::new(),
             ready: HashSet::new(),
             epoch: 0,
@@ -229,16 +256,16 @@ impl Session {
         self.ready.clear();
     }
 
-    /// Sends a batch and waits for its end. After `over_ns` nobody waits for it any more, and PostgreSQL is asked to give it up.
+    /// Sends a batch and waits for its end. When nobody waits for it any more PostgreSQL is asked to give it up.
     pub(super) async fn exchange(
         &mut self,
         batch: Batch,
         versions: u32,
-        over_ns: u64,
+        waiters: &Waiters<'_>,
     ) -> Result<Ended, Outage> {
         self.versions = versions;
         let (bytes, receiver) = Receiver::of(batch);
-        let over = self.send(bytes, Waits::Batch(receiver), over_ns).await?;
+        let over = self.send(bytes, Waits::Batch(receiver), Some(waiters)).await?;
         let Waits::Batch(receiver) = over else { return Err(Outage::lost()) };
         let ended = receiver.end().ok_or_else(Outage::lost)?;
         self.prepared.extend(ended.prepared.iter().copied());
@@ -251,7 +278,7 @@ impl Session {
         let nul = |_| Failure::Sql(SqlError::new("22021", "a text holds a NUL"));
         frontend::query(text, &mut bytes).map_err(nul)?;
         let waits = Waits::Query { rows: Vec::new(), error: None };
-        let sent = self.send(bytes.to_vec(), waits, NO_DEADLINE_NS);
+        let sent = self.send(bytes.to_vec(), waits, None);
         match sent.await.map_err(Failure::Outage)? {
             Waits::Query { rows, error: None } => Ok(rows),
             Waits::Query { error: Some(error), .. } => Err(Failure::Sql(error)),
@@ -268,7 +295,7 @@ impl Session {
         &mut self,
         bytes: Vec<u8>,
         waits: Waits,
-        mut over_ns: u64,
+        waiters: Option<&Waiters<'_>>,
     ) -> Result<Waits, Outage> {
         if let Some(outage) = self.outage() {
             return Err(outage);
@@ -278,7 +305,7 @@ impl Session {
         let begun_ns = monotonic_ns();
         self.shared.waits.replace(waits);
         let shared = self.shared.clone();
-        let (cancels, write) = (self.cancels, &mut self.write);
+        let (cancels, tls, write) = (self.cancels, self.tls.as_ref(), &mut self.write);
         let mut exchange = std::pin::pin!(async move {
             let (written, _) = write.write_all(bytes).await;
             if written.is_err() {
@@ -295,6 +322,14 @@ impl Session {
                 shared.ended.wait().await;
             }
         });
+        let mut over_ns = waiters.map_or(NO_DEADLINE_NS, |waiters| waiters.over_ns);
+        let mut all_gone = std::pin::pin!(async move {
+            match waiters {
+                Some(waiters) => waiters.all_gone().await,
+                None => std::future::pending().await,
+            }
+        });
+        let mut is_asked_for = true;
         loop {
             let since_ns = self.shared.heard_ns.get().max(begun_ns);
             let silent = Duration::from_nanos(monotonic_ns().saturating_sub(since_ns));
@@ -304,13 +339,24 @@ impl Session {
                 return Err(outage);
             };
             let until_over = Duration::from_nanos(over_ns.saturating_sub(monotonic_ns()));
-            if let Some(over) = rt::timeout(left.min(until_over), &mut exchange).await {
-                return over;
-            }
-            if over_ns <= monotonic_ns() {
-                over_ns = NO_DEADLINE_NS;
+            let ended_or_left = std::future::poll_fn(|task| {
+                if let Poll::Ready(over) = exchange.as_mut().poll(task) {
+                    return Poll::Ready(Some(over));
+                }
+                match is_asked_for && all_gone.as_mut().poll(task).is_ready() {
+                    true => Poll::Ready(None),
+                    false => Poll::Pending,
+                }
+            });
+            let is_left = match rt::timeout(left.min(until_over), ended_or_left).await {
+                Some(Some(over)) => return over,
+                Some(None) => true,
+                None => over_ns <= monotonic_ns(),
+            };
+            if is_left {
+                (is_asked_for, over_ns) = (false, NO_DEADLINE_NS);
                 if let Some(cancels) = cancels
-                    && let Err(outage) = cancel(cancels).await
+                    && let Err(outage) = cancel(cancels, tls).await
                 {
                     // It might reach what is sent next.
                     self.shared.outage.borrow_mut().get_or_insert(outage.clone());
@@ -326,10 +372,14 @@ impl Session {
 ///
 /// # Errors
 /// It may still arrive.
-async fn cancel((address, process, secret): (SocketAddr, i32, i32)) -> Result<(), Outage> {
+async fn cancel(
+    (address, process, secret): (SocketAddr, i32, i32),
+    tls: Option<&Tls>,
+) -> Result<(), Outage> {
     let asked = async {
         // One that could not ask has changed nothing.
         let Ok(stream) = Stream::connect(address).await else { return Ok(()) };
+        let Ok(stream) = secured(stream, tls).await else { return Ok(()) };
         let (mut read, mut write) = stream.split();
         let mut bytes = BytesMut::new();
         frontend::cancel_request(process, secret, &mut bytes);
@@ -423,11 +473,41 @@ async fn dial(config: &PostgresConfig) -> io::Result<(Stream, SocketAddr)> {
     Err(last)
 }
 
+/// The connection with TLS, if it is to have it.
+async fn secured(mut stream: Stream, tls: Option<&Tls>) -> Result<Stream, Outage> {
+    let Some(tls) = tls else { return Ok(stream) };
+    let unreachable = |error| Outage::unreachable(&error);
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    stream.write_in_clear(request.to_vec()).await.map_err(unreachable)?;
+    let (read, consent) = stream.read_in_clear(BytesMut::new()).await;
+    read.map_err(unreachable)?;
+    match &consent[..] {
+        b"S" => {}
+        b"" => return Err(Outage::unreachable(&io::ErrorKind::UnexpectedEof.into())),
+        b"N" => {
+            return Err(Outage::tls_not_spoken(
+                "it does not speak TLS: set `ssl = on` there, or leave `tls` out of the platform file",
+            ));
+        }
+        // What comes with the consent did not come through TLS, and may be anybody's.
+        [b'S', ..] => {
+            return Err(Outage::tls_not_spoken("it says more in clear than that it speaks TLS"));
+        }
+        _ => return Err(Outage::protocol(ProtocolError("no answer to SSLRequest"))),
+    }
+    stream
+        .secure_to(&tls.connector)
+        .await
+        .map_err(|failure| Outage::tls(failure, &tls.files.server_name))
+}
+
 /// A connection that is not logged in yet.
 struct Login {
     read: ReadHalf,
     write: WriteHalf,
     buffer: BytesMut,
+    is_secured: bool,
     /// The connection's number and its secret.
     key: Option<(i32, i32)>,
 }
@@ -531,6 +611,8 @@ impl Login {
             match result {
                 Ok(0) => return Err(Outage::unreachable(&io::ErrorKind::UnexpectedEof.into())),
                 Ok(_) => {}
+                // With TLS 1.3 a server tells only now that it does not take our certificate.
+                Err(error) if self.is_secured => return Err(Outage::tls_refused(&error)),
                 Err(error) => return Err(Outage::unreachable(&error)),
             }
         }

@@ -2,13 +2,11 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use prism_io::tls::{Connector, Identity, Roots};
-
 use crate::breaker::Backoff;
+use crate::tls::Tls;
 
 /// Addresses, host and port, one of which is to be reached.
 pub(super) type Doors = Rc<RefCell<Vec<(String, u16)>>>;
@@ -45,49 +43,6 @@ pub struct RedisConfig {
     /// Bytes of requests that wait to be sent at most, except that one request alone always may.
     pub unsent_bytes_max: usize,
 }
-
-/// TLS to a Redis, whose files were read when the configuration was.
-#[derive(Clone, Debug)]
-pub struct Tls {
-    /// Whom we trust, whom we expect, and who we say we are.
-    pub connector: Connector,
-    /// The same in words, by which two are compared and shown.
-    pub files: TlsFiles,
-}
-
-/// What a [`Tls`] was made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Whose signature under Redis's certificate is trusted.
-    pub roots: Roots,
-    /// The name that Redis's certificate has to have.
-    pub server_name: String,
-    /// Certificate and key that are shown to Redis, if it asks (`tls-auth-clients`).
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
-
-impl Tls {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// In words: which file, what is wrong with it and what to do.
-    pub fn load(files: TlsFiles) -> Result<Self, String> {
-        let load = |(certificate, key): &(PathBuf, PathBuf)| Identity::load(certificate, key);
-        let identity = files.identity.as_ref().map(load).transpose();
-        let identity = identity.map_err(|error| error.to_string())?;
-        let connector = Connector::for_backend(&files.roots, &files.server_name, identity.as_ref());
-        let connector = connector.map_err(|error| error.to_string())?;
-        Ok(Tls { connector, files })
-    }
-}
-
-impl PartialEq for Tls {
-    fn eq(&self, other: &Self) -> bool {
-        self.files == other.files
-    }
-}
-
-impl Eq for Tls {}
 
 /// A user of Redis's access control lists.
 #[derive(Clone, PartialEq, Eq)]

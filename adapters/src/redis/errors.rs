@@ -12,6 +12,7 @@ use prism_io::tls::Failure;
 use super::codec::ProtocolError;
 use crate::call::{Context, NOT_SENT};
 use crate::error::{Error, Kind};
+use crate::tls::Server;
 
 /// The name of the backend in errors.
 pub(super) const BACKEND: &str = "redis";
@@ -21,6 +22,14 @@ const TEXT_BYTES_MAX: usize = 200;
 
 /// When a call that was refused may be tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// How Redis calls its settings of TLS.
+const TLS: Server = Server {
+    name: "Redis",
+    speaks: "tls-port",
+    asks: "tls-auth-clients",
+    versions: "tls-protocols",
+};
 
 /// Why there is no connection, or no longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,34 +52,15 @@ impl Outage {
 
     /// No connection came about because TLS did not.
     pub(super) fn tls(failure: Failure, name: &str) -> Self {
-        let advice = match &failure {
-            Failure::Untrusted(_) => {
-                format!(
-                    "check tls.ca, and whether Redis's certificate is for `{name}` (tls.server_name)"
-                )
-            }
-            Failure::Cleartext | Failure::Malformed(_) => {
-                "is this the port that Redis speaks TLS on (tls-port)?".to_owned()
-            }
-            Failure::Alert(_) => "check tls.certificate and tls.key: Redis may ask who we are \
-                                  (tls-auth-clients)"
-                .to_owned(),
-            Failure::Disconnected(error) => return Outage::unreachable(error),
-            Failure::Incompatible(_) | Failure::Protocol(_) | Failure::TimedOut => {
-                "Redis's tls-protocols must include TLSv1.2 or TLSv1.3".to_owned()
-            }
-        };
-        let message = format!("TLS came to nothing: {failure}; {advice}");
-        Outage::new(Kind::Unavailable, "BACKEND_TLS", message)
+        match TLS.failure(failure, name) {
+            Ok(message) => Outage::new(Kind::Unavailable, "BACKEND_TLS", message),
+            Err(error) => Outage::unreachable(&error),
+        }
     }
 
     /// TLS stood, and then the peer ended it instead of answering the greeting.
     pub(super) fn tls_refused(error: &io::Error) -> Self {
-        let message = format!(
-            "Redis ended TLS before it answered ({error}); check tls.certificate and tls.key: it may ask who we are \
-             (tls-auth-clients)"
-        );
-        Outage::new(Kind::Unavailable, "BACKEND_TLS", message)
+        Outage::new(Kind::Unavailable, "BACKEND_TLS", TLS.refused(error))
     }
 
     /// The connection, or the greeting, took too long.

@@ -54,7 +54,7 @@ use prism_proto::catalogue::Method;
 
 pub use self::cluster::RedisCluster;
 use self::cluster::{Cluster, LaneCells};
-pub use self::config::{Login, RedisConfig, Tls, TlsFiles};
+pub use self::config::{Login, RedisConfig};
 pub use self::connection::ConnectionFacts;
 use self::connection::Link;
 use self::errors::Outage;

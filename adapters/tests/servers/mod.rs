@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part of it.
 
+mod authorities;
 mod kafka;
 mod redis_cluster;
 
@@ -12,6 +13,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+#[allow(unused_imports)]
+pub(crate) use authorities::Authorities;
 #[allow(unused_imports)]
 pub(crate) use kafka::{OwnKafka, free_address};
 #[allow(unused_imports)]
@@ -201,7 +204,7 @@ impl Drop for OwnPostgres {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 

@@ -12,7 +12,8 @@ use prism_adapters::kafka_postgres::KafkaPostgres;
 use prism_adapters::memory::Memstore;
 use prism_adapters::nats::{Nats, NatsConfig};
 use prism_adapters::postgres::{POOL_MAX, Postgres, PostgresConfig};
-use prism_adapters::redis::{Login, Redis, RedisCluster, RedisConfig, Tls, TlsFiles, TopicLog};
+use prism_adapters::redis::{Login, Redis, RedisCluster, RedisConfig, TopicLog};
+use prism_adapters::tls::{Tls, TlsFiles};
 use prism_io::tls::Roots;
 use prism_proto::catalogue::{Interfaces, Model};
 
@@ -298,7 +299,7 @@ fn read_redis(section: Section<'_>, report: &Report) -> Option<RedisConfig> {
     Some(RedisConfig { login, tls, database, others, cluster, ..RedisConfig::at(host, port) })
 }
 
-/// TLS to the Redis at `host`. Its files are read here, so that what is wrong with them is said at start.
+/// TLS to the backend at `host`. Its files are read here, so that what is wrong with them is said at start.
 fn read_tls(section: Section<'_>, host: &str, report: &Report) -> Option<Tls> {
     let (origin, path) = (section.origin, section.path().to_owned());
     let ca = section.optional("ca", file);
@@ -308,7 +309,7 @@ fn read_tls(section: Section<'_>, host: &str, report: &Report) -> Option<Tls> {
     section.finish();
     if !is_whole {
         let message = format!("{path} has only one of `certificate` and `key`");
-        let remedy = "give both, or leave both out where Redis does not ask who we are";
+        let remedy = "give both, or leave both out where the server does not ask who we are";
         report.error(origin, Problem::new(message, remedy));
         return None;
     }
@@ -343,11 +344,14 @@ fn read_postgres(section: Section<'_>, report: &Report) -> Option<PostgresConfig
         section.optional("password_file", |path| secret(path, report)).map(|secret| secret.value);
     let database = section.optional("database", text);
     let pool = section.optional("pool", pool);
+    let tls = section.section("tls");
     section.finish();
     let ((host, port), user) = (address?.value, user?.value);
+    let tls = tls.and_then(|tls| read_tls(tls, &host, report));
     let defaults = PostgresConfig::at(host, port, user);
     Some(PostgresConfig {
         password,
+        tls,
         database: database.map_or_else(|| defaults.database.clone(), |database| database.value),
         pool: pool.map_or(defaults.pool, |pool| pool.value),
         ..defaults

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use prism_adapters::redis::TlsFiles;
+use prism_adapters::tls::TlsFiles;
 use prism_io::tls::Roots;
 
 use super::backends::show_address;
@@ -73,6 +73,9 @@ impl fmt::Display for Config {
                 writeln!(f, "    user: {}", quoted(&postgres.user)?)?;
                 writeln!(f, "    database: {}", quoted(&postgres.database)?)?;
                 writeln!(f, "    pool: {}", postgres.pool)?;
+                if let Some(tls) = &postgres.tls {
+                    show_tls(f, &tls.files)?;
+                }
             }
             if let BackendKind::Kafka(config) = &backend.kind {
                 kafka::show(f, config)?;

@@ -92,6 +92,15 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
+    /// Whether nobody waits for the answer any more.
+    fn is_gone(&self, shard: &Shard) -> bool {
+        match self {
+            Origin::Caller { connection, stream } => !connection.is_open(*stream),
+            Origin::Shard { shard: from, ticket } => shard.peers.is_gone(*from, *ticket),
+            Origin::Own(_) => false,
+        }
+    }
+
     /// The connection's count of bytes in flight; those of another shard's caller are counted there.
     pub(crate) fn bytes_in_flight(&self) -> Option<&Cell<u64>> {
         match self {
@@ -167,12 +176,15 @@ pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
     }
     let progress = Progress::default();
     let message = std::mem::take(&mut call.message);
-    let in_time = {
+    let outcome = {
         let mut answer = pin!(answer(&shard, &call, message, &progress, &namespace));
         std::future::poll_fn(|context| match answer.as_mut().poll(context) {
-            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Ready(outcome) => Poll::Ready(outcome),
             Poll::Pending if shard.deadlines.is_past(progress.give_up_ns(call.deadline_ns)) => {
-                Poll::Ready(None)
+                Poll::Ready(Err(expired(progress.stage.get())))
+            }
+            Poll::Pending if shard.deadlines.looks_for_callers() && call.origin.is_gone(&shard) => {
+                Poll::Ready(Err(remote::caller_gone()))
             }
             Poll::Pending => {
                 shard.deadlines.watch(progress.give_up_ns(call.deadline_ns));
@@ -181,11 +193,10 @@ pub(crate) async fn serve(shard: Rc<Shard>, mut call: Call) {
         })
         .await
     };
-    match in_time {
-        Some(Ok(Step::Answered(answer))) => finish(&shard, &call, namespace.get(), Ok(answer)),
-        Some(Ok(Step::Logged(rest))) => shard.log.wait(Logged { call, rest }, &shard.deadlines),
-        Some(Err(error)) => finish(&shard, &call, namespace.get(), Err(error)),
-        None => finish(&shard, &call, namespace.get(), Err(expired(progress.stage.get()))),
+    match outcome {
+        Ok(Step::Answered(answer)) => finish(&shard, &call, namespace.get(), Ok(answer)),
+        Ok(Step::Logged(rest)) => shard.log.wait(Logged { call, rest }, &shard.deadlines),
+        Err(error) => finish(&shard, &call, namespace.get(), Err(error)),
     }
 }
 

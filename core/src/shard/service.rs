@@ -125,6 +125,10 @@ impl Service for Front {
         }
     }
 
+    fn cancelled(&self, _: &Rc<Connection>, _: StreamId) {
+        self.0.deadlines.caller_gone();
+    }
+
     fn turn_ended(&self) {
         // Calls that others of the same pass have woken.
         if let Some(calls) = self.0.calls.get() {

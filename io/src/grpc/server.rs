@@ -522,6 +522,11 @@ impl ServerConnection {
         }
     }
 
+    /// Whether a call can still be answered.
+    pub fn is_open(&self, stream: StreamId) -> bool {
+        self.answerable(stream)
+    }
+
     /// The stream, if it can still be answered.
     #[inline]
     fn answerable(&self, stream: StreamId) -> bool {

@@ -11,27 +11,48 @@ use crate::h2::Output;
 /// Buffers that are kept; those of more connections that answer at the same time come from the allocator.
 const KEPT_MAX: usize = 64;
 
+/// Those above this are large; few of them are kept, for the connections that answer with much at a time.
+const SMALL_BYTES_MAX: usize = 16 * 1024;
+
+/// Large ones that are kept.
+const LARGE_KEPT_MAX: usize = 2;
+
+/// Larger ones than this go to the allocator.
+const LARGE_BYTES_MAX: usize = 512 * 1024;
+
+struct Spare {
+    outputs: Vec<Output>,
+    /// How many of them are large.
+    large: usize,
+}
+
 thread_local! {
-    static SPARE: RefCell<Vec<Output>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { outputs: Vec::new(), large: 0 }) };
 }
 
 /// An empty output, with a buffer if one is to spare.
 #[inline]
 pub(super) fn take() -> Output {
-    SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
+    SPARE.with_borrow_mut(|spare| {
+        let output = spare.outputs.pop().unwrap_or_default();
+        spare.large -= usize::from(output.inline.capacity() > SMALL_BYTES_MAX);
+        output
+    })
 }
 
-/// Takes an output back that has been written; whatever it still holds is forgotten. One above `bytes_max` goes to the allocator.
+/// Takes an output back that has been written; whatever it still holds is forgotten.
 #[inline]
-pub(super) fn give_back(mut output: Output, bytes_max: usize) {
+pub(super) fn give_back(mut output: Output) {
     let bytes = output.inline.capacity();
-    if bytes == 0 || bytes > bytes_max {
+    if bytes == 0 || bytes > LARGE_BYTES_MAX {
         return;
     }
     output.clear();
     SPARE.with_borrow_mut(|spare| {
-        if spare.len() < KEPT_MAX {
-            spare.push(output);
+        let is_large = bytes > SMALL_BYTES_MAX;
+        if spare.outputs.len() < KEPT_MAX && !(is_large && spare.large == LARGE_KEPT_MAX) {
+            spare.large += usize::from(is_large);
+            spare.outputs.push(output);
         }
     });
 }
@@ -48,16 +69,32 @@ mod tests {
             output.inline.push(1);
             output
         };
-        give_back(with_capacity(100), 1000);
-        give_back(with_capacity(200), 1000);
-        give_back(with_capacity(2000), 1000);
-        give_back(Output::default(), 1000);
+        give_back(with_capacity(100));
+        give_back(with_capacity(200));
+        give_back(with_capacity(2 * LARGE_BYTES_MAX));
+        give_back(Output::default());
         let taken = [take(), take(), take()];
         assert!(taken.iter().all(Output::is_empty));
         assert_eq!(taken.map(|output| output.inline.capacity()), [200, 100, 0]);
         for _ in 0..2 * KEPT_MAX {
-            give_back(with_capacity(10), 1000);
+            give_back(with_capacity(10));
         }
-        assert_eq!(SPARE.with_borrow(Vec::len), KEPT_MAX);
+        assert_eq!(SPARE.with_borrow(|spare| spare.outputs.len()), KEPT_MAX);
+    }
+
+    #[test]
+    fn few_large_ones_are_kept() {
+        let give_back_large = || {
+            let mut output = Output::default();
+            output.inline.reserve_exact(LARGE_BYTES_MAX);
+            give_back(output);
+        };
+        let kept = || SPARE.with_borrow(|spare| (spare.outputs.len(), spare.large));
+        (0..4 * LARGE_KEPT_MAX).for_each(|_| give_back_large());
+        assert_eq!(kept(), (LARGE_KEPT_MAX, LARGE_KEPT_MAX));
+        assert_eq!(take().inline.capacity(), LARGE_BYTES_MAX);
+        assert_eq!(kept(), (LARGE_KEPT_MAX - 1, LARGE_KEPT_MAX - 1));
+        give_back_large();
+        assert_eq!(kept(), (LARGE_KEPT_MAX, LARGE_KEPT_MAX));
     }
 }

@@ -35,6 +35,9 @@ use crate::tls::{PeerIdentity, Revoked};
 /// Requests of one connection that one turn of the loop takes: a long queue of one must not be a wait of all others.
 const REQUESTS_TURN: usize = 64;
 
+/// Reads into the large buffer that one turn of the loop makes for one connection.
+const READS_TURN: usize = 4;
+
 /// Looks after a connection without a call before it rests.
 const RESTS_AFTER: u8 = 2;
 
@@ -43,8 +46,8 @@ const KEPT_TIMES_MAX: usize = 4;
 /// What it costs to keep a message of a stream that nobody has taken yet, beside its bytes: its place in the queue and the allocator's own.
 const WAITING_OVERHEAD_BYTES: usize = 64;
 
-/// Buffers above this many bytes are given back when they are empty.
-const KEPT_BYTES_MAX: usize = 16 * 1024;
+/// Where more than this many bytes are being written to a peer that is at fault, they are cut short.
+const LAST_BYTES_MAX: usize = 16 * 1024;
 
 thread_local! {
     /// Takes what does not fit the small buffer of a connection; one for all connections of a thread, because none waits with it.
@@ -213,6 +216,11 @@ impl Connection {
         self.received_ns.get()
     }
 
+    /// Whether somebody still waits for the answer of a call.
+    pub fn is_open(&self, stream: StreamId) -> bool {
+        self.grpc.borrow().is_open(stream)
+    }
+
     /// Answers a unary call. Does nothing when the caller has gone.
     pub fn respond(&self, stream: StreamId, message: Message<'_>, trailers: &[(&str, &[u8])]) {
         let mut grpc = self.grpc.borrow_mut();
@@ -374,7 +382,7 @@ impl Connection {
         self.grpc.borrow_mut().cut_off(kind, reason);
         self.account();
         self.count_fault();
-        if self.writing_bytes.get() > KEPT_BYTES_MAX {
+        if self.writing_bytes.get() > LAST_BYTES_MAX {
             self.abort();
         } else {
             self.has_work();
@@ -453,11 +461,10 @@ impl Connection {
                         state.wake();
                     }
                 }
-                Event::Cancelled { stream } => {
-                    if let Some(state) = self.state(stream) {
-                        state.close();
-                    }
-                }
+                Event::Cancelled { stream } => match self.state(stream) {
+                    Some(state) => state.close(),
+                    None => service.cancelled(self, stream),
+                },
                 Event::Writable { stream } => {
                     if let Some(state) = self.state(stream) {
                         state.wake();
@@ -574,20 +581,26 @@ impl Connection {
         service: &S,
     ) -> std::io::Result<Option<usize>> {
         let mut large = LARGE.take();
-        // Takes the same memory again, unless a slice of what came by it is still held somewhere.
-        large.reserve(buffer.len() + READ_BYTES_MAX);
         large.extend_from_slice(buffer);
         buffer.clear();
-        let result = match read.read_at_once(&mut large) {
-            Ok(count) => {
-                if count > 0 {
+        let mut reads = 0;
+        let result = loop {
+            // Takes the same memory again, unless a slice of what came by it is still held somewhere.
+            large.reserve(READ_BYTES_MAX);
+            match read.read_at_once(&mut large) {
+                Ok(0) => break Ok(Some(0)),
+                Ok(count) => {
+                    reads += 1;
+                    let full = large.len() == large.capacity();
                     self.take_in(&mut large, count, service);
                     self.go_on(service).await;
+                    if !full || reads == READS_TURN || self.is_full() {
+                        break Ok(Some(count));
+                    }
                 }
-                Ok(Some(count))
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break Ok(None),
+                Err(error) => break Err(error),
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
         };
         buffer.extend_from_slice(&large);
         large.clear();
@@ -671,7 +684,7 @@ impl Connection {
                 let mut output = Output::default();
                 self.grpc.borrow_mut().swap_output(&mut output);
                 if output.is_empty() {
-                    buffers::give_back(output, KEPT_BYTES_MAX);
+                    buffers::give_back(output);
                     self.account();
                     break;
                 }
@@ -687,7 +700,7 @@ impl Connection {
                     Err(error) => Some((Err(error), output)),
                 };
                 match output {
-                    Some((Ok(()), output)) => buffers::give_back(output, KEPT_BYTES_MAX),
+                    Some((Ok(()), output)) => buffers::give_back(output),
                     Some((Err(_), _)) | None => self.end(),
                 }
                 self.drained.set();

@@ -78,6 +78,9 @@ pub trait Service: 'static {
     /// The beginning of a call whose client streams.
     fn open(&self, call: StreamCall, route: u32, head: RequestHead);
 
+    /// The caller of a request has gone before it was answered. Which other one has: [`Connection::is_open`].
+    fn cancelled(&self, _connection: &Rc<Connection>, _stream: StreamId) {}
+
     /// One pass over a connection's input has ended.
     fn turn_ended(&self);
 }

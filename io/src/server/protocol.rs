@@ -123,6 +123,10 @@ impl Protocol {
         either!(mut self.finish(stream, trailers))
     }
 
+    pub(super) fn is_open(&self, stream: StreamId) -> bool {
+        either!(self.is_open(stream))
+    }
+
     #[inline]
     pub(super) fn is_writable(&self, stream: StreamId) -> bool {
         either!(self.is_writable(stream))

@@ -569,11 +569,14 @@ impl Http1Connection {
         true
     }
 
+    /// Whether a call can still be answered.
+    pub fn is_open(&self, stream: StreamId) -> bool {
+        matches!(self.state, State::Call(_)) && stream.number() == self.number
+    }
+
     /// Whether a stream has room for another message; if not, `Writable` will say when.
     pub fn is_writable(&self, stream: StreamId) -> bool {
-        matches!(self.state, State::Call(_))
-            && stream.number() == self.number
-            && self.output.len() < self.limits.stream_queue_bytes as usize
+        self.is_open(stream) && self.output.len() < self.limits.stream_queue_bytes as usize
     }
 
     /// Nobody will answer this call any more.

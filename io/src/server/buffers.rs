@@ -18,7 +18,7 @@ const SMALL_BYTES_MAX: usize = 16 * 1024;
 const LARGE_KEPT_MAX: usize = 2;
 
 /// Larger ones than this go to the allocator.
-const LARGE_BYTES_MAX: usize = 512 * 1024;
+const LARGE_BYTES_MAX: usize = 1024 * 1024;
 
 struct Spare {
     outputs: Vec<Output>,

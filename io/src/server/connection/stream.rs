@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Connection;
+use super::{Connection, buffers};
 use crate::grpc::compress::inflate;
 use crate::grpc::message::unshare;
 use crate::grpc::{Code, Compressing, Message, SendError, Status};
@@ -155,7 +155,10 @@ impl StreamCall {
         if self.state.closed.get() {
             return Err(SendError::Closed);
         }
-        let sent = self.connection.grpc.borrow_mut().try_send(self.stream, message);
+        let mut grpc = self.connection.grpc.borrow_mut();
+        grpc.lend(buffers::take);
+        let sent = grpc.try_send(self.stream, message);
+        drop(grpc);
         if sent != Err(SendError::QueueFull) {
             self.connection.has_work();
         }

@@ -592,7 +592,15 @@ impl Login {
             )
         })?;
         let (written, _) = self.write.write_all(out.to_vec()).await;
-        written.map_err(|error| Outage::unreachable(&error))
+        written.map_err(|error| self.broken(&error))
+    }
+
+    /// The connection has failed. With TLS 1.3 a server tells only now that it does not take our certificate.
+    fn broken(&self, error: &io::Error) -> Outage {
+        match self.is_secured {
+            true => Outage::tls_refused(error),
+            false => Outage::unreachable(error),
+        }
     }
 
     async fn hear(&mut self) -> Result<Message, Outage> {
@@ -611,9 +619,7 @@ impl Login {
             match result {
                 Ok(0) => return Err(Outage::unreachable(&io::ErrorKind::UnexpectedEof.into())),
                 Ok(_) => {}
-                // With TLS 1.3 a server tells only now that it does not take our certificate.
-                Err(error) if self.is_secured => return Err(Outage::tls_refused(&error)),
-                Err(error) => return Err(Outage::unreachable(&error)),
+                Err(error) => return Err(self.broken(&error)),
             }
         }
     }

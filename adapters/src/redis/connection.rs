@@ -577,7 +577,12 @@ impl Link {
         let (mut read, mut write) = stream.split();
         let (greeting, commands) = self.greeting();
         let (sent, _) = write.write_all(greeting).await;
-        sent.map_err(|error| Outage::unreachable(&error))?;
+        // With TLS 1.3 a server tells only now that it does not take our certificate.
+        let broken = |error: &io::Error| match self.config.tls {
+            Some(_) => Outage::tls_refused(error),
+            None => Outage::unreachable(error),
+        };
+        sent.map_err(|error| broken(&error))?;
         let (mut framer, mut buffer) = (Framer::default(), BytesMut::with_capacity(READ_BYTES));
         for command in 0..commands {
             let reply = loop {
@@ -590,11 +595,7 @@ impl Link {
                 match result {
                     Ok(0) => return Err(Outage::unreachable(&io::ErrorKind::UnexpectedEof.into())),
                     Ok(_) => {}
-                    // With TLS 1.3 a server tells only now that it does not take our certificate.
-                    Err(error) if self.config.tls.is_some() => {
-                        return Err(Outage::tls_refused(&error));
-                    }
-                    Err(error) => return Err(Outage::unreachable(&error)),
+                    Err(error) => return Err(broken(&error)),
                 }
             };
             let mut replies = Replies::new(&reply);

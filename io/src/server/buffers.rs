@@ -24,10 +24,14 @@ struct Spare {
     outputs: Vec<Output>,
     /// How many of them are large.
     large: usize,
+    /// The most that one held since [`rest`] last looked.
+    most_bytes: usize,
 }
 
+const NONE: Spare = Spare { outputs: Vec::new(), large: 0, most_bytes: 0 };
+
 thread_local! {
-    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { outputs: Vec::new(), large: 0 }) };
+    static SPARE: RefCell<Spare> = const { RefCell::new(NONE) };
 }
 
 /// An empty output, with a buffer if one is to spare.
@@ -43,16 +47,27 @@ pub(super) fn take() -> Output {
 /// Takes an output back that has been written; whatever it still holds is forgotten.
 #[inline]
 pub(super) fn give_back(mut output: Output) {
-    let bytes = output.inline.capacity();
+    let (bytes, held_bytes) = (output.inline.capacity(), output.inline.len());
     if bytes == 0 || bytes > LARGE_BYTES_MAX {
         return;
     }
     output.clear();
     SPARE.with_borrow_mut(|spare| {
+        spare.most_bytes = spare.most_bytes.max(held_bytes);
         let is_large = bytes > SMALL_BYTES_MAX;
         if spare.outputs.len() < KEPT_MAX && !(is_large && spare.large == LARGE_KEPT_MAX) {
             spare.large += usize::from(is_large);
             spare.outputs.push(output);
+        }
+    });
+}
+
+/// To be called now and then: gives large ones to the allocator when small ones would have done since it was last called.
+pub(super) fn rest() {
+    SPARE.with_borrow_mut(|spare| {
+        if std::mem::take(&mut spare.most_bytes) <= SMALL_BYTES_MAX && spare.large > 0 {
+            spare.outputs.retain(|output| output.inline.capacity() <= SMALL_BYTES_MAX);
+            spare.large = 0;
         }
     });
 }
@@ -86,7 +101,7 @@ mod tests {
     fn few_large_ones_are_kept() {
         let give_back_large = || {
             let mut output = Output::default();
-            output.inline.reserve_exact(LARGE_BYTES_MAX);
+            output.inline.resize(LARGE_BYTES_MAX, 0);
             give_back(output);
         };
         let kept = || SPARE.with_borrow(|spare| (spare.outputs.len(), spare.large));
@@ -96,5 +111,12 @@ mod tests {
         assert_eq!(kept(), (LARGE_KEPT_MAX - 1, LARGE_KEPT_MAX - 1));
         give_back_large();
         assert_eq!(kept(), (LARGE_KEPT_MAX, LARGE_KEPT_MAX));
+        rest();
+        assert_eq!(kept(), (LARGE_KEPT_MAX, LARGE_KEPT_MAX), "they were needed");
+        let mut small = take();
+        small.inline.push(1);
+        give_back(small);
+        rest();
+        assert_eq!(kept(), (0, 0), "they were not needed any more");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::guard::{Peers, Place, Traffic};
 use super::secured::{self, Handshakes, Tls};
-use super::{Connection, Options, Service};
+use super::{Connection, Options, Service, buffers};
 use crate::h2::Refusal;
 use crate::{clock, net, rt};
 
@@ -126,6 +126,7 @@ impl Connections {
                 swept_ns = now_ns;
                 self.each(|connection| connection.handle_timeout(now_ns));
                 self.end_revoked();
+                buffers::rest();
                 self.list.borrow_mut().retain(|connection| connection.strong_count() > 0);
             }
         }

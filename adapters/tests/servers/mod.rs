@@ -45,12 +45,17 @@ pub(crate) fn address(name: &str) -> SocketAddr {
 
 /// What redis-cli says to a command in a database, its last line end cut off.
 pub(crate) fn redis_cli(address: SocketAddr, database: u32, arguments: &[&str]) -> String {
-    let output = Command::new("redis-cli")
+    // It waits for ever by itself.
+    let patience = (3 * LONG).as_secs().to_string();
+    let output = Command::new("timeout")
+        .args([patience.as_str(), "redis-cli"])
         .args(["-h", &address.ip().to_string(), "-p", &address.port().to_string()])
         .args(["-n", &database.to_string()])
         .args(arguments)
         .output()
         .expect("redis-cli, of the Debian package redis-tools, is there");
+    let is_hanging = output.status.code() == Some(124);
+    assert!(!is_hanging, "the Redis at {address} does not answer redis-cli {arguments:?}");
     let mut said = String::from_utf8(output.stdout).unwrap();
     said.truncate(said.trim_end_matches('\n').len());
     said
